@@ -1,0 +1,312 @@
+//! What the HTTP API of `control` says: one type per request or answer body, JSON.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{VpsName, spec::Problem};
+
+/// `POST /v1/apply`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ApplyRequest {
+    /// Spec files.
+    pub files: Vec<SpecFile>,
+    /// Only say what would change.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Take routes from the VPSs that have them.
+    #[serde(default)]
+    pub take_routes: bool,
+}
+
+/// One spec file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SpecFile {
+    /// Its name, for messages.
+    pub name: String,
+    /// Its content, TOML.
+    pub text: String,
+}
+
+/// Answer to `POST /v1/apply`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ApplyAnswer {
+    /// What changed, or would change.
+    pub changes: Vec<Change>,
+    /// Images that are not there yet; they are built before anything changes.
+    #[serde(default)]
+    pub missing_images: Vec<String>,
+}
+
+/// One change to one VPS.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Change {
+    /// Which VPS.
+    pub vps: VpsName,
+    /// `create`, `change` or `none`.
+    pub kind: ChangeKind,
+    /// The fields that change: name, old value, new value, as TOML.
+    #[serde(default)]
+    pub fields: Vec<FieldChange>,
+    /// Whether a running VPS keeps its old spec until its next start.
+    #[serde(default)]
+    pub at_next_start: bool,
+}
+
+/// What happens to a VPS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub enum ChangeKind {
+    Create,
+    Change,
+    None,
+}
+
+/// One field that changes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FieldChange {
+    /// Its name, such as `limits.memory`.
+    pub field: String,
+    /// Before, as TOML; none: it was not there.
+    pub old: Option<String>,
+    /// After, as TOML; none: it is gone.
+    pub new: Option<String>,
+}
+
+/// Every answer that is not a success (HTTP status 4xx or 5xx).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ErrorAnswer {
+    /// What was wrong.
+    pub message: String,
+    /// What to do next.
+    #[serde(default)]
+    pub next: Option<String>,
+    /// Problems in files that were sent.
+    #[serde(default)]
+    pub problems: Vec<Problem>,
+    /// Its kind, which decides the exit status of the CLI.
+    pub kind: ErrorKind,
+}
+
+/// Kinds of errors. The CLI's exit status is the number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorKind {
+    /// 1: something failed inside.
+    Failed = 1,
+    /// 2: the request is wrong (usage, a bad spec).
+    Invalid = 2,
+    /// 3: no such VPS, image or route.
+    NotFound = 3,
+    /// 4: it conflicts with what is there (a route that is taken, an image in use, a port in use).
+    Conflict = 4,
+    /// 5: it is not permitted.
+    Denied = 5,
+    /// 6: the host is not there or not answering.
+    Unavailable = 6,
+    /// 7: the machine lacks something (memory, a kernel feature).
+    Lacking = 7,
+}
+
+/// A VPS's state in the words a person reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// Defined, no process, no memory.
+    Asleep,
+    /// On its way.
+    Starting,
+    /// Ready.
+    Running,
+    /// Its processes stand still.
+    Frozen,
+    /// On its way down.
+    Stopping,
+    /// It could not be started or keeps ending; `why` says more.
+    Failed,
+}
+
+/// `GET /v1/vps`: one row; `GET /v1/vps/{name}` adds `spec`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VpsRow {
+    /// Its name.
+    pub name: VpsName,
+    /// Whose it is; none: a designated VPS.
+    pub tenant: Option<String>,
+    /// Its state.
+    pub state: State,
+    /// Milliseconds in that state.
+    pub for_ms: u64,
+    /// What leads to it, and the port inside.
+    pub routes: BTreeMap<String, u16>,
+    /// Bytes of memory in use; none: asleep.
+    pub memory: Option<u64>,
+    /// Limit of memory in bytes.
+    pub memory_limit: Option<u64>,
+    /// Processes inside.
+    pub processes: Option<u32>,
+    /// Its address.
+    pub address: Option<String>,
+    /// First process as the host numbers it.
+    pub pid: Option<i32>,
+    /// Its last wake.
+    pub last_wake: Option<LastWake>,
+    /// What is wrong, when it failed: one line.
+    pub failure: Option<String>,
+    /// The services it runs, when it is a designated VPS.
+    #[serde(default)]
+    pub services: Vec<String>,
+    /// The stored spec as TOML (only in `GET /v1/vps/{name}`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec: Option<String>,
+}
+
+/// How a VPS was woken.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LastWake {
+    /// Milliseconds from the wake to ready.
+    pub took_ms: Option<u64>,
+    /// What woke it: `GET / from 203.0.113.9`, `start by root`.
+    pub by: String,
+    /// Unix time in milliseconds.
+    pub at_ms: u64,
+}
+
+/// `GET /v1/vps/{name}/why`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Why {
+    /// The row.
+    pub vps: VpsRow,
+    /// One sentence: why it is as it is.
+    pub summary: String,
+    /// What happened lately, oldest first.
+    pub story: Vec<Event>,
+    /// The last lines of its log.
+    pub log: Vec<String>,
+    /// What to do next.
+    pub next: Option<String>,
+}
+
+/// One thing that happened. `GET /v1/events` is a stream of these, one JSON object a line.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Event {
+    /// Unix time in milliseconds.
+    pub at_ms: u64,
+    /// Which VPS; none: the host.
+    pub vps: Option<VpsName>,
+    /// A word: `applied`, `deleted`, `waking`, `started`, `ready`, `idle`, `stopping`, `exited`, `failed`, `frozen`, …
+    pub what: String,
+    /// More, for a person.
+    pub detail: String,
+    /// Who or what caused it.
+    pub actor: String,
+}
+
+/// `GET /v1/images`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ImageRow {
+    /// `debian:nginx-light`
+    pub reference: String,
+    /// Ids of its layers, the base first.
+    pub layers: Vec<String>,
+    /// Bytes of all its layers.
+    pub size: u64,
+    /// Bytes of layers no other image has.
+    pub own_size: u64,
+    /// Unix time of the build, seconds.
+    pub built: u64,
+    /// The VPSs that use it.
+    pub used_by: Vec<VpsName>,
+}
+
+/// One line of the stream that `POST /v1/images/build` answers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BuildLine {
+    /// It goes on.
+    Progress {
+        /// What is being done: `base layer`, `packages`, `storing`.
+        step: String,
+        /// How much of the step is done, of `total`.
+        done: u64,
+        /// 0 when it is not known.
+        total: u64,
+    },
+    /// It is there.
+    Done(ImageRow),
+    /// It failed.
+    Failed(ErrorAnswer),
+}
+
+/// `POST /v1/images/build`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BuildRequest {
+    /// `debian:nginx-light`
+    pub image: String,
+    /// Build again although it is there.
+    #[serde(default)]
+    pub refresh: bool,
+}
+
+/// `GET /v1/routes`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RouteRow {
+    /// `http://blog.example.org`
+    pub route: String,
+    /// Where it leads.
+    pub vps: VpsName,
+    /// The port inside.
+    pub port: u16,
+    /// The address listened on.
+    pub listen: String,
+    /// Whether that address is being listened on, else why not.
+    pub fault: Option<String>,
+}
+
+/// `GET /v1/services`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ServiceRow {
+    /// `gateway`
+    pub service: String,
+    /// The designated VPS that runs it.
+    pub vps: VpsName,
+    /// That VPS's state.
+    pub state: State,
+    /// How often it has been started since the host was.
+    pub starts: u64,
+    /// Its grants.
+    pub grants: Vec<String>,
+    /// Bytes of memory in use.
+    pub memory: Option<u64>,
+    /// First process as the host numbers it.
+    pub pid: Option<i32>,
+}
+
+/// `POST /v1/vps/{name}/exec`, upgraded to `bailiwick-exec`: frames of one kind byte (0 stdin, 1 stdout, 2 stderr, 3
+/// exit), a big-endian 32-bit length, and so many bytes. An empty stdin frame closes it; `exit` holds the decimal code.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ExecRequest {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// More environment.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Who it runs as; none: root.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Working directory; none: `/`.
+    #[serde(default)]
+    pub cwd: Option<String>,
+}
+
+/// `GET /v1/vps/{name}/logs?lines=N&follow=true` answers a stream of these, one JSON object a line.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LogLine {
+    /// RFC 3339, UTC, microseconds.
+    pub at: String,
+    /// `out` or `err` of the program, `vps` for what its shim says.
+    pub stream: String,
+    /// The line without its end.
+    pub text: String,
+}

@@ -1,0 +1,26 @@
+//! What is said in Bailiwick: names, specs, grants, routes, limits, states.
+//!
+//! Types here can only be made valid: whoever holds one need not check it again. Parsing is the one way in.
+//! No I/O, no clock, no policy; every other crate may use this one, it uses none.
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod grant;
+pub mod host;
+pub mod image;
+pub mod limits;
+pub mod name;
+pub mod route;
+pub mod run;
+pub mod spec;
+pub mod state;
+
+pub use grant::{Grant, Selector, Verb};
+pub use host::HostConfig;
+pub use image::{ImageRef, LayerId};
+pub use limits::Limits;
+pub use name::{ServiceName, TenantName, VpsName};
+pub use route::{ListenAddress, Route};
+pub use run::RunSpec;
+pub use spec::{Spec, VpsSpec};
+pub use state::{ExitStatus, Phase, VpsStatus};

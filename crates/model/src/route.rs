@@ -1,0 +1,133 @@
+//! Routes: an address, or a content match on an address, that leads to a VPS.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    str::FromStr,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// A TCP address that is listened on, on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ListenAddress(pub SocketAddr);
+
+impl ListenAddress {
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.0.port()
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Which connections or requests are meant.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Route {
+    /// `tcp://ADDRESS:PORT`: every connection to that address; `*` is every address of the host.
+    Tcp(ListenAddress),
+    /// `http://HOST[:PORT][/PREFIX]`: requests for that host under that path, on the host's addresses.
+    Http {
+        /// Host name in lower case, without port.
+        host: String,
+        /// Port listened on; 80 where none is written.
+        port: u16,
+        /// Path prefix, beginning with `/`, matched on whole segments; `/` where none is written.
+        prefix: String,
+    },
+}
+
+/// Why a text is no route.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RouteError {
+    /// Not one of the schemes there are.
+    #[error("`{0}` is not a route: write \"http://HOST[:PORT][/PREFIX]\" or \"tcp://ADDRESS:PORT\"")]
+    UnknownScheme(String),
+    /// The address of a `tcp://` route.
+    #[error("`{0}` is not an address with a port, such as 127.0.0.1:6379, [::1]:6379 or *:6379")]
+    IllegalAddress(String),
+    /// The host, port or prefix of an `http://` route.
+    #[error("`{0}` is not a host name with an optional port and path")]
+    IllegalHost(String),
+}
+
+impl Route {
+    /// The address that has to be listened on. HTTP routes listen on every address of the host (`[::]`, both families).
+    pub fn listen(&self) -> ListenAddress {
+        match self {
+            Self::Tcp(address) => *address,
+            Self::Http { port, .. } => ListenAddress((IpAddr::V6(Ipv6Addr::UNSPECIFIED), *port).into()),
+        }
+    }
+}
+
+impl FromStr for Route {
+    type Err = RouteError;
+
+    fn from_str(text: &str) -> Result<Self, RouteError> {
+        if let Some(address) = text.strip_prefix("tcp://") {
+            let illegal = || RouteError::IllegalAddress(address.to_owned());
+            let parsed = match address.strip_prefix("*:") {
+                Some(port) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, port.parse().map_err(|_| illegal())?)),
+                None => address.parse().map_err(|_| illegal())?,
+            };
+            return if parsed.port() == 0 { Err(illegal()) } else { Ok(Self::Tcp(ListenAddress(parsed))) };
+        }
+        let rest = text.strip_prefix("http://").ok_or_else(|| RouteError::UnknownScheme(text.to_owned()))?;
+        let illegal = || RouteError::IllegalHost(rest.to_owned());
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let (host, port) = match authority.split_once(':') {
+            Some((host, port)) => (host, port.parse().ok().filter(|p| *p != 0).ok_or_else(illegal)?),
+            None => (authority, 80),
+        };
+        let host = host.to_ascii_lowercase();
+        let label = |l: &str| {
+            let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
+            !l.is_empty() && l.len() <= 63 && l.bytes().all(legal)
+        };
+        if host.len() > 253 || !host.split('.').all(label) {
+            return Err(illegal());
+        }
+        let legal_path = path.bytes().all(|b| b.is_ascii_graphic() && !b"?#%\\\"<>".contains(&b));
+        if !legal_path || path.split('/').any(|s| s == "." || s == "..") || path.contains("//") {
+            return Err(illegal());
+        }
+        let prefix = format!("/{}", path.trim_matches('/'));
+        Ok(Self::Http { host, port, prefix })
+    }
+}
+
+impl TryFrom<String> for Route {
+    type Error = RouteError;
+    fn try_from(text: String) -> Result<Self, RouteError> {
+        text.parse()
+    }
+}
+
+impl From<Route> for String {
+    fn from(route: Route) -> String {
+        route.to_string()
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(ListenAddress(a)) if a.ip() == Ipv6Addr::UNSPECIFIED => write!(f, "tcp://*:{}", a.port()),
+            Self::Tcp(address) => write!(f, "tcp://{address}"),
+            Self::Http { host, port, prefix } => {
+                write!(f, "http://{host}")?;
+                if *port != 80 {
+                    write!(f, ":{port}")?;
+                }
+                f.write_str(if prefix == "/" { "" } else { prefix })
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What one start of a VPS needs: the spec after all names have become layers, addresses and numbers.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{LayerId, Limits, VpsName};
+
+/// One start of a VPS, said by `control` (a server VPS) or by the host daemon (a designated one).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunSpec {
+    /// Its name; also its host name and its cgroup.
+    pub name: VpsName,
+    /// The root filesystem.
+    pub root: Root,
+    /// Program and arguments; looked up in `PATH` inside the VPS.
+    pub command: Vec<String>,
+    /// Environment of the program; `PATH`, `HOME` and `container=bailiwick` are added where missing.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Working directory.
+    #[serde(default = "root_directory")]
+    pub cwd: String,
+    /// `name`, `name:group`, `uid` or `uid:gid`, looked up in the VPS's own `/etc/passwd` and `/etc/group`.
+    #[serde(default = "root_user")]
+    pub user: String,
+    /// Small files that are written into the root before the program starts; absolute path to content.
+    #[serde(default)]
+    pub files: BTreeMap<String, String>,
+    /// cgroup limits.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Its link to the network VPS; none: loopback only.
+    #[serde(default)]
+    pub link: Option<Link>,
+    /// Name servers for `/etc/resolv.conf`.
+    #[serde(default)]
+    pub resolvers: Vec<std::net::IpAddr>,
+    /// Whether programs may gain rights by setuid bits and file capabilities (`no_new_privs` when not).
+    #[serde(default = "yes")]
+    pub setuid: bool,
+    /// One unmasked proc, so that a VPS may run inside.
+    #[serde(default)]
+    pub nesting: bool,
+    /// When it counts as ready.
+    pub ready: Ready,
+    /// The signal that asks it to end, a number (SIGTERM = 15), and how long it has, in milliseconds.
+    pub stop: Stop,
+}
+
+fn root_directory() -> String {
+    "/".to_owned()
+}
+fn root_user() -> String {
+    "root".to_owned()
+}
+fn yes() -> bool {
+    true
+}
+
+/// Where a root filesystem comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Root {
+    /// Read-only layers, the lowest first, under the VPS's own writable overlay.
+    Layers(Vec<LayerId>),
+    /// An empty read-only tmpfs with mount points: a designated VPS whose programs are bound in by the host.
+    Bare,
+}
+
+/// A routed point-to-point link: `eth0` inside, `name` in the network VPS's namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// The outer end: `v` and the address in hexadecimal (`v0a500011`), so that who sees the link knows the route.
+    pub name: String,
+    /// The VPS's address, a /32.
+    pub address: Ipv4Addr,
+    /// The VPS's address, a /128.
+    pub address6: Ipv6Addr,
+}
+
+impl Link {
+    /// The gateway every VPS sees: link-local, the same on each link, at a fixed MAC.
+    pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+    /// The same for IPv6.
+    pub const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+    /// MAC of the network VPS's end of each link.
+    pub const OUTER_MAC: [u8; 6] = [0x02, 0xba, 0x11, 0, 0, 0x01];
+    /// MAC of the VPS's end of each link.
+    pub const INNER_MAC: [u8; 6] = [0x02, 0xba, 0x11, 0, 0, 0x02];
+
+    /// The link of an address pair.
+    pub fn new(address: Ipv4Addr, address6: Ipv6Addr) -> Self {
+        let name = format!("v{:08x}", u32::from(address));
+        Self { name, address, address6 }
+    }
+
+    /// The address that a link's name says.
+    pub fn address_of(name: &str) -> Option<Ipv4Addr> {
+        let hex = name.strip_prefix('v').filter(|h| h.len() == 8)?;
+        u32::from_str_radix(hex, 16).ok().map(Ipv4Addr::from)
+    }
+
+    /// The IPv6 address that goes with `address`: `fd` prefix of the host, then the IPv4 address in the low 32 bits.
+    pub fn address6_for(prefix: Ipv6Addr, address: Ipv4Addr) -> Ipv6Addr {
+        let high = u128::from(prefix) & !0xffff_ffff;
+        Ipv6Addr::from(high | u128::from(u32::from(address)))
+    }
+}
+
+/// When a VPS counts as ready.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ready {
+    /// Its program listens on this TCP port (seen by seccomp notification).
+    Listen(u16),
+    /// It says `READY=1` on the notify socket (sd_notify(3)); `NOTIFY_SOCKET` is set.
+    Notify,
+    /// As soon as its program has been executed.
+    Started,
+}
+
+/// How a VPS is asked to end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stop {
+    /// Signal number.
+    pub signal: i32,
+    /// Milliseconds before SIGKILL.
+    pub grace_ms: u64,
+}
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self { signal: 15, grace_ms: 10_000 }
+    }
+}

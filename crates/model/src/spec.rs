@@ -1,0 +1,131 @@
+//! A spec: what a person wants to be there, and the parser of spec files.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ImageRef, Limits, Route, TenantName, VpsName, run::Stop};
+
+/// One spec file, parsed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Spec {
+    /// Whose VPSs these are.
+    pub tenant: TenantName,
+    /// The VPSs by name.
+    pub vps: BTreeMap<VpsName, VpsSpec>,
+}
+
+/// What a person wants one VPS to be. This is what `control` stores.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VpsSpec {
+    /// Whose it is.
+    pub tenant: TenantName,
+    /// Where its root filesystem comes from.
+    pub image: ImageRef,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Working directory.
+    pub cwd: String,
+    /// Who the program runs as (see `RunSpec::user`).
+    pub user: String,
+    /// Host name inside; the VPS's own name where none is written.
+    pub hostname: Option<VpsName>,
+    /// Environment.
+    pub env: BTreeMap<String, String>,
+    /// Small files written before the program starts: absolute path to content.
+    pub files: BTreeMap<String, String>,
+    /// What leads to it, and to which port inside.
+    pub routes: BTreeMap<Route, u16>,
+    /// cgroup limits.
+    pub limits: Limits,
+    /// How many ids its user namespace has, a multiple of 65,536.
+    pub ids: u32,
+    /// What happens when nobody uses it.
+    pub idle: Idle,
+    /// What happens when its program ends by itself.
+    pub restart: Restart,
+    /// When it counts as ready.
+    pub ready: ReadySpec,
+    /// Milliseconds a start may take until ready.
+    pub start_deadline_ms: u64,
+    /// How it is asked to end.
+    pub stop: Stop,
+    /// Whether setuid bits and file capabilities work inside.
+    pub setuid: bool,
+    /// Whether a VPS may run inside.
+    pub nesting: bool,
+}
+
+impl VpsSpec {
+    /// The ports inside that routes lead to.
+    pub fn ports(&self) -> BTreeSet<u16> {
+        self.routes.values().copied().collect()
+    }
+}
+
+/// What happens when nobody uses a VPS.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Idle {
+    /// It stays.
+    Never,
+    /// After so many milliseconds without a connection or request.
+    After {
+        /// Milliseconds.
+        after_ms: u64,
+        /// What then.
+        then: IdleAction,
+    },
+}
+
+/// What an idle VPS does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IdleAction {
+    /// No process, no memory.
+    Stop,
+    /// Its processes stand still; memory stays.
+    Freeze,
+}
+
+/// What happens when a program ends by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// Start again, with back-off, when it failed while in use; a clean exit means asleep.
+    OnFailure,
+    /// Start again, with back-off, whatever the exit status.
+    Always,
+    /// Wait for the next request or `start`.
+    Never,
+}
+
+/// When a VPS counts as ready, as the spec says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReadySpec {
+    /// When its program listens on this port; without a number, on the port of its first route, and when there is no
+    /// route, at once.
+    Listen(Option<u16>),
+    /// When it says `READY=1` on the notify socket.
+    Notify,
+}
+
+/// One thing that is wrong in a file a person wrote.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// File name as the person gave it.
+    pub file: String,
+    /// Line, from 1; 0 when the file as a whole is meant.
+    pub line: usize,
+    /// Column in characters, from 1.
+    pub column: usize,
+    /// How many characters are wrong, for the mark under them; at least 1.
+    pub width: usize,
+    /// The line's text, for showing.
+    pub text: String,
+    /// What is wrong.
+    pub message: String,
+    /// What to write or do instead.
+    pub hint: Option<String>,
+}

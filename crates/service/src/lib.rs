@@ -1,0 +1,97 @@
+//! What all services share: start-up from the capability socket, listeners, configuration, logs.
+//!
+//! A service is `pub async fn run(context: Context) -> anyhow::Result<()>`; several may run in one designated VPS, which
+//! ends when one of them does (the host daemon starts it again). May touch: its capability, its listeners, `/data`.
+#![forbid(unsafe_code)]
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::Context as _;
+use model::HostConfig;
+use tokio::net::UnixListener;
+use wire::{Client, varlink::Service};
+
+/// Where the host daemon's socket is inside a designated VPS.
+pub const HOST_SOCKET: &str = "/run/bailiwick/host.sock";
+/// Connections between services that are served at once.
+const CONNECTIONS: usize = 1024;
+
+/// What a service starts with.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The capability to the host daemon.
+    pub host: Client,
+    /// `host.toml`.
+    pub config: HostConfig,
+    /// A directory of its own that outlives it.
+    pub data: PathBuf,
+    name: String,
+    listeners: Arc<Mutex<BTreeMap<String, OwnedFd>>>,
+}
+
+impl Context {
+    /// Connects to the host daemon and makes the data directory of the service `name`. `listeners` are the sockets that
+    /// came with the process (sd_listen_fds(3)).
+    pub async fn start(name: &str, listeners: Arc<Mutex<BTreeMap<String, OwnedFd>>>) -> anyhow::Result<Self> {
+        let host = Client::host(HOST_SOCKET);
+        let config = host.call(&wire::host::Config {}).await.context("asking the host daemon for its configuration")?;
+        let data = PathBuf::from("/data").join(name);
+        std::fs::create_dir_all(&data).with_context(|| format!("making {}", data.display()))?;
+        Ok(Self { host, config, data, name: name.to_owned(), listeners })
+    }
+
+    /// A client of another service.
+    pub fn client(&self, service: &str) -> Client {
+        Client::service(&self.host, service)
+    }
+
+    /// The listening socket of that name: the service's own name, or `api`.
+    pub fn listener(&self, name: &str) -> anyhow::Result<UnixListener> {
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        let fd = listeners.remove(name).with_context(|| format!("no listening socket `{name}` was passed"))?;
+        let listener = std::os::unix::net::UnixListener::from(fd);
+        listener.set_nonblocking(true)?;
+        Ok(UnixListener::from_std(listener)?)
+    }
+
+    /// Serves this service's own interface until the end.
+    pub async fn serve<S: Service>(&self, service: Arc<S>) -> anyhow::Result<()> {
+        let listener = self.listener(&self.name)?;
+        Ok(wire::varlink::serve_listener(listener, service, CONNECTIONS).await?)
+    }
+}
+
+/// Logs go to standard error, which is the VPS's log. `BAILIWICK_LOG` filters them (tracing's `EnvFilter`).
+pub fn start_logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("BAILIWICK_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .without_time()
+        .init();
+}
+
+/// Runs `futures`, named, until one ends; that is always a failure of the whole VPS.
+pub async fn first_to_end<F>(services: Vec<(String, F)>) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>> + Send + 'static,
+{
+    let mut set = tokio::task::JoinSet::new();
+    for (name, service) in services {
+        set.spawn(async move { (name, service.await) });
+    }
+    match set.join_next().await {
+        Some(Ok((name, Ok(())))) => anyhow::bail!("service {name} ended"),
+        Some(Ok((name, Err(error)))) => Err(error.context(format!("service {name}"))),
+        Some(Err(error)) => Err(error.into()),
+        None => anyhow::bail!("no service to run"),
+    }
+}

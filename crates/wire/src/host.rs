@@ -1,0 +1,157 @@
+//! `io.bailiwick.Host`: what designated VPSs may ask of the host daemon, within their grants.
+
+use std::collections::BTreeMap;
+
+use model::{ExitStatus, HostConfig, ListenAddress, RunSpec, TenantName, VpsName, VpsStatus};
+use serde::{Deserialize, Serialize};
+
+use crate::{method, varlink::Empty};
+
+method! {
+    /// The host's configuration. Everyone may ask.
+    Config {} = "io.bailiwick.Host.Config" -> HostConfig
+}
+method! {
+    /// Makes a VPS's place on disk and its range of ids, which are its own until `Delete`. Grant: `create`.
+    Create {
+        /// Its name.
+        name: VpsName,
+        /// Whose it is.
+        tenant: TenantName,
+        /// Ids it needs, a multiple of 65,536.
+        ids: u32,
+    } = "io.bailiwick.Host.Create" -> Empty
+}
+method! {
+    /// Starts a VPS that has no process; answers as soon as its shim has been spawned. `Events` says the rest.
+    /// Grant: `start`. Answers the number of the run.
+    Start {
+        /// What to run.
+        run: RunSpec,
+    } = "io.bailiwick.Host.Start" -> Started
+}
+method! {
+    /// Asks a VPS to end by its stop signal, and kills it after its grace. Answers at once. Grant: `stop`.
+    Stop {
+        /// Which.
+        name: VpsName,
+        /// Milliseconds before SIGKILL; none: as its run spec says; 0: SIGKILL now.
+        grace_ms: Option<u64>,
+    } = "io.bailiwick.Host.Stop" -> Empty
+}
+method! {
+    /// Freezes all processes of a ready VPS. Grant: `freeze`.
+    Freeze {
+        /// Which.
+        name: VpsName,
+    } = "io.bailiwick.Host.Freeze" -> Empty
+}
+method! {
+    /// Lets a frozen VPS go on. Grant: `freeze`.
+    Thaw {
+        /// Which.
+        name: VpsName,
+    } = "io.bailiwick.Host.Thaw" -> Empty
+}
+method! {
+    /// Removes a VPS that has no process: its files and its range of ids. Grant: `delete`.
+    Delete {
+        /// Which.
+        name: VpsName,
+    } = "io.bailiwick.Host.Delete" -> Empty
+}
+method! {
+    /// All VPSs that the grants show, with memory and processes. Grant: `watch`.
+    List {} = "io.bailiwick.Host.List" -> Statuses
+}
+method! {
+    /// With `more`: first the statuses of all VPSs that the grants show, then each change. Grant: `watch`.
+    Events {} = "io.bailiwick.Host.Events" -> Statuses
+}
+method! {
+    /// Runs a program inside a VPS that is up, with three descriptors (stdin, stdout, stderr); answers when it ended.
+    /// When the caller goes away it is killed. Grant: `exec`.
+    Exec {
+        /// Which.
+        name: VpsName,
+        /// Program and arguments.
+        command: Vec<String>,
+        /// More environment.
+        env: BTreeMap<String, String>,
+        /// Who it runs as.
+        user: String,
+        /// Working directory.
+        cwd: String,
+    } = "io.bailiwick.Host.Exec" -> ExecEnded
+}
+method! {
+    /// A VPS's log files, read-only, oldest first (descriptors 0..n); the last one is being written. Grant: `logs`.
+    Logs {
+        /// Which.
+        name: VpsName,
+    } = "io.bailiwick.Host.Logs" -> Empty
+}
+method! {
+    /// A listening TCP socket on the host's address (descriptor 0), bound if it is not yet. Grant: `listen`.
+    Listen {
+        /// Where.
+        address: ListenAddress,
+    } = "io.bailiwick.Host.Listen" -> Empty
+}
+method! {
+    /// Closes a listening socket for good. Grant: `listen`.
+    Unlisten {
+        /// Where.
+        address: ListenAddress,
+    } = "io.bailiwick.Host.Unlisten" -> Empty
+}
+method! {
+    /// The addresses that are being listened on. Grant: `listen`.
+    Listening {} = "io.bailiwick.Host.Listening" -> Addresses
+}
+method! {
+    /// A connection to another service (descriptor 0). It waits there while that service is being restarted.
+    /// Grant: `connect`.
+    Connect {
+        /// Which.
+        service: String,
+    } = "io.bailiwick.Host.Connect" -> Empty
+}
+method! {
+    /// A narrower capability (descriptor 0, a connected socket), to hand on. It lives as long as the daemon.
+    Narrow {
+        /// What it may do: each must be within the caller's own.
+        grants: Vec<model::Grant>,
+    } = "io.bailiwick.Host.Narrow" -> Empty
+}
+
+/// Answer of `Start`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Started {
+    /// The number of this run.
+    pub run: u64,
+}
+
+/// Some VPSs' statuses.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Statuses {
+    /// One each. In an event: those that changed.
+    pub vps: Vec<VpsStatus>,
+    /// VPSs that were deleted (only in events).
+    #[serde(default)]
+    pub gone: Vec<VpsName>,
+}
+
+/// Answer of `Exec`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ExecEnded {
+    /// How it ended.
+    pub status: ExitStatus,
+}
+
+/// Answer of `Listening`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Addresses {
+    /// Each address.
+    pub addresses: Vec<ListenAddress>,
+}

@@ -1,0 +1,151 @@
+//! What the host daemon and a shim say to each other: CBOR in one seqpacket message, descriptors beside it.
+//!
+//! A shim may be months older than the daemon: fields may be added with a default, variants may be added at the end and
+//! are sent only to who said a `version` that knows them, nothing is renamed or reused.
+//! The daemon keeps a duplicate of its end with the keeper, so a new daemon goes on where the old one ended, with a
+//! `Report`, whose answer is a `State`.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{BorrowedFd, OwnedFd},
+};
+
+use model::{ExitStatus, RunSpec};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::seqpacket::{recv_with_fds, send_with_fds};
+
+/// Version of this protocol.
+pub const VERSION: u16 = 1;
+/// Bytes of one message at most.
+pub const MAX_MESSAGE: usize = 192 << 10;
+
+/// From the daemon to a shim.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum ToShim {
+    /// The first message: build this VPS and supervise it. Descriptors: as `Descriptors` counts them.
+    Start {
+        /// `VERSION` of the daemon.
+        version: u16,
+        /// What to run.
+        run: Box<RunSpec>,
+        /// Which descriptors came with this message, in this order.
+        fds: Descriptors,
+        /// Mounts that the host prepared under `/binds/N` of the shim's own root: target inside the VPS.
+        binds: Vec<Bind>,
+    },
+    /// Send the stop signal; SIGKILL after so many milliseconds.
+    Stop {
+        /// 0: SIGKILL now.
+        grace_ms: u64,
+    },
+    /// Run a program inside. Descriptors: stdin, stdout, stderr.
+    Exec {
+        /// Chosen by the daemon; answers carry it.
+        id: u64,
+        /// Program and arguments.
+        command: Vec<String>,
+        /// More environment.
+        env: BTreeMap<String, String>,
+        /// Who it runs as.
+        user: String,
+        /// Working directory.
+        cwd: String,
+    },
+    /// Send SIGKILL to a program that `Exec` started.
+    ExecKill {
+        /// Which.
+        id: u64,
+    },
+    /// Say where you are (after a restart of the daemon).
+    Report,
+}
+
+/// Which descriptors come with `Start`, in this order: user namespace, network namespace (when `network`), log
+/// directory, `cgroup.procs` files (`cgroups` of them, open for writing), listening sockets (one per name).
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Descriptors {
+    /// Whether there is a network namespace; else the VPS has the host's.
+    pub network: bool,
+    /// How many `cgroup.procs`.
+    pub cgroups: usize,
+    /// Names of the listening sockets, passed to the program as sd_listen_fds(3) says.
+    pub listeners: Vec<String>,
+}
+
+/// A mount that the host prepared.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Bind {
+    /// Absolute path inside the VPS; made (as a directory, or a file when the source is none) where the root is `Bare`.
+    pub target: String,
+    /// Whether the source is a directory.
+    pub directory: bool,
+}
+
+/// From a shim to the daemon.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum FromShim {
+    /// Answer to `Start` and to `Report`, and every change since.
+    State {
+        /// `VERSION` of the shim.
+        version: u16,
+        /// Where the VPS is.
+        state: ShimState,
+        /// Its first process as the shim's namespace numbers it, once there is one.
+        pid: Option<i32>,
+    },
+    /// A program that `Exec` started ended, or could not be started (127, 126 as a shell would say).
+    ExecEnded {
+        /// Which.
+        id: u64,
+        /// How.
+        status: ExitStatus,
+        /// Why it could not be started.
+        error: Option<String>,
+    },
+    /// The VPS has no process any more; the shim ends after this.
+    Ended {
+        /// How its program ended.
+        status: ExitStatus,
+    },
+    /// It could not be built; the shim ends after this.
+    NotStarted {
+        /// Which step failed and why, for a person.
+        reason: String,
+    },
+}
+
+/// Where a VPS is, as its shim sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ShimState {
+    /// Being built.
+    Building,
+    /// Its program was executed.
+    Started,
+    /// It is ready.
+    Ready,
+    /// It was asked to end.
+    Stopping,
+}
+
+/// Sends one message.
+pub fn send<T: Serialize>(socket: BorrowedFd<'_>, message: &T, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let bytes =
+        minicbor_serde::to_vec(message).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e.to_string()))?;
+    if bytes.len() > MAX_MESSAGE {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "message too large"));
+    }
+    send_with_fds(socket, &bytes, fds).map(drop)
+}
+
+/// Receives one message; `None` when the other end is closed.
+pub fn recv<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut bytes = vec![0; MAX_MESSAGE];
+    let (n, fds) = recv_with_fds(socket, &mut bytes)?;
+    if n == 0 {
+        return Ok(None);
+    }
+    let message = minicbor_serde::from_slice(&bytes[..n]);
+    Ok(Some((message.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?, fds)))
+}
