@@ -12,8 +12,11 @@ use crate::{LayerId, Limits, VpsName};
 /// One start of a VPS, said by `control` (a server VPS) or by the host daemon (a designated one).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunSpec {
-    /// Its name; also its host name and its cgroup.
+    /// Its name; also its cgroup.
     pub name: VpsName,
+    /// Host name inside; none: its name.
+    #[serde(default)]
+    pub hostname: Option<VpsName>,
     /// The root filesystem.
     pub root: Root,
     /// Program and arguments; looked up in `PATH` inside the VPS.
