@@ -1,1 +1,9 @@
-//! placeholder
+//! A whole host for tests and the demo: started under a root of its own, driven by the real CLI and real clients,
+//! stopped and looked after for leftovers.
+#![forbid(unsafe_code)]
+
+pub mod census;
+pub mod host;
+pub mod load;
+
+pub use host::{Answer, Host, HostOptions};

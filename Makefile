@@ -1,0 +1,65 @@
+# make demo    the main job on this machine, until Ctrl-C (CHECK=1: verify each step, clean up, exit)
+# make test    all tests; needs root
+# make bench   measures, with the peers in the same run (ONLY=start: one group); writes target/bench.json
+# make lint    format, clippy, dependency graph
+.PHONY: all demo test test-unit test-kernel test-system images bench lint packages clean-packages
+SHELL    := /bin/bash
+TRIPLE   := $(shell rustc -vV | sed -n 's/^host: //p')
+DEBUG    := target/$(TRIPLE)/debug
+RELEASE  := target/$(TRIPLE)/release
+# In a network namespace of its own: tests listen and connect on loopback only.
+OWN_NET  := unshare --net -- sh -ec 'ip link set lo up; exec "$$@"' own-net
+
+all:
+	cargo build --workspace
+
+# package:program that shows it is there
+DEMO_PACKAGES  := mmdebstrap:mmdebstrap curl:curl redis-tools:redis-cli iproute2:ip
+TEST_PACKAGES  := $(DEMO_PACKAGES) busybox-static:busybox nftables:nft
+BENCH_PACKAGES := $(TEST_PACKAGES) runc:runc lxc:lxc-start bubblewrap:bwrap nginx-light:nginx
+
+# $(call install,PACKAGES): those whose program is missing
+define install
+	@missing=; for p in $(1); do command -v $${p##*:} >/dev/null || missing="$$missing $${p%%:*}"; done; \
+	if [ -n "$$missing" ]; then \
+	  [ "$$(id -u)" = 0 ] || { echo "needs root to install:$$missing; run it as root or through sudo" >&2; exit 5; }; \
+	  echo "installing:$$missing"; apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends $$missing >/dev/null; fi
+endef
+
+demo:
+	@echo "Bailiwick demo. A first run takes about 8 minutes on two cores (packages, build, images); the next ones seconds."
+	$(call install,$(DEMO_PACKAGES))
+	cargo build --quiet --release --bins
+	@$(RELEASE)/bailiwick-demo $(if $(CHECK),--check)
+
+test: test-unit test-kernel test-system
+
+test-unit:
+	$(call install,$(TEST_PACKAGES))
+	cargo test --quiet --workspace --exclude bailiwick-system-tests --exclude bailiwick-kernel-tests
+
+test-kernel:
+	$(call install,$(TEST_PACKAGES))
+	cargo build --quiet --workspace --bins
+	cargo test --quiet -p bailiwick-kernel-tests --no-run
+	$(OWN_NET) cargo test -p bailiwick-kernel-tests
+
+# The images that the system tests use are built once, into the store that hosts share.
+test-system:
+	$(call install,$(TEST_PACKAGES))
+	cargo build --quiet --workspace --bins
+	cargo test --quiet -p bailiwick-system-tests --no-run
+	$(DEBUG)/bailiwick-images debian:nginx-light debian:redis-server debian:
+	$(OWN_NET) cargo test -p bailiwick-system-tests
+
+bench:
+	$(call install,$(BENCH_PACKAGES))
+	cargo build --quiet --release --bins
+	$(RELEASE)/bailiwick-images debian:nginx-light debian:
+	$(OWN_NET) $(RELEASE)/bailiwick-bench $(ONLY)
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --quiet --workspace --all-targets -- -D warnings
+	cargo test --quiet -p bailiwick-system-tests --test dependencies
