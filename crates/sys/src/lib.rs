@@ -1,1 +1,9 @@
-//! placeholder
+//! The only unsafe code: system calls that rustix lacks or can't offer as safe, behind safe functions.
+//!
+//! Each file is one part of the kernel's interface. May touch: the kernel, by what it is given. Must never: decide
+//! anything, keep state, or know what a VPS is.
+
+pub mod mount;
+pub mod namespace;
+pub mod netlink;
+pub mod process;

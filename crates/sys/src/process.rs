@@ -1,0 +1,130 @@
+//! Children made by fork(2), and what they do before exec.
+
+use std::{
+    ffi::CString,
+    io,
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
+
+/// A child of this process. Dropping it neither ends nor reaps it.
+#[derive(Debug)]
+pub struct Child {
+    /// Its process id.
+    pub pid: Pid,
+    /// It, whatever becomes of the number (pidfd_open(2)).
+    pub pidfd: OwnedFd,
+}
+
+impl Child {
+    /// Sends it SIGKILL and reaps it.
+    pub fn kill(self) {
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        let _ = self.wait();
+    }
+
+    /// Waits for its end; the exit code, or 128 + signal.
+    pub fn wait(self) -> io::Result<i32> {
+        loop {
+            match waitpid(Some(self.pid), WaitOptions::empty()) {
+                Ok(Some((_, status))) => {
+                    let code = status.exit_status();
+                    return Ok(code.or_else(|| status.terminating_signal().map(|s| 128 + s)).unwrap_or(0));
+                }
+                Ok(None) => {}
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// Forks; the child runs `run`, whose result is its exit code, and never returns to the caller's code. A panic in it is
+/// exit code 101.
+///
+/// The child is a copy with one thread. In a process with more threads `run` must not take locks that another thread
+/// may have held (standard output, the environment); the daemon and the shim have one thread.
+pub fn spawn_child(run: impl FnOnce() -> i32) -> io::Result<Child> {
+    // SAFETY: glibc's fork leaves its own locks (malloc, stdio) usable in the child, and the child's only way out of
+    // this branch is _exit, so that nothing of the parent's stack or its destructors runs twice.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            let code = catch_unwind(AssertUnwindSafe(run)).unwrap_or(101);
+            // SAFETY: _exit has no precondition; it ends this process without running atexit handlers.
+            unsafe { libc::_exit(code) }
+        }
+        pid => {
+            let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?;
+            // The child can't have been reaped by anyone else yet, so the number is still its.
+            match pidfd_open(pid, PidfdFlags::empty()) {
+                Ok(pidfd) => Ok(Child { pid, pidfd }),
+                Err(error) => {
+                    let _ = rustix::process::kill_process(pid, Signal::KILL);
+                    let _ = waitpid(Some(pid), WaitOptions::empty());
+                    Err(error.into())
+                }
+            }
+        }
+    }
+}
+
+/// Makes descriptor `number` a copy of `fd` without close-on-exec. Meant for a child between fork and exec: what was
+/// open under that number is closed, whoever owns it.
+pub fn place_fd(fd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
+    // SAFETY: both calls take plain integers. That `number` may belong to an `OwnedFd` of the parent's copied state is
+    // the documented purpose; such owners are never dropped in a child of `spawn_child`.
+    let done = unsafe {
+        if fd.as_raw_fd() == number {
+            libc::fcntl(number, libc::F_SETFD, 0)
+        } else {
+            libc::dup2(fd.as_raw_fd(), number)
+        }
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Marks all descriptors from `first` on close-on-exec (close_range(2)).
+pub fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // SAFETY: CLOSE_RANGE_CLOEXEC closes nothing; it sets a flag on descriptors that are open.
+    let done = unsafe { libc::close_range(first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as i32) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Executes the file behind `file` (execveat(2), AT_EMPTY_PATH); returns only when that failed.
+pub fn exec_fd(file: BorrowedFd<'_>, arguments: &[CString], environment: &[CString]) -> io::Error {
+    let pointers = |list: &[CString]| {
+        let mut all: Vec<_> = list.iter().map(|text| text.as_ptr()).collect();
+        all.push(std::ptr::null());
+        all
+    };
+    let (argv, envp) = (pointers(arguments), pointers(environment));
+    // SAFETY: the empty path is NUL-terminated; argv and envp are null-terminated lists of pointers into `arguments` and
+    // `environment`, which outlive the call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            argv.as_ptr(),
+            envp.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    io::Error::last_os_error()
+}
+
+/// Takes all capabilities from the bounding set of the calling thread (capabilities(7)).
+pub fn drop_bounding_set() -> io::Result<()> {
+    for capability in 0..64 {
+        // SAFETY: PR_CAPBSET_DROP takes an integer.
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } < 0 {
+            let error = io::Error::last_os_error();
+            // The first number that the kernel does not know is past the last capability.
+            return if error.raw_os_error() == Some(libc::EINVAL) && capability > 0 { Ok(()) } else { Err(error) };
+        }
+    }
+    Ok(())
+}
