@@ -84,11 +84,22 @@ pub enum DesignatedNetwork {
     None,
 }
 
+/// Where tenants' addresses begin, counted from the subnet's base.
+pub const FIRST_TENANT: u32 = 16;
+
 impl HostConfig {
     /// The designated VPS that runs `service`.
     pub fn vps_of(&self, service: &str) -> Option<&VpsName> {
         let runs = |d: &Designated| d.services.iter().any(|s| s.as_str() == service);
         self.designated.iter().find(|(_, d)| runs(d)).map(|(name, _)| name)
+    }
+
+    /// The address of a designated VPS: the subnet's .2 and up, in the order of names. None: not there, or no address is
+    /// left below the tenants', which begin at .16.
+    pub fn designated_address(&self, vps: &VpsName) -> Option<std::net::Ipv4Addr> {
+        let index = self.designated.keys().position(|name| name == vps)?;
+        let offset = u32::try_from(index).ok()? + 2;
+        (offset < FIRST_TENANT).then(|| (u32::from(self.network.subnet.network()) + offset).into())
     }
 }
 

@@ -1,0 +1,211 @@
+//! Which address is whose. Kept in a file that is replaced as a whole, so that it is the one before or the one after.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    fs::File,
+    io::{self, Write},
+    net::{Ipv4Addr, Ipv6Addr},
+    path::{Path, PathBuf},
+};
+
+use ipnet::Ipv4Net;
+use model::{VpsName, run::Link};
+use serde::{Deserialize, Serialize};
+
+/// Why no address was given or taken back.
+#[derive(Debug, thiserror::Error)]
+pub enum AddressError {
+    /// All are given out.
+    #[error(
+        "no address is left in {subnet}: all {given} are given out; delete a VPS, or choose a larger network.subnet in host.toml"
+    )]
+    Exhausted {
+        /// Where.
+        subnet: Ipv4Net,
+        /// How many are.
+        given: usize,
+    },
+    /// The file cannot be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// Which.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file's content is not what this service wrote.
+    #[error("{path} is damaged: {source}")]
+    Damaged {
+        /// Which.
+        path: String,
+        /// Where.
+        source: serde_json::Error,
+    },
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Book {
+    given: BTreeMap<VpsName, Ipv4Addr>,
+    /// Given back, the longest ago first: used again only when no fresh one is left, since peers may still remember
+    /// whose they were.
+    released: VecDeque<Ipv4Addr>,
+}
+
+/// The addresses of all VPSs that are not designated.
+#[derive(Debug)]
+pub struct AddressBook {
+    path: PathBuf,
+    subnet: Ipv4Net,
+    prefix6: Ipv6Addr,
+    first: u32,
+    book: Book,
+}
+
+impl AddressBook {
+    /// Reads the book at `path`, an empty one when there is none. The first `reserved` addresses of the subnet are not
+    /// given out.
+    pub fn open(path: &Path, subnet: Ipv4Net, prefix6: Ipv6Addr, reserved: u32) -> Result<Self, AddressError> {
+        let book = match std::fs::read(path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|source| AddressError::Damaged { path: path.display().to_string(), source })?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Book::default(),
+            Err(source) => return Err(AddressError::File { path: path.display().to_string(), source }),
+        };
+        let first = u32::from(subnet.network()) + reserved;
+        let mut this = Self { path: path.to_owned(), subnet, prefix6, first, book };
+        this.forget_foreign();
+        Ok(this)
+    }
+
+    /// Addresses of another subnet (the operator changed it) are not given out any more.
+    fn forget_foreign(&mut self) {
+        let ours = self.first..u32::from(self.subnet.broadcast());
+        let usable = |address: &Ipv4Addr| ours.contains(&u32::from(*address));
+        self.book.given.retain(|_, address| usable(address));
+        self.book.released.retain(usable);
+    }
+
+    /// The link of `name`: the one it has, or the lowest address that was never used, or the one released longest ago.
+    pub fn allocate(&mut self, name: &VpsName) -> Result<Link, AddressError> {
+        if let Some(address) = self.book.given.get(name) {
+            return Ok(self.link(*address));
+        }
+        let mut book = self.book.clone();
+        let used: BTreeSet<Ipv4Addr> = book.given.values().chain(&book.released).copied().collect();
+        let mut all = (self.first..u32::from(self.subnet.broadcast())).map(Ipv4Addr::from);
+        let address = all
+            .find(|address| !used.contains(address))
+            .or_else(|| book.released.pop_front())
+            .ok_or(AddressError::Exhausted { subnet: self.subnet, given: book.given.len() })?;
+        book.given.insert(name.clone(), address);
+        self.store(book)?;
+        Ok(self.link(address))
+    }
+
+    /// Takes the address of `name` back; nothing when it has none.
+    pub fn release(&mut self, name: &VpsName) -> Result<(), AddressError> {
+        let mut book = self.book.clone();
+        if let Some(address) = book.given.remove(name) {
+            book.released.push_back(address);
+            self.store(book)?;
+        }
+        Ok(())
+    }
+
+    /// All that are given out.
+    pub fn links(&self) -> Vec<(VpsName, Link)> {
+        self.book.given.iter().map(|(name, address)| (name.clone(), self.link(*address))).collect()
+    }
+
+    fn link(&self, address: Ipv4Addr) -> Link {
+        Link::new(address, Link::address6_for(self.prefix6, address))
+    }
+
+    fn store(&mut self, book: Book) -> Result<(), AddressError> {
+        let written = || {
+            let fresh = self.path.with_extension("new");
+            let mut file = File::create(&fresh)?;
+            file.write_all(&serde_json::to_vec_pretty(&book)?)?;
+            file.sync_all()?;
+            std::fs::rename(&fresh, &self.path)?;
+            File::open(self.path.parent().unwrap_or(Path::new(".")))?.sync_all()
+        };
+        written().map_err(|source| AddressError::File { path: self.path.display().to_string(), source })?;
+        self.book = book;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> VpsName {
+        text.parse().expect("a name")
+    }
+
+    fn open(directory: &tempfile::TempDir, subnet: &str) -> AddressBook {
+        let subnet = subnet.parse().expect("a subnet");
+        let prefix6 = "fd00:ba11::".parse().expect("a prefix");
+        AddressBook::open(&directory.path().join("addresses.json"), subnet, prefix6, 16).expect("a book")
+    }
+
+    fn octet(link: Result<Link, AddressError>) -> u8 {
+        link.expect("an address").address.octets()[3]
+    }
+
+    #[test]
+    fn the_lowest_fresh_address_first_and_kept_by_name_over_a_restart() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut book = open(&directory, "10.80.0.0/24");
+        assert_eq!(octet(book.allocate(&name("a"))), 16);
+        assert_eq!(octet(book.allocate(&name("b"))), 17);
+        assert_eq!(octet(book.allocate(&name("a"))), 16);
+        let mut book = open(&directory, "10.80.0.0/24");
+        assert_eq!(octet(book.allocate(&name("b"))), 17);
+        assert_eq!(octet(book.allocate(&name("c"))), 18);
+        let link = book.allocate(&name("a")).expect("an address");
+        assert_eq!(link.name, "v0a500010");
+        assert_eq!(link.address6.to_string(), "fd00:ba11::a50:10");
+    }
+
+    #[test]
+    fn a_released_address_is_used_again_only_when_no_fresh_one_is_left() {
+        let directory = tempfile::tempdir().expect("a directory");
+        // .16 to .30
+        let mut book = open(&directory, "10.80.0.0/27");
+        for n in 16..=28 {
+            assert_eq!(octet(book.allocate(&name(&format!("vps-{n}")))), n);
+        }
+        book.release(&name("vps-20")).expect("released");
+        book.release(&name("vps-18")).expect("released");
+        book.release(&name("unknown")).expect("nothing to do");
+        let mut book = open(&directory, "10.80.0.0/27");
+        let next: Vec<u8> = (0..4).map(|n| octet(book.allocate(&name(&format!("next-{n}"))))).collect();
+        assert_eq!(next, [29, 30, 20, 18]);
+        let error = book.allocate(&name("one-more")).expect_err("exhausted");
+        assert!(matches!(error, AddressError::Exhausted { given: 15, .. }), "{error}");
+        assert_eq!(book.links().len(), 15);
+    }
+
+    #[test]
+    fn a_damaged_file_is_said_and_not_overwritten() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("addresses.json");
+        std::fs::write(&path, "{\"given\": {\"a\": ").expect("written");
+        let subnet = "10.80.0.0/24".parse().expect("a subnet");
+        let error = AddressBook::open(&path, subnet, Ipv6Addr::UNSPECIFIED, 16).expect_err("damaged");
+        assert!(matches!(error, AddressError::Damaged { .. }), "{error}");
+        assert_eq!(std::fs::read(&path).expect("still there"), b"{\"given\": {\"a\": ");
+    }
+
+    #[test]
+    fn addresses_of_another_subnet_are_forgotten() {
+        let directory = tempfile::tempdir().expect("a directory");
+        open(&directory, "10.80.0.0/24").allocate(&name("a")).expect("an address");
+        let mut book = open(&directory, "10.81.0.0/24");
+        assert!(book.links().is_empty());
+        assert_eq!(book.allocate(&name("a")).expect("an address").address, Ipv4Addr::new(10, 81, 0, 16));
+    }
+}

@@ -1,0 +1,194 @@
+//! The requests to the kernel that this service needs, each idempotent (rtnetlink(7)).
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    num::NonZeroI32,
+};
+
+use futures_util::TryStreamExt;
+use rtnetlink::{
+    Handle, LinkUnspec, RouteMessageBuilder,
+    packet_route::{
+        address::{AddressAttribute, AddressFlags},
+        link::{LinkAttribute, LinkMessage},
+        neighbour::NeighbourState,
+        route::{RouteMessage, RouteScope, RouteType},
+        rule::{RuleAction, RuleAttribute, RuleMessage},
+    },
+};
+
+const EEXIST: i32 = -17;
+const ENODEV: i32 = -19;
+const ENOENT: i32 = -2;
+const EAFNOSUPPORT: i32 = -97;
+
+/// A request that the kernel refused.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing}: {source}")]
+pub struct NetlinkError {
+    doing: String,
+    source: rtnetlink::Error,
+}
+
+impl NetlinkError {
+    fn code(error: &rtnetlink::Error) -> Option<i32> {
+        match error {
+            rtnetlink::Error::NetlinkError(message) => message.code.map(NonZeroI32::get),
+            _ => None,
+        }
+    }
+
+    /// Whether the link it was about is gone.
+    pub fn no_device(&self) -> bool {
+        Self::code(&self.source) == Some(ENODEV)
+    }
+}
+
+fn done(
+    result: Result<(), rtnetlink::Error>,
+    fine: &[i32],
+    doing: impl FnOnce() -> String,
+) -> Result<(), NetlinkError> {
+    match result {
+        Err(source) if !NetlinkError::code(&source).is_some_and(|code| fine.contains(&code)) => {
+            Err(NetlinkError { doing: doing(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The name of a link.
+pub fn name_of(link: &LinkMessage) -> Option<&str> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.as_str()),
+        _ => None,
+    })
+}
+
+/// The index of the link of that name.
+pub async fn index_of(handle: &Handle, name: &str) -> Result<Option<u32>, NetlinkError> {
+    match handle.link().get().match_name(name).execute().try_next().await {
+        Ok(link) => Ok(link.map(|link| link.header.index)),
+        Err(source) if NetlinkError::code(&source) == Some(ENODEV) => Ok(None),
+        Err(source) => Err(NetlinkError { doing: format!("looking for link {name}"), source }),
+    }
+}
+
+/// All links.
+pub async fn all_links(handle: &Handle) -> Result<Vec<LinkMessage>, NetlinkError> {
+    let links = handle.link().get().execute().try_collect().await;
+    links.map_err(|source| NetlinkError { doing: "listing links".to_owned(), source })
+}
+
+/// Sets a link up.
+pub async fn up(handle: &Handle, index: u32) -> Result<(), NetlinkError> {
+    let message = LinkUnspec::new_with_index(index).up().build();
+    done(handle.link().set(message).execute().await, &[], || format!("setting link {index} up"))
+}
+
+/// Gives a link an address that brings no route for a network with it.
+pub async fn address(handle: &Handle, index: u32, address: IpAddr, length: u8) -> Result<(), NetlinkError> {
+    let mut request = handle.address().add(index, address, length);
+    let mut flags = AddressFlags::Permanent | AddressFlags::Noprefixroute;
+    if address.is_ipv6() {
+        flags |= AddressFlags::Nodad;
+    }
+    request.message_mut().attributes.push(AddressAttribute::Flags(flags));
+    done(request.execute().await, &[EEXIST], || format!("adding address {address} to link {index}"))
+}
+
+/// A permanent neighbour.
+pub async fn neighbour(handle: &Handle, index: u32, address: IpAddr, mac: &[u8]) -> Result<(), NetlinkError> {
+    let request = handle.neighbours().add(index, address).link_layer_address(mac).state(NeighbourState::Permanent);
+    done(request.replace().execute().await, &[], || format!("adding neighbour {address} on link {index}"))
+}
+
+async fn route(handle: &Handle, message: RouteMessage, what: impl FnOnce() -> String) -> Result<(), NetlinkError> {
+    done(handle.route().add(message).replace().execute().await, &[], what)
+}
+
+/// `address` alone is reached through a link.
+pub async fn host_route(handle: &Handle, index: u32, address: IpAddr, table: u32) -> Result<(), NetlinkError> {
+    let message = match address {
+        IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(address, 32)
+            .output_interface(index)
+            .scope(RouteScope::Link)
+            .table_id(table)
+            .build(),
+        IpAddr::V6(address) => RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(address, 128)
+            .output_interface(index)
+            .table_id(table)
+            .build(),
+    };
+    route(handle, message, || format!("routing {address} to link {index}")).await
+}
+
+/// What `table` has no route for is refused.
+pub async fn unreachable_default(handle: &Handle, ipv6: bool, table: u32) -> Result<(), NetlinkError> {
+    let message = if ipv6 {
+        RouteMessageBuilder::<Ipv6Addr>::new().kind(RouteType::Unreachable).priority(u32::MAX).table_id(table).build()
+    } else {
+        RouteMessageBuilder::<Ipv4Addr>::new().kind(RouteType::Unreachable).priority(u32::MAX).table_id(table).build()
+    };
+    route(handle, message, || format!("closing table {table}")).await
+}
+
+/// One routing rule (ip-rule(8)).
+#[derive(Debug, Clone)]
+pub struct Rule {
+    /// IPv6 rather than IPv4.
+    pub ipv6: bool,
+    /// Rules are tried in this order.
+    pub priority: u32,
+    /// Only packets that come in here; `lo`: the namespace's own, and reverse-path look-ups.
+    pub input: Option<String>,
+    /// Only packets from here.
+    pub source: Option<Ipv6Addr>,
+    /// Where to look; none: refuse.
+    pub table: Option<u32>,
+}
+
+/// Adds a rule unless it is there.
+pub async fn add_rule(handle: &Handle, rule: &Rule) -> Result<(), NetlinkError> {
+    let mut request = handle.rule().add().priority(rule.priority);
+    request = match rule.table {
+        Some(table) => request.table_id(table).action(RuleAction::ToTable),
+        None => request.table_id(0).action(RuleAction::Unreachable),
+    };
+    if let Some(input) = &rule.input {
+        request = request.input_interface(input);
+    }
+    let result = match (rule.ipv6, rule.source) {
+        (false, _) => request.v4().execute().await,
+        (true, None) => request.v6().execute().await,
+        (true, Some(source)) => request.v6().source_prefix(source, 128).execute().await,
+    };
+    done(result, &[EEXIST], || format!("adding the routing rule {rule:?}"))
+}
+
+/// All rules of one family.
+pub async fn rules(handle: &Handle, ipv6: bool) -> Result<Vec<RuleMessage>, NetlinkError> {
+    let version = if ipv6 { rtnetlink::IpVersion::V6 } else { rtnetlink::IpVersion::V4 };
+    let rules = handle.rule().get(version).execute().try_collect().await;
+    rules.map_err(|source| NetlinkError { doing: "listing routing rules".to_owned(), source })
+}
+
+/// Deletes a rule as it was listed.
+pub async fn delete_rule(handle: &Handle, rule: RuleMessage) -> Result<(), NetlinkError> {
+    done(handle.rule().del(rule).execute().await, &[ENOENT, EAFNOSUPPORT], || "deleting a routing rule".to_owned())
+}
+
+/// A rule's place, and the link it is about.
+pub fn rule_key(rule: &RuleMessage) -> (u32, Option<&str>) {
+    let mut key = (0, None);
+    for attribute in &rule.attributes {
+        match attribute {
+            RuleAttribute::Priority(priority) => key.0 = *priority,
+            RuleAttribute::Iifname(name) => key.1 = Some(name.as_str()),
+            _ => {}
+        }
+    }
+    key
+}
