@@ -1,0 +1,33 @@
+//! `make bench`: ours and the peers, interleaved in one run; medians; a table and `target/bench.json`.
+#![forbid(unsafe_code)]
+
+mod api;
+mod cold;
+mod measure;
+mod peers;
+mod start;
+
+use anyhow::{Result, ensure};
+use bailiwick_system_tests::host::project;
+use measure::Measure;
+
+/// A group of measures.
+type Group = (&'static str, fn() -> Result<Vec<Measure>>);
+
+/// All groups, by name.
+const GROUPS: &[Group] = &[("start", start::run), ("cold", cold::run)];
+
+fn main() -> Result<()> {
+    let only = std::env::args().nth(1);
+    let chosen: Vec<_> = GROUPS.iter().filter(|(name, _)| only.as_deref().is_none_or(|only| only == *name)).collect();
+    let names: Vec<_> = GROUPS.iter().map(|(name, _)| *name).collect();
+    ensure!(!chosen.is_empty(), "no such group; there are: {}", names.join(", "));
+    let mut measures = Vec::new();
+    for (name, run) in chosen {
+        println!("== {name}");
+        measures.extend(run()?);
+    }
+    measure::print(&measures);
+    measure::store(&project().join("target/bench.json"), &measures)?;
+    Ok(())
+}

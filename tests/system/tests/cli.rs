@@ -1,0 +1,170 @@
+//! What a person types, and what goes wrong with it.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use bailiwick_system_tests::{Host, HostOptions};
+
+const SLEEPER: &str = r#"
+tenant = "acme"
+
+[vps.sleeper]
+image   = "debian:"
+command = ["perl", "-e", "$| = 1; print qq(hello out\n); print STDERR qq(hello err\n); sleep 1000"]
+"#;
+
+#[test]
+fn a_vps_is_applied_started_looked_into_and_deleted() -> Result<()> {
+    let mut host = Host::start(HostOptions::default())?;
+    let path = host.root.join("s.toml");
+    std::fs::write(&path, SLEEPER)?;
+    let path = path.to_str().context("a path")?;
+
+    let dry = host.run(&["apply", "--dry-run", path])?;
+    ensure!(dry.contains("sleeper"), "{dry}");
+    ensure!(host.json(&["ps"])?.as_array().is_some_and(Vec::is_empty), "a dry run changed something");
+    host.run(&["apply", path])?;
+    host.run(&["start", "sleeper"])?;
+    ensure!(host.state("sleeper")? == "running");
+
+    let out = host.run(&["exec", "sleeper", "--", "sh", "-c", "hostname; id -u; echo err >&2; cat /proc/1/comm"])?;
+    ensure!(out.starts_with("sleeper\n0\n"), "{out}");
+    ensure!(host.cli(&["exec", "sleeper", "--", "sh", "-c", "exit 7"])?.code == 7);
+    ensure!(host.cli(&["exec", "sleeper", "--", "no-such-program"])?.code == 127);
+
+    let logs = host.run(&["logs", "sleeper"])?;
+    ensure!(logs.contains("hello out") && logs.contains("hello err"), "{logs}");
+
+    let first = host.pid_of("sleeper")?;
+    host.run(&["restart", "sleeper"])?;
+    ensure!(host.pid_of("sleeper")? != first);
+    host.run(&["freeze", "sleeper"])?;
+    ensure!(host.state("sleeper")? == "frozen");
+    host.run(&["thaw", "sleeper"])?;
+    ensure!(host.state("sleeper")? == "running");
+
+    let inspect = host.json(&["inspect", "sleeper"])?;
+    ensure!(inspect["processes"].as_u64().is_some_and(|n| n >= 2), "{inspect}");
+    let get = host.run(&["get", "sleeper"])?;
+    std::fs::write(path, &get)?;
+    let again = host.run(&["apply", path])?;
+    ensure!(!again.contains("create"), "`get` does not give back what was applied: {get}\n{again}");
+
+    host.run(&["stop", "sleeper"])?;
+    ensure!(host.state("sleeper")? == "asleep");
+    host.run(&["delete", "--yes", "sleeper"])?;
+    ensure!(host.cli(&["get", "sleeper"])?.code == 3);
+    host.stop()
+}
+
+#[test]
+fn listings_are_json_too() -> Result<()> {
+    let mut host = Host::start(HostOptions::default())?;
+    host.apply("s.toml", SLEEPER)?;
+    for listing in ["ps", "images", "routes", "services", "events"] {
+        ensure!(host.json(&[listing])?.is_array(), "{listing}");
+    }
+    let all = host.json(&["ps", "--all"])?;
+    let names: Vec<_> = all.as_array().context("rows")?.iter().filter_map(|row| row["name"].as_str()).collect();
+    for name in ["control", "gateway", "network", "apps", "sleeper"] {
+        ensure!(names.contains(&name), "{name} is not in {names:?}");
+    }
+    let doctor = host.cli(&["doctor"])?;
+    ensure!(doctor.out.contains("kernel"), "{doctor:?}");
+    for shell in ["bash", "zsh", "fish"] {
+        ensure!(host.run(&["completions", shell])?.contains("bailiwick"));
+    }
+    host.stop()
+}
+
+/// A bad spec: what is put in place of what, the exit status, and what the message must say.
+const BAD: &[(&str, &str, i32, &[&str])] = &[
+    ("command =", "comand =", 2, &["s.toml:6:1", "unknown field `comand`", "command"]),
+    ("command =", "memory = \"1MiB\"\ncommand =", 2, &["s.toml:6:1", "limits = { memory"]),
+    ("command =", "volumes = { a = \"/a\" }\ncommand =", 2, &["`volumes`", "not there yet"]),
+    ("vps.sleeper", "vps.Sleeper", 2, &["s.toml:4", "`Sleeper`", "a-z"]),
+    ("vps.sleeper", "vps.control", 2, &["s.toml:4", "control"]),
+    ("debian:", "debian:no-such-package-anywhere", 1, &["no-such-package-anywhere"]),
+    ("debian:", "oci:x", 2, &["s.toml:5", "debian:PACKAGE"]),
+    ("command =", "limits = { memory = \"900TiB\" }\ncommand =", 2, &["900", "memory"]),
+    ("command =", "routes = { \"htp://x\" = 80 }\ncommand =", 2, &["s.toml:6", "htp://x", "tcp://"]),
+    ("tenant = \"acme\"", "", 2, &["tenant"]),
+];
+
+#[test]
+fn a_bad_spec_is_refused_with_its_place_and_changes_nothing() -> Result<()> {
+    let mut host = Host::start(HostOptions::default())?;
+    for (from, to, code, says) in BAD {
+        let path = host.root.join("s.toml");
+        std::fs::write(&path, SLEEPER.replace(from, to))?;
+        if to.contains("no-such-package") {
+            continue; // needs the network; tests/system/tests/images.rs
+        }
+        let answer = host.cli(&["apply", path.to_str().context("a path")?])?;
+        ensure!(answer.code == *code, "{from} -> {to}: exit {}\n{}{}", answer.code, answer.out, answer.err);
+        for part in *says {
+            ensure!(answer.err.contains(part), "{from} -> {to}: no {part:?} in\n{}", answer.err);
+        }
+        ensure!(answer.err.contains("nothing was changed") || *code != 2, "{}", answer.err);
+        ensure!(host.json(&["ps"])?.as_array().is_some_and(Vec::is_empty), "{to} left something behind");
+    }
+    host.stop()
+}
+
+#[test]
+fn what_two_vpss_claim_is_refused_for_the_second() -> Result<()> {
+    let mut host = Host::start(HostOptions::default())?;
+    let spec = |name: &str| SLEEPER.replace("vps.sleeper]", &format!("vps.{name}]\nroutes = {{ \"tcp://127.0.0.1:20300\" = 7 }}"));
+    host.apply("a.toml", &spec("first"))?;
+    let path = host.root.join("b.toml");
+    std::fs::write(&path, spec("second"))?;
+    let answer = host.cli(&["apply", path.to_str().context("a path")?])?;
+    ensure!(answer.code == 4 || answer.code == 2, "{answer:?}");
+    ensure!(answer.err.contains("belongs to") && answer.err.contains("first") && answer.err.contains("--take-routes"), "{}", answer.err);
+    host.run(&["apply", "--take-routes", path.to_str().context("a path")?])?;
+    let routes = host.json(&["routes"])?;
+    ensure!(routes[0]["vps"] == "second", "{routes}");
+    host.stop()
+}
+
+#[test]
+fn a_port_in_use_is_said_and_nothing_is_applied() -> Result<()> {
+    let mut host = Host::start(HostOptions::default())?;
+    let taken = std::net::TcpListener::bind("127.0.0.1:20310")?;
+    let path = host.root.join("s.toml");
+    let spec = SLEEPER.replace("vps.sleeper]", "vps.sleeper]\nroutes = { \"tcp://127.0.0.1:20310\" = 7 }");
+    std::fs::write(&path, spec)?;
+    let answer = host.cli(&["apply", path.to_str().context("a path")?])?;
+    ensure!(answer.code == 4 && answer.err.contains("20310") && answer.err.contains("in use"), "{answer:?}");
+    ensure!(host.json(&["ps"])?.as_array().is_some_and(Vec::is_empty));
+    drop(taken);
+    host.run(&["apply", path.to_str().context("a path")?])?;
+    host.stop()
+}
+
+#[test]
+fn without_a_host_the_next_step_is_said() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let program = bailiwick_system_tests::host::programs().join("bailiwick");
+    let output = std::process::Command::new(program).arg("--root").arg(directory.path()).arg("ps").output()?;
+    let err = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(6) && err.contains("api.sock") && err.contains("bailiwickd"), "{output:?}");
+    Ok(())
+}
+
+#[test]
+fn a_second_host_on_one_root_and_a_bad_host_toml_are_refused() -> Result<()> {
+    let mut host = Host::start(HostOptions::default())?;
+    let daemon = bailiwick_system_tests::host::programs().join("bailiwickd");
+    let start = |root: &Path| std::process::Command::new(&daemon).arg("--root").arg(root).output();
+    let second = start(&host.root)?;
+    let err = String::from_utf8_lossy(&second.stderr);
+    ensure!(!second.status.success() && err.contains("another host"), "{second:?}");
+    host.stop()?;
+    let directory = tempfile::tempdir()?;
+    std::fs::write(directory.path().join("host.toml"), "[designated.x]\nservises = []\n")?;
+    let bad = start(directory.path())?;
+    let err = String::from_utf8_lossy(&bad.stderr);
+    ensure!(!bad.status.success() && err.contains("host.toml:2") && err.contains("services"), "{bad:?}");
+    Ok(())
+}

@@ -1,0 +1,152 @@
+//! SIGKILL of any process of the host: tenants go on, nothing is half done, nothing is left behind.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+use bailiwick_system_tests::{Host, HostOptions, census::Census, load::Load};
+
+const LONG: Duration = Duration::from_secs(60);
+
+fn echo_server(name: &str, port: u16) -> String {
+    let program = "use IO::Socket::INET; my $s = IO::Socket::INET->new(LocalPort=>7, Listen=>128, ReuseAddr=>1) or die; \
+                   $SIG{CHLD} = 'IGNORE'; while (my $c = $s->accept) { next if fork; while (my $l = <$c>) { print $c $l } exit }";
+    format!(
+        r#"
+tenant = "acme"
+[vps.{name}]
+image   = "debian:"
+command = ["perl", "-e", {program:?}]
+routes  = {{ "tcp://127.0.0.1:{port}" = 7 }}
+idle    = "never"
+"#
+    )
+}
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+fn echo(stream: &mut TcpStream) -> Result<()> {
+    stream.set_read_timeout(Some(LONG))?;
+    stream.write_all(b"ping\n")?;
+    let mut answer = [0; 5];
+    stream.read_exact(&mut answer)?;
+    ensure!(&answer == b"ping\n");
+    Ok(())
+}
+
+fn await_other_pid(host: &Host, victim: &str, old: i32) -> Result<()> {
+    let deadline = std::time::Instant::now() + LONG;
+    loop {
+        let now = if victim == "bailiwickd" { host.daemon() } else { host.pid_of(victim) };
+        if now.is_ok_and(|pid| pid != old) {
+            return Ok(());
+        }
+        ensure!(std::time::Instant::now() < deadline, "{victim} did not come back\n{}", host.daemon_log());
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn whatever_of_the_administration_is_killed_the_server_and_its_connection_live_on() -> Result<()> {
+    let mut host = Host::start(HostOptions::default())?;
+    host.apply("echo.toml", &echo_server("echo", 20200))?;
+    let mut held = TcpStream::connect(local(20200))?;
+    echo(&mut held)?;
+    let server = host.pid_of("echo")?;
+    for victim in ["bailiwickd", "control", "network", "apps", "bailiwickd", "control"] {
+        let pid = if victim == "bailiwickd" { host.daemon()? } else { host.pid_of(victim)? };
+        host.kill(pid)?;
+        // The path of a packet does not need whoever was killed.
+        echo(&mut held)?;
+        echo(&mut TcpStream::connect(local(20200))?)?;
+        await_other_pid(&host, victim, pid)?;
+        ensure!(host.pid_of("echo")? == server, "the server was restarted when {victim} was killed");
+    }
+    let gateway = host.pid_of("gateway")?;
+    host.kill(gateway)?;
+    echo(&mut TcpStream::connect(local(20200))?)?;
+    await_other_pid(&host, "gateway", gateway)?;
+    ensure!(host.pid_of("echo")? == server);
+    host.stop()
+}
+
+#[test]
+fn killing_the_daemon_again_and_again_under_load_refuses_nobody() -> Result<()> {
+    let mut host = Host::start(HostOptions::default())?;
+    let spec = r#"
+tenant = "acme"
+[vps.web]
+image   = "debian:nginx-light"
+command = ["nginx", "-g", "daemon off;"]
+routes  = { "http://web.test:20210" = 80 }
+files   = { "/var/www/html/index.html" = "hello from web\n" }
+"#;
+    host.apply("web.toml", spec)?;
+    let load = Load::start(local(20210), &[("web.test", "from web"), ("web.test", "from web")]);
+    for _ in 0..5 {
+        let pid = host.daemon()?;
+        host.kill(pid)?;
+        await_other_pid(&host, "bailiwickd", pid)?;
+    }
+    let tally = load.finish();
+    let clean = tally.refused + tally.late + tally.misrouted + tally.errors + tally.interrupted == 0;
+    ensure!(clean && tally.answered > 0, "{tally:?}");
+    host.stop()
+}
+
+#[test]
+fn killing_a_shim_ends_its_vps_and_the_next_request_starts_it_again() -> Result<()> {
+    let mut host = Host::start(HostOptions::default())?;
+    host.apply("echo.toml", &echo_server("victim", 20220))?;
+    host.apply("other.toml", &echo_server("other", 20221))?;
+    echo(&mut TcpStream::connect(local(20220))?)?;
+    echo(&mut TcpStream::connect(local(20221))?)?;
+    let (server, other) = (host.pid_of("victim")?, host.pid_of("other")?);
+    let status = std::fs::read_to_string(format!("/proc/{server}/status"))?;
+    let shim = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap_or_default().trim().parse()?;
+    host.kill(shim)?;
+    host.await_state("victim", "running", LONG).or_else(|_| host.await_state("victim", "asleep", LONG))?;
+    echo(&mut TcpStream::connect(local(20220))?)?;
+    ensure!(host.pid_of("victim")? != server && host.pid_of("other")? == other);
+    ensure!(!std::path::Path::new(&format!("/proc/{server}")).exists(), "the old server lives");
+    host.stop()
+}
+
+#[test]
+fn a_crashed_host_comes_back_with_what_was_applied_and_without_leftovers() -> Result<()> {
+    let mut host = Host::start(HostOptions::default())?;
+    host.apply("echo.toml", &echo_server("again", 20230))?;
+    echo(&mut TcpStream::connect(local(20230))?)?;
+    let server = host.pid_of("again")?;
+    host.crash()?;
+    let mut host = host.again()?;
+    ensure!(!std::path::Path::new(&format!("/proc/{server}")).exists(), "the old server lives");
+    echo(&mut TcpStream::connect(local(20230))?)?;
+    let spec = host.run(&["get", "again"])?;
+    ensure!(spec.contains("tcp://127.0.0.1:20230"), "{spec}");
+    host.stop()
+}
+
+#[test]
+fn a_stopped_host_leaves_nothing_behind() -> Result<()> {
+    let directory = tempfile::Builder::new().prefix("bailiwick-").tempdir_in("/var/tmp")?;
+    let root = directory.path().to_owned();
+    let options = || HostOptions { root: Some(root.clone()), ..HostOptions::default() };
+    let before = Census::take(&root);
+    let mut host = Host::start(options())?;
+    host.apply("echo.toml", &echo_server("gone", 20240))?;
+    echo(&mut TcpStream::connect(local(20240))?)?;
+    let during = Census::take(&root);
+    ensure!(during != before, "the census sees nothing, so it proves nothing: {during:?}");
+    host.run(&["delete", "--yes", "gone"])?;
+    ensure!(!root.join("lib/vps/gone").exists(), "its files are left");
+    host.stop()?;
+    let after = Census::take(&root);
+    ensure!(before == after, "{before:?}\n{after:?}");
+    Ok(())
+}
