@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+mod document;
 pub mod grant;
 pub mod host;
 pub mod image;

@@ -140,3 +140,27 @@ impl Default for Stop {
         Self { signal: 15, grace_ms: 10_000 }
     }
 }
+
+/// The signals a VPS may be asked to end with (signal(7); SIGRTMIN as glibc counts it, from 34).
+pub const SIGNALS: [(&str, i32); 10] = [
+    ("SIGHUP", 1),
+    ("SIGINT", 2),
+    ("SIGQUIT", 3),
+    ("SIGKILL", 9),
+    ("SIGUSR1", 10),
+    ("SIGUSR2", 12),
+    ("SIGTERM", 15),
+    ("SIGWINCH", 28),
+    ("SIGPWR", 30),
+    ("SIGRTMIN+3", 37),
+];
+
+/// The number of one of `SIGNALS`.
+pub fn signal_number(name: &str) -> Option<i32> {
+    SIGNALS.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
+}
+
+/// The name of one of `SIGNALS`.
+pub fn signal_name(number: i32) -> Option<&'static str> {
+    SIGNALS.iter().find(|(_, known)| *known == number).map(|(name, _)| *name)
+}

@@ -6,6 +6,29 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ImageRef, Limits, Route, TenantName, VpsName, run::Stop};
 
+pub(crate) mod fields;
+mod parse;
+mod problem;
+mod render;
+#[cfg(test)]
+mod tests;
+
+pub use parse::parse;
+pub(crate) use parse::read_limits;
+pub use problem::Problem;
+pub use render::{fields as written_fields, render};
+
+/// Milliseconds a start may take where the spec does not say.
+const START_DEADLINE_MS: u64 = 30_000;
+/// Milliseconds without use after which a VPS with routes is stopped, where the spec does not say.
+const IDLE_AFTER_MS: u64 = 600_000;
+
+/// The JSON schema of spec files.
+pub fn json_schema() -> String {
+    let about = "One tenant's VPSs: `bailiwick apply FILE`.";
+    crate::document::schema("Bailiwick spec", about, &fields::FILE)
+}
+
 /// One spec file, parsed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Spec {
@@ -78,6 +101,13 @@ pub enum Idle {
     },
 }
 
+impl Idle {
+    /// Where the spec does not say: a VPS that requests can wake sleeps after ten minutes, another one stays.
+    pub fn default_for(routes: bool) -> Self {
+        if routes { Self::After { after_ms: IDLE_AFTER_MS, then: IdleAction::Stop } } else { Self::Never }
+    }
+}
+
 /// What an idle VPS does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -109,23 +139,4 @@ pub enum ReadySpec {
     Listen(Option<u16>),
     /// When it says `READY=1` on the notify socket.
     Notify,
-}
-
-/// One thing that is wrong in a file a person wrote.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Problem {
-    /// File name as the person gave it.
-    pub file: String,
-    /// Line, from 1; 0 when the file as a whole is meant.
-    pub line: usize,
-    /// Column in characters, from 1.
-    pub column: usize,
-    /// How many characters are wrong, for the mark under them; at least 1.
-    pub width: usize,
-    /// The line's text, for showing.
-    pub text: String,
-    /// What is wrong.
-    pub message: String,
-    /// What to write or do instead.
-    pub hint: Option<String>,
 }

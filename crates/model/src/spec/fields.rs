@@ -1,0 +1,189 @@
+//! The fields of a spec file.
+
+use crate::{
+    ImageRef, Route,
+    document::{Field, Fields, Kind, Word, words},
+    run,
+};
+
+/// Ids of one block; a VPS has whole blocks.
+pub(super) const BLOCK: i64 = 65_536;
+
+const IMAGE: Word = Word {
+    expected: "an image such as \"debian:nginx-light\"",
+    pattern: Some("^debian:([a-z0-9][a-z0-9+.-]+(,[a-z0-9][a-z0-9+.-]+)*)?$"),
+    check: |text| text.parse::<ImageRef>().map(|_| ()).map_err(|error| error.to_string()),
+};
+const ROUTE: Word = Word {
+    expected: "a route such as \"http://HOST[:PORT][/PREFIX]\" or \"tcp://ADDRESS:PORT\"",
+    pattern: Some("^(http|tcp)://"),
+    check: |text| match text.strip_prefix("https://") {
+        Some(_) => Err("`https` routes are not there yet: write \"http://…\"".to_owned()),
+        None => text.parse::<Route>().map(|_| ()).map_err(|error| error.to_string()),
+    },
+};
+const VARIABLE: Word = Word {
+    expected: "a variable's name",
+    pattern: Some("^[^=]+$"),
+    check: |text| {
+        if text.is_empty() || text.len() > 256 || text.contains(['=', '\0']) {
+            return Err("a variable's name is 1 to 256 bytes without `=` and NUL".to_owned());
+        }
+        Ok(())
+    },
+};
+const USER: Word = Word {
+    expected: "a user such as \"www-data\", \"name:group\" or \"1000:1000\"",
+    pattern: Some("^[^:]+(:[^:]+)?$"),
+    check: |text| {
+        let legal = |part: &str| {
+            let bytes = |b: u8| b.is_ascii_alphanumeric() || b"_-.$".contains(&b);
+            !part.is_empty() && part.len() <= 64 && part.bytes().all(bytes)
+        };
+        let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
+        if legal(user) && group.is_none_or(legal) {
+            return Ok(());
+        }
+        Err("expected a user such as \"www-data\", \"name:group\" or \"1000:1000\"".to_owned())
+    },
+};
+const SIGNAL: Word = Word {
+    expected: "a signal such as \"SIGTERM\" or \"SIGQUIT\"",
+    pattern: Some("^SIG[A-Z0-9+]+$"),
+    check: |text| match run::signal_number(text) {
+        Some(_) => Ok(()),
+        None => {
+            let known: Vec<_> = run::SIGNALS.iter().map(|(name, _)| *name).collect();
+            Err(format!("`{text}` is not a signal to stop with; there are {}", known.join(", ")))
+        }
+    },
+};
+
+const LIMITS: Fields = Fields {
+    fields: &[
+        Field::new("memory", Kind::Word(words::MEMORY), "Memory at most, page cache included."),
+        Field::new("cpu", Kind::Number(0.01, 1024.0), "CPUs at most: 1.5 is one and a half."),
+        Field::new("processes", Kind::Integer(1, 4_194_304), "Processes and threads at most."),
+    ],
+    later: &[
+        ("disk", "see `bailiwick help apply` for the fields there are"),
+        ("io", "see `bailiwick help apply` for the fields there are"),
+    ],
+    otherwise: &[
+        ("cpus", "write: cpu = 1.0"),
+        ("mem", "write: memory = \"512MiB\""),
+        ("pids", "write: processes = 200"),
+    ],
+};
+
+/// `limits = { … }`, in host.toml too.
+pub(crate) static LIMIT_FIELDS: Fields = LIMITS;
+
+static IDLE: Fields = Fields {
+    fields: &[
+        Field::new("after", Kind::Word(words::NONZERO_DURATION), "Time without a connection or request.").required(),
+        Field::new("then", Kind::Choice(&["stop", "freeze"]), "What then; a frozen VPS keeps its memory.")
+            .default("\"stop\""),
+    ],
+    later: &[("quiet", "a connection keeps it awake, however silent it is")],
+    otherwise: &[],
+};
+
+static READY: Fields = Fields {
+    fields: &[
+        Field::new("listen", Kind::Integer(1, 65_535), "Ready when its program listens on this TCP port."),
+        Field::new("notify", Kind::Boolean, "Ready when its program says READY=1 on the notify socket (sd_notify(3))."),
+    ],
+    later: &[("run", "write: ready = { listen = PORT }, or { notify = true }")],
+    otherwise: &[("port", "write: ready = { listen = PORT }")],
+};
+
+static STOP: Fields = Fields {
+    fields: &[
+        Field::new("signal", Kind::Word(SIGNAL), "The signal that asks its program to end.").default("\"SIGTERM\""),
+        Field::new("grace", Kind::Word(words::DURATION), "Time it has before SIGKILL.").default("\"10s\""),
+    ],
+    later: &[],
+    otherwise: &[("timeout", "write: grace = \"10s\"")],
+};
+
+static VPS: Fields = Fields {
+    fields: &[
+        Field::new("image", Kind::Word(IMAGE), "Where its root filesystem comes from.").required(),
+        Field::new("command", Kind::List(&Kind::Word(words::TEXT), 256), "Program and arguments.").required(),
+        Field::new("cwd", Kind::Word(words::PATH), "Working directory.").default("\"/\""),
+        Field::new("user", Kind::Word(USER), "Who the program runs as.").default("\"root\""),
+        Field::new("hostname", Kind::Word(words::VPS_NAME), "Host name inside.").default("the VPS's name"),
+        Field::new("env", Kind::Map(VARIABLE, &Kind::Word(words::TEXT), 256), "Environment of the program."),
+        Field::new(
+            "files",
+            Kind::Map(words::PATH, &Kind::Word(words::CONTENT), 256),
+            "Small files written before the program starts: path to content, 64 KiB each and 128 KiB together.",
+        ),
+        Field::new(
+            "routes",
+            Kind::Map(ROUTE, &Kind::Integer(1, 65_535), 64),
+            "What leads to it, and to which port inside. Left is outside, right is inside.",
+        ),
+        Field::new("limits", Kind::Table(&LIMIT_FIELDS), "What it may use at most."),
+        Field::new("ids", Kind::Integer(BLOCK, 64 * BLOCK), "User and group ids it has, a multiple of 65536.")
+            .default("65536"),
+        Field::new(
+            "idle",
+            Kind::Either(&[Kind::Choice(&["never"]), Kind::Table(&IDLE)]),
+            "What happens when nobody uses it.",
+        )
+        .default("{ after = \"10m\", then = \"stop\" }, and \"never\" without routes"),
+        Field::new(
+            "restart",
+            Kind::Choice(&["on-failure", "always", "never"]),
+            "What happens when its program ends by itself.",
+        )
+        .default("\"on-failure\""),
+        Field::new("ready", Kind::Table(&READY), "When it counts as ready.")
+            .default("it listens on the port of its first route; without a route, at once"),
+        Field::new("start_deadline", Kind::Word(words::NONZERO_DURATION), "Time a start may take until ready.")
+            .default("\"30s\""),
+        Field::new("stop", Kind::Table(&STOP), "How it is asked to end."),
+        Field::new("setuid", Kind::Boolean, "Whether setuid bits and file capabilities work inside.").default("true"),
+        Field::new("nesting", Kind::Boolean, "Whether a VPS may run inside.").default("false"),
+    ],
+    later: &[
+        ("volumes", "what is written under / is kept as long as the VPS"),
+        ("secrets", "write files = { \"/path\" = \"content\" } for what is not secret"),
+        ("env_file", "write the variables in env = { NAME = \"value\" }"),
+        ("job", "run it from outside: bailiwick exec NAME -- COMMAND"),
+        ("class", "every VPS is isolated by namespaces"),
+        ("allow", "VPSs cannot reach each other"),
+        ("schedule", "run it from outside: bailiwick start NAME"),
+    ],
+    otherwise: &[
+        ("tenant", "write it at the top of the file, before the first [vps.NAME]"),
+        ("cmd", "write: command = [\"program\", \"argument\"]"),
+        ("entrypoint", "write: command = [\"program\", \"argument\"]"),
+        ("run", "write: command = [\"program\", \"argument\"]"),
+        ("args", "write: command = [\"program\", \"argument\"]"),
+        ("environment", "write: env = { NAME = \"value\" }"),
+        ("ports", "write: routes = { \"tcp://*:8080\" = 80 }"),
+        ("port", "write: routes = { \"tcp://*:8080\" = 80 }"),
+        ("workdir", "write: cwd = \"/path\""),
+        ("working_dir", "write: cwd = \"/path\""),
+        ("timeout", "write: start_deadline = \"30s\""),
+        ("depends_on", "leave it out: a connection wakes what it needs"),
+    ],
+};
+
+/// A whole spec file.
+pub(super) static FILE: Fields = Fields {
+    fields: &[
+        Field::new("tenant", Kind::Word(words::TENANT_NAME), "Whose VPSs these are.").required(),
+        Field::new("vps", Kind::Map(words::VPS_NAME, &Kind::Table(&VPS), 256), "The VPSs by name.").required(),
+    ],
+    later: &[
+        ("allow", "VPSs cannot reach each other"),
+        ("volume", "what is written under / is kept as long as the VPS"),
+        ("volumes", "what is written under / is kept as long as the VPS"),
+        ("secrets", "write files = { \"/path\" = \"content\" } for what is not secret"),
+    ],
+    otherwise: &[],
+};

@@ -1,0 +1,218 @@
+//! Spec files, parsed: everything that is wrong is told at once.
+
+use std::collections::BTreeMap;
+
+use toml::de::{DeTable, DeValue};
+
+use super::{Idle, IdleAction, Problem, ReadySpec, Restart, Spec, VpsSpec, fields};
+use crate::{
+    Limits, Route, TenantName, VpsName,
+    document::{Get, Source, Value, check, in_order, integer, number},
+    limits::{parse_bytes, parse_duration_ms},
+    run::{Stop, signal_number},
+};
+
+/// Bytes of one of `files` at most.
+const MAX_CONTENT: usize = 64 << 10;
+/// Bytes of all `files` together.
+const MAX_CONTENTS: usize = 128 << 10;
+/// Bytes of `command`, and of `env`.
+const MAX_ARGUMENTS: usize = 64 << 10;
+
+/// Parses the text of a spec file; `file` is its name for messages.
+///
+/// # Errors
+/// All problems that were found, in the order of the file.
+pub fn parse(file: &str, text: &str) -> Result<Spec, Vec<Problem>> {
+    let source = Source { file, text };
+    let document = source.parse()?;
+    let mut problems = check(&source, document.get_ref(), 0..0, &fields::FILE);
+    if let Some(vpss) = document.get_ref().table("vps") {
+        problems.extend(across(&source, vpss));
+        for value in vpss.values().filter_map(|v| v.get_ref().as_table()) {
+            problems.extend(within(&source, value));
+        }
+    }
+    let spec = problems.is_empty().then(|| read(document.get_ref())).flatten();
+    match spec {
+        Some(spec) => Ok(spec),
+        None if problems.is_empty() => Err(vec![source.whole("not a spec", None)]),
+        None => Err(in_order(problems)),
+    }
+}
+
+/// What is wrong between the VPSs of one file: a route written twice.
+fn across(source: &Source<'_>, vpss: &DeTable<'_>) -> Vec<Problem> {
+    let mut routes = Vec::new();
+    for (name, vps) in vpss {
+        let table = vps.get_ref().as_table().and_then(|vps| vps.table("routes"));
+        for key in table.into_iter().flat_map(|table| table.keys()) {
+            if let Ok(route) = key.get_ref().parse::<Route>() {
+                routes.push((key.span(), route, name.get_ref().as_ref()));
+            }
+        }
+    }
+    // In the order of the file, so that the first keeps the route and the later one is wrong.
+    routes.sort_by_key(|(span, ..)| span.start);
+    let mut owners = BTreeMap::<Route, &str>::new();
+    let mut problems = Vec::new();
+    for (span, route, name) in routes {
+        match owners.get(&route) {
+            Some(owner) => {
+                let message = format!("route {route} belongs to vps \"{owner}\" already");
+                problems.push(source.problem(span, message, Some("a route leads to one VPS".to_owned())));
+            }
+            None => drop(owners.insert(route, name)),
+        }
+    }
+    problems
+}
+
+/// What is wrong in one VPS beyond the types of its fields.
+fn within(source: &Source<'_>, vps: &DeTable<'_>) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut tell = |name: &str, message: String, hint: Option<&str>| {
+        let span = vps.get_key_value(name).map_or(0..0, |(key, _)| key.span());
+        problems.push(source.problem(span, message, hint.map(str::to_owned)));
+    };
+    if let Some(command) = vps.texts("command") {
+        if command.first().is_none_or(String::is_empty) {
+            tell(
+                "command",
+                "`command` names no program".to_owned(),
+                Some("write: command = [\"program\", \"argument\"]"),
+            );
+        }
+        if command.iter().map(|argument| argument.len() + 1).sum::<usize>() > MAX_ARGUMENTS {
+            tell("command", "`command` is longer than 64 KiB".to_owned(), None);
+        }
+    }
+    let length = |(key, value): (&str, &str)| key.len() + value.len() + 2;
+    if vps.table("env").is_some_and(|env| texts_of(env).map(length).sum::<usize>() > MAX_ARGUMENTS) {
+        tell("env", "`env` is larger than 64 KiB".to_owned(), None);
+    }
+    if let Some(files) = vps.table("files") {
+        for (path, _) in texts_of(files).filter(|(_, content)| content.len() > MAX_CONTENT) {
+            let hint = "put it into the image, or have the program fetch it";
+            tell("files", format!("the content of `{path}` is larger than 64 KiB"), Some(hint));
+        }
+        if texts_of(files).map(length).sum::<usize>() > MAX_CONTENTS {
+            tell("files", "`files` hold more than 128 KiB together".to_owned(), None);
+        }
+        for (path, _) in texts_of(files).filter(|(path, _)| path.ends_with('/')) {
+            tell("files", format!("`{path}` is a directory: name the file"), None);
+        }
+    }
+    if let Some(ids) = vps.integer("ids").filter(|ids| ids % fields::BLOCK != 0) {
+        let blocks = ids / fields::BLOCK + 1;
+        let hint = format!("write: ids = {}", blocks * fields::BLOCK);
+        tell("ids", format!("`ids` must be a multiple of 65536, and {ids} is not"), Some(&hint));
+    }
+    if let Some(ready) = vps.table("ready") {
+        let (listen, notify) = (ready.contains_key("listen"), ready.boolean("notify").unwrap_or(false));
+        if listen == notify && (ready.contains_key("notify") || ready.is_empty()) {
+            tell(
+                "ready",
+                "`ready` must say one thing".to_owned(),
+                Some("write: ready = { listen = PORT }, or { notify = true }"),
+            );
+        }
+    }
+    problems
+}
+
+fn texts_of<'t>(table: &'t DeTable<'_>) -> impl Iterator<Item = (&'t str, &'t str)> {
+    table.iter().filter_map(|(key, value)| Some((key.get_ref().as_ref(), value.get_ref().as_str()?)))
+}
+
+fn read(document: &DeTable<'_>) -> Option<Spec> {
+    let tenant: TenantName = document.parsed("tenant")?;
+    let mut vps = BTreeMap::new();
+    for (name, value) in document.table("vps")? {
+        let name: VpsName = name.get_ref().parse().ok()?;
+        vps.insert(name, read_vps(&tenant, value.get_ref().as_table()?)?);
+    }
+    Some(Spec { tenant, vps })
+}
+
+fn read_vps(tenant: &TenantName, table: &DeTable<'_>) -> Option<VpsSpec> {
+    let owned = |name: &str, default: &str| table.text(name).unwrap_or(default).to_owned();
+    let map = |name: &str| -> BTreeMap<String, String> {
+        let entries = table.table(name).into_iter().flat_map(|t| texts_of(t));
+        entries.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+    };
+    let mut routes = BTreeMap::new();
+    let mut first: Option<(usize, u16)> = None;
+    for (key, value) in table.table("routes").into_iter().flatten() {
+        let port = u16::try_from(integer(value)?).ok()?;
+        first = first.filter(|(at, _)| *at < key.span().start).or(Some((key.span().start, port)));
+        routes.insert(key.get_ref().parse().ok()?, port);
+    }
+    Some(VpsSpec {
+        tenant: tenant.clone(),
+        image: table.parsed("image")?,
+        command: table.texts("command")?,
+        cwd: owned("cwd", "/"),
+        user: owned("user", "root"),
+        hostname: table.parsed("hostname"),
+        env: map("env"),
+        files: map("files"),
+        limits: table.table("limits").map(read_limits).unwrap_or_default(),
+        ids: u32::try_from(table.integer("ids").unwrap_or(fields::BLOCK)).ok()?,
+        idle: read_idle(table.get("idle"), !routes.is_empty()),
+        restart: match table.text("restart") {
+            Some("always") => Restart::Always,
+            Some("never") => Restart::Never,
+            _ => Restart::OnFailure,
+        },
+        ready: read_ready(table.table("ready"), &routes, first.map(|(_, port)| port)),
+        start_deadline_ms: duration(table, "start_deadline").unwrap_or(super::START_DEADLINE_MS),
+        stop: read_stop(table.table("stop")),
+        setuid: table.boolean("setuid").unwrap_or(true),
+        nesting: table.boolean("nesting").unwrap_or(false),
+        routes,
+    })
+}
+
+fn duration(table: &DeTable<'_>, name: &str) -> Option<u64> {
+    parse_duration_ms(table.text(name)?).ok()
+}
+
+/// `limits`, also those of host.toml.
+pub(crate) fn read_limits(table: &DeTable<'_>) -> Limits {
+    Limits {
+        memory: table.text("memory").and_then(|text| parse_bytes(text).ok()),
+        cpu_millis: table.get("cpu").and_then(number).map(|cpus| (cpus * 1000.0).round() as u32),
+        processes: table.integer("processes").and_then(|n| u32::try_from(n).ok()),
+    }
+}
+
+fn read_idle(value: Option<&Value<'_>>, routes: bool) -> Idle {
+    match value.map(|value| value.get_ref()) {
+        Some(DeValue::Table(table)) => Idle::After {
+            after_ms: duration(table, "after").unwrap_or(super::IDLE_AFTER_MS),
+            then: if table.text("then") == Some("freeze") { IdleAction::Freeze } else { IdleAction::Stop },
+        },
+        Some(_) => Idle::Never,
+        None => Idle::default_for(routes),
+    }
+}
+
+/// Where routes lead to several ports, the one that is written first counts; later nobody knows the order any more.
+fn read_ready(ready: Option<&DeTable<'_>>, routes: &BTreeMap<Route, u16>, first: Option<u16>) -> ReadySpec {
+    if ready.is_some_and(|ready| ready.boolean("notify") == Some(true)) {
+        return ReadySpec::Notify;
+    }
+    let port = ready.and_then(|ready| ready.integer("listen")).and_then(|port| u16::try_from(port).ok());
+    let several = routes.values().any(|port| Some(*port) != first);
+    ReadySpec::Listen(port.or(first.filter(|_| several)))
+}
+
+fn read_stop(table: Option<&DeTable<'_>>) -> Stop {
+    let default = Stop::default();
+    let Some(table) = table else { return default };
+    Stop {
+        signal: table.text("signal").and_then(signal_number).unwrap_or(default.signal),
+        grace_ms: duration(table, "grace").unwrap_or(default.grace_ms),
+    }
+}

@@ -1,0 +1,148 @@
+//! Specs as TOML: what `get` prints, and what is parsed back to the same spec.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use super::{Idle, IdleAction, ReadySpec, Restart, VpsSpec, fields};
+use crate::{
+    VpsName,
+    run::{Stop, signal_name},
+};
+
+/// A spec file that holds this one VPS. Fields that hold their default are left out.
+pub fn render(name: &VpsName, spec: &VpsSpec) -> String {
+    let mut text = format!("tenant = {}\n\n[vps.{name}]\n", quoted(spec.tenant.as_str()));
+    for (field, value) in fields(spec) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{field} = {value}");
+    }
+    text
+}
+
+/// The fields that differ from their default, each with its value as TOML: `limits`, `{ memory = "512MiB" }`.
+pub fn fields(spec: &VpsSpec) -> Vec<(&'static str, String)> {
+    let mut list = vec![("image", quoted(&spec.image.to_string())), ("command", list_of(&spec.command))];
+    let mut add = |field: &'static str, written: bool, value: String| {
+        if written {
+            list.push((field, value));
+        }
+    };
+    add("cwd", spec.cwd != "/", quoted(&spec.cwd));
+    add("user", spec.user != "root", quoted(&spec.user));
+    add("hostname", spec.hostname.is_some(), quoted(spec.hostname.as_ref().map_or("", VpsName::as_str)));
+    let routes = spec.routes.iter().map(|(route, port)| (quoted(&route.to_string()), port.to_string()));
+    add("routes", !spec.routes.is_empty(), table(routes));
+    add("env", !spec.env.is_empty(), texts(&spec.env));
+    add("files", !spec.files.is_empty(), texts(&spec.files));
+    let limits = [
+        ("memory", spec.limits.memory.map(|bytes| quoted(&exact_bytes(bytes)))),
+        ("cpu", spec.limits.cpu_millis.map(cpus)),
+        ("processes", spec.limits.processes.map(|n| n.to_string())),
+    ];
+    let limits: Vec<_> = limits.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
+    add("limits", !limits.is_empty(), table(limits.into_iter()));
+    add("ids", i64::from(spec.ids) != fields::BLOCK, spec.ids.to_string());
+    add("idle", spec.idle != Idle::default_for(!spec.routes.is_empty()), idle(&spec.idle));
+    add("restart", spec.restart != Restart::OnFailure, quoted(restart(spec.restart)));
+    match spec.ready {
+        ReadySpec::Listen(Some(port)) => add("ready", true, format!("{{ listen = {port} }}")),
+        ReadySpec::Listen(None) => {}
+        ReadySpec::Notify => add("ready", true, "{ notify = true }".to_owned()),
+    }
+    let deadline = spec.start_deadline_ms;
+    add("start_deadline", deadline != super::START_DEADLINE_MS, quoted(&exact_duration(deadline)));
+    add("stop", spec.stop != Stop::default(), stop(&spec.stop));
+    add("setuid", !spec.setuid, spec.setuid.to_string());
+    add("nesting", spec.nesting, spec.nesting.to_string());
+    list
+}
+
+fn idle(idle: &Idle) -> String {
+    match idle {
+        Idle::Never => quoted("never"),
+        Idle::After { after_ms, then } => {
+            let then = if *then == IdleAction::Freeze { "freeze" } else { "stop" };
+            format!("{{ after = {}, then = {} }}", quoted(&exact_duration(*after_ms)), quoted(then))
+        }
+    }
+}
+
+fn restart(restart: Restart) -> &'static str {
+    match restart {
+        Restart::OnFailure => "on-failure",
+        Restart::Always => "always",
+        Restart::Never => "never",
+    }
+}
+
+fn stop(stop: &Stop) -> String {
+    let signal = signal_name(stop.signal).unwrap_or("SIGTERM");
+    format!("{{ signal = {}, grace = {} }}", quoted(signal), quoted(&exact_duration(stop.grace_ms)))
+}
+
+fn cpus(millis: u32) -> String {
+    let text = format!("{}.{:03}", millis / 1000, millis % 1000);
+    let short = text.trim_end_matches('0');
+    if short.ends_with('.') { format!("{short}0") } else { short.to_owned() }
+}
+
+/// The largest unit in which a quantity is a whole number.
+fn exact(quantity: u64, units: &[(u64, &str)]) -> String {
+    let fits = units.iter().find(|(factor, _)| quantity >= *factor && quantity % factor == 0);
+    let (factor, unit) = fits.or(units.last()).copied().unwrap_or((1, ""));
+    format!("{}{unit}", quantity / factor)
+}
+
+fn exact_bytes(bytes: u64) -> String {
+    exact(bytes, &[(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B")])
+}
+
+fn exact_duration(ms: u64) -> String {
+    exact(ms, &[(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms")])
+}
+
+fn table(entries: impl Iterator<Item = (String, String)>) -> String {
+    let entries: Vec<_> = entries.map(|(key, value)| format!("{key} = {value}")).collect();
+    format!("{{ {} }}", entries.join(", "))
+}
+
+fn texts(entries: &BTreeMap<String, String>) -> String {
+    let bare = |key: &str| !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    table(entries.iter().map(|(key, value)| {
+        let key = if bare(key) { key.clone() } else { quoted(key) };
+        (key, content(value))
+    }))
+}
+
+fn list_of(texts: &[String]) -> String {
+    let quoted: Vec<_> = texts.iter().map(|text| content(text)).collect();
+    format!("[{}]", quoted.join(", "))
+}
+
+/// A text of several lines as a literal, where that can hold it, so that a configuration file stays readable.
+fn content(text: &str) -> String {
+    let control = |c: char| c.is_control() && c != '\n' && c != '\t';
+    if text.contains('\n') && !text.contains("''") && !text.ends_with('\'') && !text.contains(control) {
+        return format!("'''\n{text}'''");
+    }
+    quoted(text)
+}
+
+fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\t' => out.push_str("\\t"),
+            '\r' => out.push_str("\\r"),
+            c if c.is_control() => {
+                let _ = write!(out, "\\u{:04X}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
