@@ -6,6 +6,58 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Grant, Limits, ServiceName, VpsName};
 
+mod fields;
+mod parse;
+
+pub use fields::SERVICES;
+pub use parse::parse;
+
+/// The configuration of a host that has no host.toml, or an empty one. `packaging/host.toml` says the same in words.
+pub fn default_config() -> HostConfig {
+    let word = "a word of the default configuration";
+    let designated = |services: &str, grants: &[&str], memory: Option<u64>, network, userland| Designated {
+        services: vec![services.parse().expect(word)],
+        grants: grants.iter().map(|grant| grant.parse().expect(word)).collect(),
+        limits: Limits { memory, ..Limits::default() },
+        network,
+        userland,
+    };
+    let mib = |count: u64| Some(count << 20);
+    let control = ["create,start,stop,freeze,delete,watch,logs,exec : *", "connect : apps,network,gateway"];
+    let gateway = ["wake : *", "listen : *", "connect : control"];
+    let all = [
+        designated("control", &control, mib(128), DesignatedNetwork::Link, false),
+        designated("gateway", &gateway, mib(256), DesignatedNetwork::Link, false),
+        designated("network", &[], mib(64), DesignatedNetwork::None, false),
+        designated("apps", &["layer : *"], None, DesignatedNetwork::Host, true),
+    ];
+    let name = |vps: &Designated| vps.services[0].as_str().parse().expect(word);
+    HostConfig {
+        reserve: Reserve { memory: 256 << 20, disk_percent: 5 },
+        network: NetworkConfig {
+            uplink: None,
+            subnet: "10.80.0.0/16".parse().expect(word),
+            subnet6: "fd80:ba11::/96".parse().expect(word),
+            resolvers: Vec::new(),
+        },
+        ids: Ids { first: 1_048_576, blocks: 30_000, shims: 600_000 },
+        cgroup: None,
+        layers: None,
+        designated: all.into_iter().map(|vps| (name(&vps), vps)).collect(),
+    }
+}
+
+/// The JSON schema of host.toml.
+pub fn json_schema() -> String {
+    crate::document::schema("Bailiwick host.toml", "One host's configuration.", &fields::FILE)
+}
+
+/// `5%`, from 0% to 99%.
+fn per_cent(text: &str) -> Option<u8> {
+    let digits = text.strip_suffix('%')?;
+    digits.parse().ok().filter(|percent| *percent < 100 && digits.bytes().all(|b| b.is_ascii_digit()))
+}
+
 /// One host's configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HostConfig {
@@ -135,5 +187,56 @@ impl Paths {
     /// What one VPS has on disk: `ids`, `state/{upper,work}`, `log/`.
     pub fn vps(&self, name: &VpsName) -> PathBuf {
         self.state.join("vps").join(name.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(text: &str) -> String {
+        let problems = parse("host.toml", text).expect_err("must be refused");
+        problems.iter().map(|problem| format!("{problem}\n")).collect()
+    }
+
+    #[test]
+    fn the_packaged_file_is_the_default() {
+        let text = include_str!("../../../packaging/host.toml");
+        assert_eq!(parse("host.toml", text), Ok(default_config()));
+        assert_eq!(parse("host.toml", ""), Ok(default_config()));
+    }
+
+    #[test]
+    fn a_service_runs_once_and_none_is_missing() {
+        let told = problems(
+            "[designated.a]\nservices = [\"control\", \"gateway\", \"mail\"]\n[designated.b]\nservices = [\"control\", \"network\"]\nnetwork = \"host\"\nclass = \"microvm\"\n",
+        );
+        assert!(told.contains("host.toml:2:35  `mail` is not a service; there are apps, control"), "{told}");
+        assert!(told.contains("host.toml:4:13  service `control` runs in vps \"a\" already"), "{told}");
+        assert!(told.contains("no designated VPS runs `apps`"), "{told}");
+        assert!(told.contains("host.toml:5:11  the VPS that runs `network` can have no other network"), "{told}");
+        assert!(told.contains("host.toml:6:9  `class` cannot be \"microvm\""), "{told}");
+    }
+
+    #[test]
+    fn ranges_of_ids_do_not_overlap() {
+        assert!(problems("ids = { first = 655360 }").contains("would belong to VPSs and to image layers"));
+        assert!(
+            problems("ids = { shims = 690000 }")
+                .contains("ids 700000 to 719999 would belong to shims and to image layers")
+        );
+        assert!(problems("ids = { first = 4000000000, blocks = 10000 }").contains("past the last there is"));
+    }
+
+    #[test]
+    fn illegal_values_are_told_with_what_is_expected() {
+        let told = problems(
+            "reserve = { memory = \"1GB\", disk = \"105%\" }\n[network]\nsubnet = \"10.80.0.1/16\"\nsubnet6 = \"fd80::/112\"\nuplink = \"\"\n",
+        );
+        assert!(told.contains("`1GB` is not a size such as \"512MiB\""), "{told}");
+        assert!(told.contains("`105%` is not a part such as \"5%\""), "{told}");
+        assert!(told.contains("write \"10.80.0.0/16\""), "{told}");
+        assert!(told.contains("a prefix of at most /96"), "{told}");
+        assert!(told.contains("network interface"), "{told}");
     }
 }

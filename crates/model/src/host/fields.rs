@@ -1,0 +1,164 @@
+//! The fields of host.toml.
+
+use crate::{
+    Grant,
+    document::{Field, Fields, Kind, Word, words},
+    spec::fields::LIMIT_FIELDS,
+};
+
+/// The services there are.
+pub const SERVICES: [&str; 4] = ["apps", "control", "gateway", "network"];
+
+fn told<T, E: std::fmt::Display>(result: Result<T, E>) -> Result<(), String> {
+    result.map(|_| ()).map_err(|error| error.to_string())
+}
+
+const PER_CENT: Word = Word {
+    expected: "a part such as \"5%\"",
+    pattern: Some("^[0-9]{1,2}%$"),
+    check: |text| match super::per_cent(text) {
+        Some(_) => Ok(()),
+        None => Err(format!("`{text}` is not a part such as \"5%\", from 0% to 99%")),
+    },
+};
+const INTERFACE: Word = Word {
+    expected: "a network interface such as \"eth0\"",
+    pattern: Some("^[^/ ]{1,15}$"),
+    check: |text| {
+        let legal = |b: u8| b.is_ascii_graphic() && !b"/:\"\\".contains(&b);
+        if (1..=15).contains(&text.len()) && text.bytes().all(legal) && text != "." && text != ".." {
+            return Ok(());
+        }
+        Err("expected a network interface's name such as \"eth0\", of 1 to 15 characters".to_owned())
+    },
+};
+const SUBNET: Word = Word {
+    expected: "an IPv4 network such as \"10.80.0.0/16\"",
+    pattern: Some("^[0-9.]+/[0-9]+$"),
+    check: |text| match text.parse::<ipnet::Ipv4Net>() {
+        Ok(net) if net != net.trunc() => Err(format!("`{text}` has bits beyond its prefix: write \"{}\"", net.trunc())),
+        Ok(net) if !(8..=27).contains(&net.prefix_len()) => {
+            Err(format!("`{text}` has the wrong size: a prefix from /8 to /27"))
+        }
+        Ok(_) => Ok(()),
+        Err(_) => Err(format!("`{text}` is not an IPv4 network such as \"10.80.0.0/16\"")),
+    },
+};
+const SUBNET6: Word = Word {
+    expected: "an IPv6 network such as \"fd80:ba11::/96\"",
+    pattern: Some("^[0-9a-fA-F:.]+/[0-9]+$"),
+    check: |text| match text.parse::<ipnet::Ipv6Net>() {
+        Ok(net) if net != net.trunc() => Err(format!("`{text}` has bits beyond its prefix: write \"{}\"", net.trunc())),
+        Ok(net) if net.prefix_len() > 96 => Err(format!("`{text}` is too small: a prefix of at most /96")),
+        Ok(_) => Ok(()),
+        Err(_) => Err(format!("`{text}` is not an IPv6 network such as \"fd80:ba11::/96\"")),
+    },
+};
+const RESOLVER: Word = Word {
+    expected: "an address such as \"9.9.9.9\"",
+    pattern: Some("^[0-9a-fA-F:.]+$"),
+    check: |text| {
+        text.parse::<std::net::IpAddr>()
+            .map(|_| ())
+            .map_err(|_| format!("`{text}` is not an address such as \"9.9.9.9\""))
+    },
+};
+const GRANT: Word = Word {
+    expected: "a grant such as \"start,stop : *\"",
+    pattern: Some("^[a-z, ]+:.+$"),
+    check: |text| told(text.parse::<Grant>()),
+};
+const SERVICE: Word = Word {
+    expected: "a service: apps, control, gateway or network",
+    pattern: Some("^(apps|control|gateway|network)$"),
+    check: |text| match SERVICES.contains(&text) {
+        true => Ok(()),
+        false => Err(format!("`{text}` is not a service; there are {}", SERVICES.join(", "))),
+    },
+};
+const CGROUP: Word = Word {
+    expected: "a cgroup's name beginning with \"bailiwick\"",
+    pattern: Some("^bailiwick[a-z0-9-]*$"),
+    check: |text| {
+        let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        if text.starts_with("bailiwick") && text.len() <= 63 && text.bytes().all(legal) {
+            return Ok(());
+        }
+        Err(format!("`{text}` is not a cgroup's name of a-z, 0-9 and `-` that begins with \"bailiwick\""))
+    },
+};
+
+static RESERVE: Fields = Fields {
+    fields: &[
+        Field::new("memory", Kind::Word(words::MEMORY), "Memory that VPSs never get.").default("\"256MiB\""),
+        Field::new("disk", Kind::Word(PER_CENT), "Part of the disk that VPSs never get.").default("\"5%\""),
+    ],
+    later: &[],
+    otherwise: &[],
+};
+
+static NETWORK: Fields = Fields {
+    fields: &[
+        Field::new(
+            "uplink",
+            Kind::Word(INTERFACE),
+            "The host's interface through which VPSs reach the outside, masqueraded.",
+        )
+        .default("none, they don't"),
+        Field::new("subnet", Kind::Word(SUBNET), "VPSs' IPv4 addresses; the first 16 are the designated VPSs'.")
+            .default("\"10.80.0.0/16\""),
+        Field::new("subnet6", Kind::Word(SUBNET6), "VPSs' IPv6 addresses.").default("\"fd80:ba11::/96\""),
+        Field::new("resolvers", Kind::List(&Kind::Word(RESOLVER), 3), "Name servers of VPSs.").default("[]"),
+    ],
+    later: &[],
+    otherwise: &[("interface", "write: uplink = \"eth0\""), ("dns", "write: resolvers = [\"9.9.9.9\"]")],
+};
+
+static IDS: Fields = Fields {
+    fields: &[
+        Field::new("first", Kind::Integer(65_536, u32::MAX as i64), "First id of the first block of 65536 ids.")
+            .default("1048576"),
+        Field::new("blocks", Kind::Integer(16, 65_000), "Blocks of 65536 ids; a VPS has one or more.").default("30000"),
+        Field::new(
+            "shims",
+            Kind::Integer(1000, u32::MAX as i64),
+            "First uid of those that shims run as, one per block.",
+        )
+        .default("600000"),
+    ],
+    later: &[],
+    otherwise: &[],
+};
+
+static DESIGNATED: Fields = Fields {
+    fields: &[
+        Field::new("services", Kind::List(&Kind::Word(SERVICE), 4), "The services it runs.").required(),
+        Field::new("grants", Kind::List(&Kind::Word(GRANT), 64), "What it may ask of the host.").default("[]"),
+        Field::new("limits", Kind::Table(&LIMIT_FIELDS), "What it may use at most."),
+        Field::new("class", Kind::Choice(&["native"]), "How it is isolated.").default("\"native\""),
+        Field::new("network", Kind::Choice(&["link", "host", "none"]), "Which network it has.")
+            .default("\"link\", and \"none\" for the one that runs `network`"),
+        Field::new("userland", Kind::Boolean, "Whether it sees the host's programs, read-only.").default("false"),
+    ],
+    later: &[],
+    otherwise: &[],
+};
+
+/// All of host.toml.
+pub(super) static FILE: Fields = Fields {
+    fields: &[
+        Field::new("reserve", Kind::Table(&RESERVE), "What VPSs never get."),
+        Field::new("network", Kind::Table(&NETWORK), "Addresses of VPSs."),
+        Field::new("ids", Kind::Table(&IDS), "Ids of VPSs on the host."),
+        Field::new("cgroup", Kind::Word(CGROUP), "Name of this host's cgroup.").default("\"bailiwick\""),
+        Field::new("layers", Kind::Word(words::PATH), "Where image layers are.").default("`layers` beside the VPSs"),
+        Field::new(
+            "designated",
+            Kind::Map(words::VPS_NAME, &Kind::Table(&DESIGNATED), 14),
+            "The designated VPSs; each service runs in one of them.",
+        )
+        .default("one for each service"),
+    ],
+    later: &[("volumes", "leave it out"), ("console", "leave it out")],
+    otherwise: &[],
+};

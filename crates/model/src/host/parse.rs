@@ -1,0 +1,164 @@
+//! host.toml, parsed: everything that is wrong is told at once.
+
+use std::{collections::BTreeMap, ops::Range};
+
+use toml::de::DeTable;
+
+use super::{Designated, DesignatedNetwork, HostConfig, Ids, NetworkConfig, Reserve, fields};
+use crate::{
+    VpsName,
+    document::{Get, Source, check, in_order},
+    limits::parse_bytes,
+    spec::{Problem, read_limits},
+};
+
+/// The ids that image layers have on disk.
+const LAYER_IDS: Range<u64> = 700_000..765_536;
+
+/// Parses the text of a host.toml; `file` is its name for messages. What is not written is as in `default_config`.
+///
+/// # Errors
+/// All problems that were found, in the order of the file.
+pub fn parse(file: &str, text: &str) -> Result<HostConfig, Vec<Problem>> {
+    let source = Source { file, text };
+    let document = source.parse()?;
+    let root = document.get_ref();
+    let mut problems = check(&source, root, 0..0, &fields::FILE);
+    let config = read(root);
+    problems.extend(services(&source, root));
+    problems.extend(ids(&source, root, &config.ids));
+    if problems.is_empty() { Ok(config) } else { Err(in_order(problems)) }
+}
+
+/// Each service must be run once, and the one that makes the network has no link to it.
+fn services(source: &Source<'_>, root: &DeTable<'_>) -> Vec<Problem> {
+    let Some((key, designated)) = root.get_key_value("designated") else { return Vec::new() };
+    let mut problems = Vec::new();
+    let mut runs = Vec::<(usize, Range<usize>, &str, &str)>::new();
+    for (name, vps) in designated.get_ref().as_table().into_iter().flatten() {
+        let Some(vps) = vps.get_ref().as_table() else { continue };
+        let list = vps.get("services").and_then(|list| list.get_ref().as_array());
+        for service in list.into_iter().flat_map(|list| list.iter()) {
+            let span = service.span();
+            runs.push((span.start, span, service.get_ref().as_str().unwrap_or_default(), name.get_ref().as_ref()));
+        }
+        if list.is_some_and(|list| list.is_empty()) {
+            let hint = format!("there are {}", fields::SERVICES.join(", "));
+            problems.push(source.problem(
+                name.span(),
+                format!("vps \"{}\" runs no service", name.get_ref()),
+                Some(hint),
+            ));
+        }
+        let makes = vps.texts("services").is_some_and(|list| list.iter().any(|service| service == "network"));
+        if let Some((_, network)) =
+            vps.get_key_value("network").filter(|(_, v)| makes && v.get_ref().as_str() != Some("none"))
+        {
+            let message = "the VPS that runs `network` can have no other network";
+            problems.push(source.problem(network.span(), message, Some("write: network = \"none\"".to_owned())));
+        }
+    }
+    runs.sort_by_key(|(at, ..)| *at);
+    let mut owners = BTreeMap::<&str, &str>::new();
+    for (_, span, service, name) in runs {
+        match owners.get(service) {
+            Some(owner) => {
+                let message = format!("service `{service}` runs in vps \"{owner}\" already");
+                problems.push(source.problem(span, message, Some("each service runs once".to_owned())));
+            }
+            None => drop(owners.insert(service, name)),
+        }
+    }
+    for service in fields::SERVICES.iter().filter(|service| !owners.contains_key(**service)) {
+        let hint = format!("write: [designated.{service}] and services = [\"{service}\"]");
+        problems.push(source.problem(key.span(), format!("no designated VPS runs `{service}`"), Some(hint)));
+    }
+    problems
+}
+
+/// The three ranges of ids must not touch each other.
+fn ids(source: &Source<'_>, root: &DeTable<'_>, ids: &Ids) -> Vec<Problem> {
+    let span = root.get_key_value("ids").map_or(0..0, |(key, _)| key.span());
+    let vps = u64::from(ids.first)..u64::from(ids.first) + u64::from(ids.blocks) * 65_536;
+    let shims = u64::from(ids.shims)..u64::from(ids.shims) + u64::from(ids.blocks);
+    let mut problems = Vec::new();
+    // The last two ids mean "none" and "all" to the kernel.
+    for (what, range) in [("VPSs", &vps), ("shims", &shims)] {
+        if range.end > u64::from(u32::MAX) - 1 {
+            let message = format!("the ids of {what} would end at {}, past the last there is", range.end - 1);
+            problems.push(source.problem(span.clone(), message, Some("write fewer blocks".to_owned())));
+        }
+    }
+    let ranges = [("VPSs", &vps), ("shims", &shims), ("image layers", &LAYER_IDS)];
+    for (i, (what, a)) in ranges.iter().enumerate() {
+        for (other, b) in &ranges[i + 1..] {
+            if a.start < b.end && b.start < a.end {
+                let (first, last) = (a.start.max(b.start), a.end.min(b.end) - 1);
+                let message = format!("ids {first} to {last} would belong to {what} and to {other}");
+                let hint = "leave `ids` out, or write ranges that do not overlap".to_owned();
+                problems.push(source.problem(span.clone(), message, Some(hint)));
+            }
+        }
+    }
+    problems
+}
+
+fn read(root: &DeTable<'_>) -> HostConfig {
+    let mut config = super::default_config();
+    if let Some(reserve) = root.table("reserve") {
+        let memory = reserve.text("memory").and_then(|text| parse_bytes(text).ok());
+        let disk_percent = reserve.text("disk").and_then(super::per_cent);
+        let default = &config.reserve;
+        config.reserve = Reserve {
+            memory: memory.unwrap_or(default.memory),
+            disk_percent: disk_percent.unwrap_or(default.disk_percent),
+        };
+    }
+    if let Some(network) = root.table("network") {
+        let resolvers = network.texts("resolvers").unwrap_or_default();
+        config.network = NetworkConfig {
+            uplink: network.text("uplink").map(str::to_owned),
+            subnet: network.parsed("subnet").unwrap_or(config.network.subnet),
+            subnet6: network.parsed("subnet6").unwrap_or(config.network.subnet6),
+            resolvers: resolvers.iter().filter_map(|address| address.parse().ok()).collect(),
+        };
+    }
+    if let Some(ids) = root.table("ids") {
+        let number = |name: &str, default: u32| ids.integer(name).and_then(|n| n.try_into().ok()).unwrap_or(default);
+        config.ids = Ids {
+            first: number("first", config.ids.first),
+            blocks: number("blocks", config.ids.blocks),
+            shims: number("shims", config.ids.shims),
+        };
+    }
+    config.cgroup = root.text("cgroup").map(str::to_owned);
+    config.layers = root.text("layers").map(Into::into);
+    if let Some(designated) = root.table("designated") {
+        let one = |(name, vps): (&toml::Spanned<toml::de::DeString<'_>>, &crate::document::Value<'_>)| {
+            Some((name.get_ref().parse::<VpsName>().ok()?, read_designated(vps.get_ref().as_table()?)))
+        };
+        config.designated = designated.iter().filter_map(one).collect();
+    }
+    config
+}
+
+fn read_designated(table: &DeTable<'_>) -> Designated {
+    fn list<T: std::str::FromStr>(table: &DeTable<'_>, name: &str) -> Vec<T> {
+        let texts = table.texts(name).unwrap_or_default();
+        texts.iter().filter_map(|text| text.parse().ok()).collect()
+    }
+    let services: Vec<crate::ServiceName> = list(table, "services");
+    let network = match table.text("network") {
+        Some("host") => DesignatedNetwork::Host,
+        Some("none") => DesignatedNetwork::None,
+        None if services.iter().any(|service| service.as_str() == "network") => DesignatedNetwork::None,
+        _ => DesignatedNetwork::Link,
+    };
+    Designated {
+        services,
+        grants: list(table, "grants"),
+        limits: table.table("limits").map(read_limits).unwrap_or_default(),
+        network,
+        userland: table.boolean("userland").unwrap_or(false),
+    }
+}
