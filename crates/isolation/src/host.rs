@@ -1,0 +1,71 @@
+//! What the host daemon does as root before any tenant code can run: steps 1 to 4 of a start (docs/ARCHITECTURE.md).
+//!
+//! Each step is one function; none keeps state, the daemon does. All block only for as long as the kernel takes.
+
+pub mod cgroup;
+pub mod link;
+pub mod namespaces;
+pub mod stage;
+
+use std::{io, path::PathBuf};
+
+pub use cgroup::{Cgroup, Hierarchies, Usage};
+pub use link::Linker;
+pub use namespaces::{BLOCK, IdRange, LAYER_IDS, Namespaces, layer_map, make_namespaces};
+pub use stage::{HostBind, ShimStart, spawn_shim};
+
+/// Which step failed.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// Step 1.
+    #[error("cgroup {}: {action}", path.display())]
+    Cgroup {
+        /// What was being done.
+        action: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// No cgroup hierarchy is mounted where one is needed.
+    #[error("{0} is not mounted; bailiwick needs cgroup v2, alone or beside v1 `memory`, `cpu` and `pids`")]
+    NoHierarchy(&'static str),
+    /// Step 2.
+    #[error("making namespaces for ids {first} and following")]
+    Namespaces {
+        /// First id.
+        first: u32,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// Step 3.
+    #[error("network link {name}")]
+    Link {
+        /// The outer end's name.
+        name: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// Step 4.
+    #[error("{action} {}", path.display())]
+    Stage {
+        /// What was being done.
+        action: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl HostError {
+    /// The error and its cause in one line, for a person.
+    pub fn explain(&self) -> String {
+        let cause = std::error::Error::source(self);
+        cause.map_or_else(|| self.to_string(), |cause| format!("{self}: {cause}"))
+    }
+}

@@ -1,0 +1,84 @@
+//! Step 3: the veth pair between a VPS and the network VPS.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+};
+
+use model::run::Link;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage},
+};
+use rustix::{
+    fs::{Mode, OFlags, open},
+    thread::LinkNameSpaceType,
+};
+use sys::{namespace::enter, netlink::Netlink};
+
+use super::HostError;
+
+/// Makes links; a netlink socket in the network VPS's namespace.
+#[derive(Debug)]
+pub struct Linker {
+    netlink: Netlink,
+}
+
+impl Linker {
+    /// Opens a socket in `outer`, the network VPS's network namespace. The calling thread is there for a moment.
+    pub fn new(outer: BorrowedFd<'_>) -> Result<Self, HostError> {
+        let fault = |source: io::Error| HostError::Link { name: "in the network namespace".to_owned(), source };
+        let own = open("/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let own = own.map_err(|e| fault(e.into()))?;
+        enter(outer, LinkNameSpaceType::Network).map_err(fault)?;
+        let netlink = Netlink::open();
+        // A daemon in the wrong network namespace would bind tenants' sockets there.
+        enter(own.as_fd(), LinkNameSpaceType::Network).unwrap_or_else(|_| std::process::abort());
+        Ok(Self { netlink: netlink.map_err(fault)? })
+    }
+
+    /// Makes the pair: `eth0` in `inner`, `link.name` in the network VPS's namespace, both down. A pair of that name that a
+    /// run before left behind (the kernel removes namespaces late) is removed.
+    pub fn create(&mut self, link: &Link, inner: BorrowedFd<'_>) -> Result<(), HostError> {
+        let made = match self.try_create(link, inner) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.delete(&link.name)?;
+                self.try_create(link, inner)
+            }
+            made => made,
+        };
+        made.map_err(|source| HostError::Link { name: link.name.clone(), source })
+    }
+
+    fn try_create(&mut self, link: &Link, inner: BorrowedFd<'_>) -> io::Result<()> {
+        let mut peer = LinkMessage::default();
+        peer.attributes = vec![
+            LinkAttribute::IfName("eth0".to_owned()),
+            LinkAttribute::Address(Link::INNER_MAC.to_vec()),
+            LinkAttribute::NetNsFd(inner.as_raw_fd()),
+        ];
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(link.name.clone()),
+            LinkAttribute::Address(Link::OUTER_MAC.to_vec()),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Veth),
+                LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+            ]),
+        ];
+        self.netlink.request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL).map(drop)
+    }
+
+    /// Removes the pair whose outer end has this name, if there is one.
+    pub fn delete(&mut self, name: &str) -> Result<(), HostError> {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+        match self.netlink.request(RouteNetlinkMessage::DelLink(message), 0) {
+            Err(error) if error.raw_os_error() != Some(rustix::io::Errno::NODEV.raw_os_error()) => {
+                Err(HostError::Link { name: name.to_owned(), source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+}
