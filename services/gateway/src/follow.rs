@@ -1,0 +1,119 @@
+//! Follows `control`'s routes and states; what is known stays in force while `control` is away.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    time::Duration,
+};
+
+use model::{ListenAddress, VpsName};
+use tokio::{sync::watch, time::sleep};
+use wire::{
+    Client, Fault,
+    control::{RouteEntry, RouteUpdate, Routes},
+};
+
+use crate::{
+    idle::attend,
+    route::{Site, Table, Target},
+    wake::{Use, Vps},
+};
+
+/// Pause before asking again for a stream that ended: the first, and the longest.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// The table in force and every VPS in it.
+#[derive(Debug)]
+pub struct Directory {
+    control: Client,
+    table: RwLock<Option<Table>>,
+    known: Mutex<HashMap<VpsName, Arc<Vps>>>,
+}
+
+impl Directory {
+    /// Knows nothing yet.
+    pub fn new(control: Client) -> Arc<Self> {
+        Arc::new(Self { control, table: RwLock::default(), known: Mutex::default() })
+    }
+
+    /// The target that `select` finds on the site of `listen`, and a use of it, which begins before the table can change.
+    pub fn find(
+        &self,
+        listen: ListenAddress,
+        select: impl FnOnce(&Site) -> Option<&Target>,
+    ) -> Option<(Arc<Vps>, u16, Use)> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let target = select(table.as_ref()?.site(listen)?)?;
+        Some((target.vps.clone(), target.port, target.vps.enter()))
+    }
+
+    /// The addresses of the table; none as long as there is no table.
+    pub fn addresses(&self) -> Option<Vec<ListenAddress>> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        Some(table.as_ref()?.addresses().collect())
+    }
+
+    /// Follows without an end; sends on `changed` whenever there is another table.
+    pub async fn follow(self: &Arc<Self>, changed: watch::Sender<()>) {
+        let mut pause = PAUSE.0;
+        loop {
+            let mut first = true;
+            if let Err(fault) = self.follow_once(&changed, &mut first).await {
+                tracing::warn!(%fault, "the stream of routes ended");
+            }
+            pause = if first { (pause * 2).min(PAUSE.1) } else { PAUSE.0 };
+            sleep(pause).await;
+        }
+    }
+
+    async fn follow_once(self: &Arc<Self>, changed: &watch::Sender<()>, first: &mut bool) -> Result<(), Fault> {
+        let mut stream = self.control.stream(&Routes {}).await?;
+        while let Some(update) = stream.next().await? {
+            let swapped = update.table.is_some();
+            self.apply(update, *first);
+            *first = false;
+            if swapped {
+                changed.send_replace(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts an update in force. States come first, so that the first request by a new table finds them.
+    fn apply(self: &Arc<Self>, update: RouteUpdate, first: bool) {
+        for state in update.states {
+            let vps = self.vps(&mut self.known(), &state.name);
+            vps.hear(state, first);
+        }
+        let Some(entries) = update.table else { return };
+        let mut known = self.known();
+        let mut routed: HashMap<&VpsName, Option<Duration>> = HashMap::new();
+        for RouteEntry { name, idle_after_ms, .. } in &entries {
+            let after = idle_after_ms.map(Duration::from_millis);
+            // Each route of a VPS carries the same time; should they differ, the longer one counts, and never is longest.
+            let longest = routed.entry(name).or_insert(after);
+            *longest = longest.zip(after).map(|(a, b)| a.max(b));
+        }
+        let table = Table::new(&entries, |entry| self.vps(&mut known, &entry.name));
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = Some(table);
+        known.retain(|name, vps| {
+            let after = routed.get(name);
+            vps.configure(after.is_some(), after.copied().flatten());
+            !vps.retire()
+        });
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<VpsName, Arc<Vps>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn vps(&self, known: &mut HashMap<VpsName, Arc<Vps>>, name: &VpsName) -> Arc<Vps> {
+        if let Some(vps) = known.get(name) {
+            return vps.clone();
+        }
+        let vps = Vps::new(name.clone());
+        tokio::spawn(attend(vps.clone(), self.control.clone()));
+        known.insert(name.clone(), vps.clone());
+        vps
+    }
+}

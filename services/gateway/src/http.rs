@@ -1,0 +1,290 @@
+//! Content routes: one client's HTTP/1.1 connection, each of its requests led to its VPS.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Body as _, Frame, Incoming, SizeHint},
+    server::conn::http1,
+    service::service_fn,
+    upgrade::{OnUpgrade, Upgraded},
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use model::ListenAddress;
+use tokio::{io::AsyncWriteExt, net::TcpStream, time::Instant};
+
+use crate::{
+    backend::{Backend, MAX_HEAD},
+    detect,
+    follow::Directory,
+    forward::{self, Client},
+    page,
+    route::Site,
+    splice,
+    wake::{DEADLINE, NotReached, Use, Vps},
+};
+
+/// How long the head of a request may take, and a connection be silent before it.
+const HEAD: Duration = Duration::from_secs(30);
+/// Bytes of a method and path that `control` is told.
+const TOLD: usize = 120;
+/// How often a request is sent at most.
+const ATTEMPTS: usize = 3;
+
+/// Serves one client's connection.
+pub async fn serve(
+    stream: TcpStream,
+    peer: std::net::IpAddr,
+    listen: ListenAddress,
+    directory: Arc<Directory>,
+    head: Duration,
+) {
+    let client = Client::new(peer);
+    let service = service_fn(|request| {
+        let (client, directory) = (&client, &directory);
+        async move { Ok::<_, Infallible>(answer(request, client, listen, directory).await) }
+    });
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(head).max_header_size(MAX_HEAD);
+    if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).with_upgrades().await {
+        tracing::debug!(%error, "a client's connection ended");
+    }
+}
+
+/// The usual time for a request's head.
+pub fn head_time() -> Duration {
+    HEAD
+}
+
+async fn answer(
+    mut request: Request<Incoming>,
+    client: &Client,
+    listen: ListenAddress,
+    directory: &Directory,
+) -> Response<Body> {
+    if request.method() == Method::CONNECT {
+        return page::page(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not served here");
+    }
+    let host = match detect::host(request.version(), request.uri(), request.headers()) {
+        Ok(host) => host,
+        Err(reason) => return page::bad_host(reason),
+    };
+    let path = request.uri().path();
+    let found = directory.find(listen, |site| match site {
+        Site::Content(hosts) => hosts.find(&host.name, path),
+        Site::Address(_) => None,
+    });
+    let Some((vps, port, in_use)) = found else { return page::no_route() };
+    let upgrade = forward::upgrade(request.version(), request.headers());
+    let client_end = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+    let (mut parts, body) = request.into_parts();
+    forward::request(&mut parts, host.written, client, upgrade);
+    let upload = if body.is_end_stream() { Upload::Nothing } else { Upload::Body(body) };
+    let sent = send(Request::from_parts(parts, upload), &vps, port, client).await;
+    let (backend, mut response) = match sent {
+        Ok(answered) => answered,
+        Err(Unanswered::NotReached(reason)) => return page::not_reached(&reason),
+        Err(Unanswered::Broken) => return page::broken(),
+    };
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let Some(client_end) = client_end else { return page::broken() };
+        let server_end = hyper::upgrade::on(&mut response);
+        tokio::spawn(go_on(client_end, server_end, in_use));
+        let (mut parts, _) = response.into_parts();
+        forward::response(&mut parts);
+        return Response::from_parts(parts, Body::Page(None));
+    }
+    let (mut parts, incoming) = response.into_parts();
+    forward::response(&mut parts);
+    let mut lease = Some(Lease { backend, vps, _in_use: in_use });
+    if incoming.is_end_stream() {
+        lease.take().map(Lease::end);
+    }
+    Response::from_parts(parts, Body::Answer { incoming, lease })
+}
+
+/// What `control` is told of a request: bounded, without its query.
+fn told(request: &Request<Upload>, client: &Client) -> String {
+    let short = |text: &str| text.chars().filter(|c| !c.is_control()).take(TOLD).collect::<String>();
+    format!("{} {} from {}", short(request.method().as_str()), short(request.uri().path()), client.address)
+}
+
+enum Unanswered {
+    NotReached(NotReached),
+    Broken,
+}
+
+/// Sends a request, again where the first connection turned out to be closed and sending twice does no harm: no byte of
+/// it was written, or it has no body and may be repeated (RFC 9110, 9.2.2).
+async fn send(
+    mut request: Request<Upload>,
+    vps: &Vps,
+    port: u16,
+    client: &Client,
+) -> Result<(Backend, Response<Incoming>), Unanswered> {
+    let deadline = Instant::now() + DEADLINE;
+    let repeatable = request.method().is_idempotent() && matches!(request.body(), Upload::Nothing);
+    let mut fresh = false;
+    for _ in 0..ATTEMPTS {
+        let by = || told(&request, client);
+        let mut backend = Backend::get(vps, port, fresh, by, deadline).await.map_err(Unanswered::NotReached)?;
+        let copy = (repeatable && backend.reused).then(|| head_of(&request));
+        let error = match backend.send(request).await {
+            Ok(response) => return Ok((backend, response)),
+            Err((error, unsent)) => match unsent.or(copy) {
+                Some(again) if backend.reused || !vps.is_up(backend.generation) => {
+                    request = again;
+                    error
+                }
+                _ => {
+                    tracing::debug!(vps = %vps.name, %error, "a request was not answered");
+                    return Err(Unanswered::Broken);
+                }
+            },
+        };
+        tracing::debug!(vps = %vps.name, %error, "a request is sent again");
+        fresh = true;
+    }
+    Err(Unanswered::Broken)
+}
+
+fn head_of(request: &Request<Upload>) -> Request<Upload> {
+    let mut copy = Request::new(Upload::Nothing);
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}
+
+/// Relays what follows a `101`, in the kernel.
+async fn go_on(client: OnUpgrade, server: OnUpgrade, in_use: Use) {
+    let relayed = async {
+        let (client, server) = tokio::try_join!(client, server)?;
+        let (mut client, from_client) = socket(client)?;
+        let (mut server, from_server) = socket(server)?;
+        // What was read together with the heads comes first.
+        server.write_all(&from_client).await?;
+        client.write_all(&from_server).await?;
+        anyhow::Ok(splice::relay(client, server).await?)
+    };
+    if let Err(error) = relayed.await {
+        tracing::debug!(%error, "an upgraded connection ended");
+    }
+    drop(in_use);
+}
+
+fn socket(upgraded: Upgraded) -> anyhow::Result<(TcpStream, Bytes)> {
+    let parts = upgraded
+        .downcast::<TokioIo<TcpStream>>()
+        .map_err(|_| anyhow::anyhow!("the upgraded connection is not a socket"))?;
+    Ok((parts.io.into_inner(), parts.read_buf))
+}
+
+/// The body of a request to a server.
+#[derive(Debug)]
+pub enum Upload {
+    /// It has none.
+    Nothing,
+    /// The client's.
+    Body(Incoming),
+}
+
+impl hyper::body::Body for Upload {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        match self.get_mut() {
+            Self::Nothing => Poll::Ready(None),
+            Self::Body(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Nothing => true,
+            Self::Body(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Nothing => SizeHint::with_exact(0),
+            Self::Body(body) => body.size_hint(),
+        }
+    }
+}
+
+/// The connection an answer comes on, and the use of its VPS, until the answer has been read.
+#[derive(Debug)]
+pub struct Lease {
+    backend: Backend,
+    vps: Arc<Vps>,
+    _in_use: Use,
+}
+
+impl Lease {
+    fn end(self) {
+        self.backend.keep(&self.vps);
+    }
+}
+
+/// The body of an answer.
+#[derive(Debug)]
+pub enum Body {
+    /// The gateway's own.
+    Page(Option<Bytes>),
+    /// A server's.
+    Answer {
+        /// What comes from it.
+        incoming: Incoming,
+        /// Until its end.
+        lease: Option<Lease>,
+    },
+}
+
+impl Body {
+    /// A body that is known.
+    pub fn page(bytes: Bytes) -> Self {
+        Self::Page(Some(bytes))
+    }
+}
+
+impl hyper::body::Body for Body {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        match self.get_mut() {
+            Self::Page(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Answer { incoming, lease } => {
+                let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+                if frame.is_none() || incoming.is_end_stream() {
+                    lease.take().map(Lease::end);
+                }
+                Poll::Ready(frame)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Page(bytes) => bytes.is_none(),
+            Self::Answer { incoming, .. } => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Page(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Answer { incoming, .. } => incoming.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! Calls `Wake` and `Idle` for one VPS, one after the other: an `Idle` has been answered before the next `Wake` is sent,
+//! so `control` never hears them in the wrong order.
+
+use std::{sync::Arc, time::Duration};
+
+use model::api::ErrorKind;
+use tokio::time::{sleep_until, timeout};
+use wire::{
+    Client, Fault,
+    control::{Idle, Wake},
+};
+
+use crate::wake::{Next, Vps};
+
+/// Both are answered at once by a `control` that lives.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// Serves one VPS until it has no route and no user.
+pub async fn attend(vps: Arc<Vps>, control: Client) {
+    loop {
+        let next = vps.next();
+        match &next {
+            Next::Wake { round, by } => {
+                match answer(control.call(&Wake { name: vps.name.clone(), by: by.clone() })).await {
+                    Ok(state) => vps.answered(*round, state),
+                    Err(fault) if fault.kind == ErrorKind::Unavailable => vps.call_again(&next),
+                    Err(fault) => {
+                        tracing::warn!(vps = %vps.name, %fault, "a wake was refused");
+                        vps.refused(*round);
+                    }
+                }
+            }
+            Next::Idle => match answer(control.call(&Idle { name: vps.name.clone() })).await {
+                Ok(_) => tracing::debug!(vps = %vps.name, "idle"),
+                Err(fault) if fault.kind == ErrorKind::Unavailable => vps.call_again(&next),
+                Err(fault) => tracing::warn!(vps = %vps.name, %fault, "idle was refused"),
+            },
+            Next::SleepUntil(at) => tokio::select! {
+                () = sleep_until(*at) => {}
+                () = vps.work.notified() => {}
+            },
+            Next::Rest => vps.work.notified().await,
+            Next::End => return,
+        }
+    }
+}
+
+async fn answer<T>(call: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+    let late = |_| Err(Fault::new(ErrorKind::Unavailable, "no answer in time"));
+    timeout(ANSWER, call).await.unwrap_or_else(late)
+}

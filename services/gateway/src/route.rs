@@ -1,0 +1,90 @@
+//! The table of routes: made once from what `control` says, never changed, swapped whole.
+
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+
+use model::{ListenAddress, Route};
+use wire::control::RouteEntry;
+
+use crate::wake::Vps;
+
+/// Where a route leads.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The VPS.
+    pub vps: Arc<Vps>,
+    /// The port inside.
+    pub port: u16,
+}
+
+/// What is done with connections to one address.
+#[derive(Debug)]
+pub enum Site {
+    /// All are relayed to one port.
+    Address(Target),
+    /// They speak HTTP.
+    Content(Hosts),
+}
+
+/// Routes by host name, in lower case; each host's by prefix, the longest first.
+#[derive(Debug, Default)]
+pub struct Hosts(HashMap<Box<str>, Vec<(Box<str>, Target)>>);
+
+/// All routes.
+#[derive(Debug, Default)]
+pub struct Table(HashMap<SocketAddr, Site>);
+
+impl Table {
+    /// The table of `entries`. On an address with a `tcp` route, others don't count.
+    pub fn new(entries: &[RouteEntry], mut vps: impl FnMut(&RouteEntry) -> Arc<Vps>) -> Self {
+        let mut sites: HashMap<SocketAddr, Site> = HashMap::new();
+        for entry in entries {
+            let target = Target { vps: vps(entry), port: entry.port };
+            match &entry.route {
+                Route::Tcp(_) => {
+                    sites.insert(entry.listen.0, Site::Address(target));
+                }
+                Route::Http { host, prefix, .. } => {
+                    let site = sites.entry(entry.listen.0).or_insert_with(|| Site::Content(Hosts::default()));
+                    if let Site::Content(hosts) = site {
+                        hosts.add(host, prefix, target);
+                    }
+                }
+            }
+        }
+        Self(sites)
+    }
+
+    /// What is done with connections to `address`.
+    pub fn site(&self, address: ListenAddress) -> Option<&Site> {
+        self.0.get(&address.0)
+    }
+
+    /// All addresses that have to be listened on.
+    pub fn addresses(&self) -> impl Iterator<Item = ListenAddress> {
+        self.0.keys().map(|address| ListenAddress(*address))
+    }
+}
+
+impl Hosts {
+    fn add(&mut self, host: &str, prefix: &str, target: Target) {
+        let routes = self.0.entry(host.into()).or_default();
+        let at = routes.partition_point(|(other, _)| other.len() >= prefix.len());
+        routes.insert(at, (prefix.into(), target));
+    }
+
+    /// The route of a request for `path` on `host` (in lower case, without port).
+    pub fn find(&self, host: &str, path: &str) -> Option<&Target> {
+        let routes = self.0.get(host)?;
+        routes.iter().find(|(prefix, _)| covers(prefix, path)).map(|(_, target)| target)
+    }
+}
+
+/// Whether `path` is `prefix` or lies under it. Only whole segments count, and as they were written: what a
+/// server makes of `..` or `%2e` behind its own prefix is its own affair.
+fn covers(prefix: &str, path: &str) -> bool {
+    let prefix = prefix.trim_end_matches('/');
+    match path.strip_prefix(prefix) {
+        Some(rest) => prefix.is_empty() || rest.is_empty() || rest.starts_with('/'),
+        None => false,
+    }
+}

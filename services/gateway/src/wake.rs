@@ -1,0 +1,450 @@
+//! One VPS as the gateway sees it: whether it can be sent to, who waits for it, who uses it.
+//!
+//! The stream of `Routes` and the answers to `Wake` come on different connections, so a state may be older than what the
+//! gateway itself has said since. Three rules keep it from sending where it must not:
+//! - `Wake` and `Idle` of one VPS are called one after the other (see `idle`), so that an answer to `Wake` is newer
+//!   than every `Idle` before it.
+//! - After `Idle`, or after a connection to the VPS failed, it is *muted*: an `At` of that generation is not believed, it
+//!   is only a reason to ask again when somebody waits. What ends it: a `Wake` answered with `At`, a higher
+//!   generation, or a `No` that follows an `At` in the stream.
+//! - An answer counts only for the round of waiting it was asked in.
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use model::VpsName;
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout_at},
+};
+use wire::control::{Reachable, VpsState};
+
+use crate::backend::Pool;
+
+/// How long a client waits for a VPS.
+pub const DEADLINE: Duration = Duration::from_secs(90);
+/// How many clients may wait for one VPS.
+pub const WAITING: usize = 10_000;
+/// Pause before a `Wake` that follows a failed connection or call: the first, and the longest.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// Why a VPS was not reached.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotReached {
+    /// It could not be started.
+    #[error("{public}")]
+    Failed {
+        /// For a stranger.
+        public: String,
+        /// When it is worth trying again.
+        retry_after: Duration,
+    },
+    /// Not within `DEADLINE`.
+    #[error("not ready within {} s", DEADLINE.as_secs())]
+    Deadline,
+    /// `WAITING` clients wait already.
+    #[error("too many clients wait for it")]
+    Crowded,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Ask for a `Wake` before sending to it.
+    Away,
+    /// Somebody waits. `answered`: the generation of the answer to this round's `Wake`.
+    Waking {
+        answered: Option<u64>,
+    },
+    Up {
+        address: IpAddr,
+        generation: u64,
+    },
+    Failed {
+        public: String,
+        until: Instant,
+    },
+}
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    /// The stream's last word.
+    heard: Option<VpsState>,
+    muted: Option<u64>,
+    /// Counts the rounds of waiting.
+    round: u64,
+    /// A `Wake` is to be called, not before this time.
+    ask: Option<Instant>,
+    by: String,
+    /// `Idle` is to be called, not before this time.
+    say_idle: Option<Instant>,
+    pause: Duration,
+    users: usize,
+    waiting: usize,
+    idle_since: Instant,
+    idle_after: Option<Duration>,
+    routed: bool,
+    retired: bool,
+    /// Whoever calls `Wake` and `Idle` rests until `work` is notified.
+    resting: bool,
+}
+
+/// One VPS.
+#[derive(Debug)]
+pub struct Vps {
+    /// Its name.
+    pub name: VpsName,
+    /// Connections to it that wait for a request.
+    pub pool: Pool,
+    state: Mutex<State>,
+    /// Wakes who waits.
+    news: Notify,
+    /// Wakes the caller of `Wake` and `Idle`.
+    pub(crate) work: Notify,
+}
+
+/// What is to be called next.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    Wake { round: u64, by: String },
+    Idle,
+    SleepUntil(Instant),
+    Rest,
+    End,
+}
+
+/// A use of a VPS: as long as it lives, the VPS is not idle.
+#[derive(Debug)]
+pub struct Use(Arc<Vps>);
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.users -= 1;
+        if state.users == 0 {
+            state.idle_since = Instant::now();
+            // While the caller of `Idle` sleeps it looks at `idle_since` by itself afterwards.
+            if std::mem::take(&mut state.resting) {
+                drop(state);
+                self.0.work.notify_one();
+            }
+        }
+    }
+}
+
+struct Waiting<'a>(&'a Vps);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.lock().waiting -= 1;
+    }
+}
+
+/// Where a VPS is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Its address.
+    pub address: IpAddr,
+    /// The generation this holds for.
+    pub generation: u64,
+}
+
+impl Vps {
+    /// A VPS nothing is known of yet.
+    pub fn new(name: VpsName) -> Arc<Self> {
+        let state = State {
+            phase: Phase::Away,
+            heard: None,
+            muted: None,
+            round: 0,
+            ask: None,
+            by: String::new(),
+            say_idle: None,
+            pause: PAUSE.0,
+            users: 0,
+            waiting: 0,
+            idle_since: Instant::now(),
+            idle_after: None,
+            routed: true,
+            retired: false,
+            resting: false,
+        };
+        let (news, work) = (Notify::new(), Notify::new());
+        Arc::new(Self { name, pool: Pool::default(), state: Mutex::new(state), news, work })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a use.
+    pub fn enter(self: &Arc<Self>) -> Use {
+        self.lock().users += 1;
+        Use(self.clone())
+    }
+
+    /// Where it is, once it can be sent to; asks for a `Wake` where one is needed. The caller holds a `Use`.
+    pub async fn reach(&self, by: impl FnOnce() -> String, deadline: Instant) -> Result<Place, NotReached> {
+        let _waiting = {
+            let mut state = self.lock();
+            match &state.phase {
+                Phase::Up { address, generation } => {
+                    return Ok(Place { address: *address, generation: *generation });
+                }
+                Phase::Failed { public, until } if Instant::now() < *until => return Err(failed(public, *until)),
+                _ => {}
+            }
+            if state.waiting >= WAITING {
+                return Err(NotReached::Crowded);
+            }
+            let forgotten = state.waiting == 0 && state.ask.is_none();
+            if !matches!(state.phase, Phase::Waking { .. }) || forgotten {
+                state.by = by();
+                state.start_round(Instant::now());
+                self.work.notify_one();
+            }
+            state.waiting += 1;
+            Waiting(self)
+        };
+        let arrival = async {
+            loop {
+                let mut news = std::pin::pin!(self.news.notified());
+                news.as_mut().enable();
+                {
+                    let mut state = self.lock();
+                    match &state.phase {
+                        Phase::Up { address, generation } => {
+                            return Ok(Place { address: *address, generation: *generation });
+                        }
+                        Phase::Failed { public, until } => return Err(failed(public, *until)),
+                        Phase::Waking { .. } => {}
+                        // It went down again between two looks.
+                        Phase::Away => {
+                            state.start_round(Instant::now());
+                            self.work.notify_one();
+                        }
+                    }
+                }
+                news.await;
+            }
+        };
+        timeout_at(deadline, arrival).await.unwrap_or(Err(NotReached::Deadline))
+    }
+
+    /// A connection to `place` failed: it is not believed any more, and `Wake` is asked again after a pause.
+    pub fn lost(&self, place: Place) {
+        let mut state = self.lock();
+        if !matches!(state.phase, Phase::Up { generation, .. } if generation == place.generation) {
+            return;
+        }
+        state.muted = Some(place.generation);
+        let pause = state.pause;
+        state.pause = (pause * 2).min(PAUSE.1);
+        state.start_round(Instant::now() + pause);
+        drop(state);
+        self.pool.clear(None);
+        self.work.notify_one();
+    }
+
+    /// Whether it can still be sent to as in `generation`.
+    pub fn is_up(&self, generation: u64) -> bool {
+        matches!(self.lock().phase, Phase::Up { generation: now, .. } if now == generation)
+    }
+
+    /// A connection to it came about.
+    pub fn found(&self) {
+        self.lock().pause = PAUSE.0;
+    }
+
+    /// What the stream says. `first`: it is part of a new stream's first message.
+    pub fn hear(&self, said: VpsState, first: bool) {
+        let mut state = self.lock();
+        let follows_at = matches!(&state.heard, Some(VpsState { state: Reachable::At(_), .. }));
+        let waking = matches!(state.phase, Phase::Waking { .. });
+        // Who answered the last `Wake` may be gone, and have forgotten it.
+        if first && waking {
+            state.ask = Some(Instant::now());
+        }
+        match &said.state {
+            Reachable::At(address) => {
+                if state.muted.is_some_and(|muted| said.generation <= muted) {
+                    if waking {
+                        state.ask.get_or_insert(Instant::now());
+                    }
+                } else {
+                    state.up(*address, said.generation);
+                }
+            }
+            Reachable::No => {
+                if follows_at {
+                    state.muted = None;
+                }
+                if !waking {
+                    state.phase = Phase::Away;
+                }
+            }
+            Reachable::Failed { public, retry_after_ms } => {
+                let counts = match &state.phase {
+                    Phase::Waking { answered } => answered.is_some_and(|answered| said.generation >= answered),
+                    _ => true,
+                };
+                if counts {
+                    state.muted = None;
+                    state.fail(public.clone(), Duration::from_millis(*retry_after_ms));
+                }
+            }
+        }
+        state.heard = Some(said);
+        self.changed(state);
+    }
+
+    /// The answer to the `Wake` of `round`.
+    pub(crate) fn answered(&self, round: u64, said: VpsState) {
+        let mut state = self.lock();
+        if state.round != round || !matches!(state.phase, Phase::Waking { .. }) {
+            return;
+        }
+        match said.state {
+            Reachable::At(address) => state.up(address, said.generation),
+            Reachable::Failed { public, retry_after_ms } => {
+                state.fail(public, Duration::from_millis(retry_after_ms));
+            }
+            Reachable::No => {
+                state.phase = Phase::Waking { answered: Some(said.generation) };
+                // The failure of this very start may have been heard before this answer.
+                if let Some(VpsState { generation, state: Reachable::Failed { public, retry_after_ms }, .. }) =
+                    &state.heard
+                    && *generation >= said.generation
+                {
+                    let (public, retry_after) = (public.clone(), Duration::from_millis(*retry_after_ms));
+                    state.fail(public, retry_after);
+                }
+            }
+        }
+        self.changed(state);
+    }
+
+    /// The `Wake` of `round` failed for good.
+    pub(crate) fn refused(&self, round: u64) {
+        let mut state = self.lock();
+        if state.round == round && matches!(state.phase, Phase::Waking { .. }) {
+            state.fail("the server could not be started".to_owned(), Duration::from_secs(1));
+            self.changed(state);
+        }
+    }
+
+    /// A call failed because nobody answers: again, after a pause.
+    pub(crate) fn call_again(&self, next: &Next) {
+        let mut state = self.lock();
+        let at = Instant::now() + state.pause;
+        state.pause = (state.pause * 2).min(PAUSE.1);
+        match next {
+            Next::Wake { round, .. } if state.round == *round && matches!(state.phase, Phase::Waking { .. }) => {
+                state.ask.get_or_insert(at);
+            }
+            // Unless it is being woken or used again.
+            Next::Idle if matches!(state.phase, Phase::Away) => state.say_idle = Some(at),
+            _ => {}
+        }
+    }
+
+    /// Its routes changed: whether it has any, and its idle time.
+    pub fn configure(&self, routed: bool, idle_after: Option<Duration>) {
+        let mut state = self.lock();
+        (state.routed, state.idle_after) = (routed, idle_after);
+        drop(state);
+        self.work.notify_one();
+    }
+
+    /// Ends it when it has no route and no user. Nobody may find it any more.
+    pub fn retire(&self) -> bool {
+        let mut state = self.lock();
+        state.retired = !state.routed && state.users == 0;
+        if state.retired {
+            self.work.notify_one();
+        }
+        state.retired
+    }
+
+    fn changed(&self, state: MutexGuard<'_, State>) {
+        let keep = match state.phase {
+            Phase::Up { generation, .. } => Some(generation),
+            _ => None,
+        };
+        drop(state);
+        self.pool.clear(keep);
+        self.news.notify_waiters();
+        self.work.notify_one();
+    }
+
+    /// What is to be called now. Decides on idleness in the same moment as it stops further use.
+    pub(crate) fn next(&self) -> Next {
+        let mut state = self.lock();
+        let now = Instant::now();
+        if let Some(at) = state.ask {
+            if state.waiting == 0 && state.users == 0 {
+                // Nobody waits any more.
+                (state.ask, state.phase) = (None, Phase::Away);
+            } else if at > now {
+                return Next::SleepUntil(at);
+            } else {
+                state.ask = None;
+                return Next::Wake { round: state.round, by: state.by.clone() };
+            }
+        }
+        if let Some(at) = state.say_idle {
+            if at > now {
+                return Next::SleepUntil(at);
+            }
+            state.say_idle = None;
+            return Next::Idle;
+        }
+        match (&state.phase, state.idle_after) {
+            (Phase::Up { generation, .. }, Some(after)) if state.users == 0 => {
+                let end = state.idle_since + after;
+                if end > now {
+                    return Next::SleepUntil(end);
+                }
+                (state.muted, state.phase) = (Some(*generation), Phase::Away);
+                drop(state);
+                self.pool.clear(None);
+                Next::Idle
+            }
+            _ if state.retired => Next::End,
+            _ => {
+                state.resting = true;
+                Next::Rest
+            }
+        }
+    }
+}
+
+impl State {
+    fn start_round(&mut self, ask: Instant) {
+        self.round += 1;
+        self.phase = Phase::Waking { answered: None };
+        self.ask = Some(ask);
+        self.say_idle = None;
+    }
+
+    fn up(&mut self, address: IpAddr, generation: u64) {
+        if !matches!(self.phase, Phase::Up { generation: now, .. } if now == generation) && self.users == 0 {
+            self.idle_since = Instant::now();
+        }
+        (self.muted, self.ask, self.say_idle) = (None, None, None);
+        self.phase = Phase::Up { address, generation };
+    }
+
+    fn fail(&mut self, public: String, retry_after: Duration) {
+        (self.ask, self.say_idle) = (None, None);
+        self.phase = Phase::Failed { public, until: Instant::now() + retry_after };
+    }
+}
+
+fn failed(public: &str, until: Instant) -> NotReached {
+    let retry_after = until.saturating_duration_since(Instant::now());
+    NotReached::Failed { public: public.to_owned(), retry_after }
+}
