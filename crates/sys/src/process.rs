@@ -1,9 +1,9 @@
 //! Children made by fork(2), and what they do before exec.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     io,
-    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
@@ -69,6 +69,96 @@ pub fn spawn_child(run: impl FnOnce() -> i32) -> io::Result<Child> {
             }
         }
     }
+}
+
+/// Like `spawn_child`, but the new process becomes a child of this process's own parent, in the pid namespace that
+/// was unshared for children (clone(2), CLONE_PARENT). Returns its number in the caller's pid namespace.
+pub fn spawn_sibling(run: impl FnOnce() -> i32) -> io::Result<Pid> {
+    // SAFETY: an all-zero clone_args means no stack, no pointers: the child goes on on a copy of this stack. Unlike fork
+    // this runs none of glibc's handlers, which only reset locks that other threads held; here there is one thread.
+    let pid = unsafe {
+        let mut args: libc::clone_args = std::mem::zeroed();
+        args.flags = libc::CLONE_PARENT as u64;
+        libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>())
+    };
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            let code = catch_unwind(AssertUnwindSafe(run)).unwrap_or(101);
+            // SAFETY: _exit has no precondition; it ends this process without running atexit handlers.
+            unsafe { libc::_exit(code) }
+        }
+        pid => Ok(Pid::from_raw(pid as i32).ok_or(io::ErrorKind::InvalidData)?),
+    }
+}
+
+/// Closes all descriptors but `keep`, whoever owns them. Meant for the child of a fork, whose copied owners are never
+/// dropped.
+pub fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut numbers: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd() as u32).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    let mut first = 0;
+    for end in numbers.into_iter().map(Some).chain([None]) {
+        if end != Some(first) {
+            let last = end.map_or(u32::MAX, |n| n - 1);
+            // SAFETY: close_range takes integers; that owners of these descriptors are never used again is what this
+            // function's documentation asks.
+            if unsafe { libc::close_range(first, last, 0) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        first = end.map_or(0, |n| n + 1);
+    }
+    Ok(())
+}
+
+/// Executes `path` (execve(2)); returns only when that failed.
+pub fn exec(path: &CStr, arguments: &[CString], environment: &[CString]) -> io::Error {
+    let pointers = |list: &[CString]| {
+        let mut all: Vec<_> = list.iter().map(|text| text.as_ptr()).collect();
+        all.push(std::ptr::null());
+        all
+    };
+    let (argv, envp) = (pointers(arguments), pointers(environment));
+    // SAFETY: the path is NUL-terminated; argv and envp are null-terminated lists of pointers into `arguments` and
+    // `environment`, which outlive the call.
+    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// A descriptor that is readable while children of this process have ended (signalfd(2)); SIGCHLD is blocked from here
+/// on, until `default_signals`.
+pub fn child_events() -> io::Result<OwnedFd> {
+    // SAFETY: the set is initialised by sigemptyset before it is used, and both calls only read it.
+    let fd = unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        if libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: signalfd returned a new descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Unblocks all signals and gives SIGPIPE, which Rust ignores, its default action, as a program expects to find them.
+pub fn default_signals() -> io::Result<()> {
+    // SAFETY: the set is initialised by sigemptyset; SIG_DFL is a valid action.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        if libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut()) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// Makes descriptor `number` a copy of `fd` without close-on-exec. Meant for a child between fork and exec: what was
