@@ -1,1 +1,14 @@
-//! placeholder
+//! Where root filesystems come from: a store of content-addressed layers, and the images that name them.
+//!
+//! A layer is a directory tree whose name is the SHA-256 of everything in it; it never changes. May touch: the store's
+//! directory and the trees it is given. Must never: follow a symbolic link in a tree, make a device node, or let a layer appear
+//! under its name before all of it is on the disk.
+#![forbid(unsafe_code)]
+
+mod error;
+mod meta;
+mod store;
+mod tree;
+
+pub use error::StoreError;
+pub use store::{BuildLock, Store};

@@ -1,0 +1,86 @@
+//! What a layer keeps of a file besides its content.
+
+use std::{
+    ffi::{CStr, CString},
+    os::fd::{AsFd, BorrowedFd},
+    path::Path,
+};
+
+use rustix::{
+    fs::{
+        AtFlags, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags, chownat, fchmod, fchown, fgetxattr,
+        flistxattr, fsetxattr, futimens, utimensat,
+    },
+    io::Errno,
+};
+
+use crate::error::{Doing, StoreError};
+
+/// Extended attributes of one file, by name.
+pub type Xattrs = Vec<(CString, Vec<u8>)>;
+
+/// The kernel's limits (xattr(7)).
+const LIST_MAX: usize = 64 << 10;
+const VALUE_MAX: usize = 64 << 10;
+
+/// Attributes that are part of an image. Of overlayfs's own only the opaque mark: the rest describes where a file was
+/// copied up from, which is not so in another place.
+fn is_kept(name: &CStr) -> bool {
+    let name = name.to_bytes();
+    match name {
+        b"security.capability" | b"system.posix_acl_access" | b"system.posix_acl_default" => true,
+        b"user.overlay.opaque" => true,
+        _ => name.starts_with(b"user.") && !name.starts_with(b"user.overlay."),
+    }
+}
+
+/// The attributes of an open file that a layer keeps, sorted.
+pub fn read_xattrs(file: BorrowedFd<'_>, path: &Path) -> Result<Xattrs, StoreError> {
+    let mut list = vec![0; LIST_MAX];
+    let length = match flistxattr(file, &mut list[..]) {
+        Err(Errno::NOTSUP) => return Ok(Vec::new()),
+        length => length.doing("listing attributes of", path)?,
+    };
+    let mut found = Vec::new();
+    for name in list[..length].split_inclusive(|byte| *byte == 0) {
+        let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
+        if is_kept(name) {
+            let mut value = vec![0; VALUE_MAX];
+            let length = fgetxattr(file, name, &mut value[..]).doing("reading attributes of", path)?;
+            value.truncate(length);
+            found.push((name.to_owned(), value));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Seconds only, like tar.
+fn times(stat: &Stat) -> Timestamps {
+    let time = Timespec { tv_sec: stat.st_mtime, tv_nsec: 0 };
+    Timestamps { last_access: time, last_modification: time }
+}
+
+fn owner(stat: &Stat) -> (Option<Uid>, Option<Gid>) {
+    (Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))
+}
+
+/// Gives an open file its owner, mode, attributes and time. The owner first: changing it clears setuid bits and
+/// capabilities.
+pub fn apply(file: BorrowedFd<'_>, stat: &Stat, xattrs: &Xattrs, path: &Path) -> Result<(), StoreError> {
+    let (uid, gid) = owner(stat);
+    fchown(file, uid, gid).doing("setting the owner of", path)?;
+    fchmod(file, Mode::from_raw_mode(stat.st_mode)).doing("setting the mode of", path)?;
+    for (name, value) in xattrs {
+        fsetxattr(file, name.as_c_str(), value, XattrFlags::empty()).doing("setting attributes of", path)?;
+    }
+    futimens(file, &times(stat)).doing("setting the time of", path)
+}
+
+/// The same for what cannot be opened: a symbolic link, a fifo.
+pub fn apply_at(directory: impl AsFd, name: &CStr, stat: &Stat, path: &Path) -> Result<(), StoreError> {
+    let (uid, gid) = owner(stat);
+    let directory = directory.as_fd();
+    chownat(directory, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).doing("setting the owner of", path)?;
+    utimensat(directory, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW).doing("setting the time of", path)
+}
