@@ -144,7 +144,11 @@ impl Listeners {
         TcpListener::from_std(listener).map_err(|e| e.to_string())
     }
 
-    async fn listen(&self, addresses: Vec<ListenAddress>) -> Result<ListenFaults, Fault> {
+    pub(crate) async fn faults(&self) -> BTreeMap<ListenAddress, String> {
+        self.held.lock().await.faults.clone()
+    }
+
+    pub(crate) async fn listen(&self, addresses: Vec<ListenAddress>) -> Result<ListenFaults, Fault> {
         if addresses.len() > ADDRESSES {
             let text = format!("{} addresses in one call: at most {ADDRESSES} are taken", addresses.len());
             return Err(Fault::new(model::api::ErrorKind::Invalid, text));
@@ -177,9 +181,7 @@ impl Service for Listeners {
                 replier.done::<Listen>(&faults, &[]).await?;
             }
             Faults::NAME => {
-                let held = self.held.lock().await;
-                let faults = held.faults.iter().map(|(address, reason)| (*address, reason.clone())).collect();
-                drop(held);
+                let faults = self.faults().await.into_iter().collect();
                 replier.done::<Faults>(&ListenFaults { faults }, &[]).await?;
             }
             _ => return Err(request.unknown()),

@@ -1,1 +1,8 @@
+//! The gateway against a fake host and control (real wire, in this process), real sockets on loopback, raw clients and
+//! servers.
 
+mod http;
+mod parse;
+mod relay;
+mod rig;
+mod state;

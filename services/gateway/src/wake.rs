@@ -369,6 +369,11 @@ impl Vps {
         state.retired
     }
 
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        self.lock().waiting
+    }
+
     fn changed(&self, state: MutexGuard<'_, State>) {
         let keep = match state.phase {
             Phase::Up { generation, .. } => Some(generation),
