@@ -1,0 +1,306 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use model::{ImageRef, TenantName, VpsName, host::Paths};
+
+/// Runs many unmodified server programs, each in its own isolated VPS, on one Linux host.
+#[derive(Debug, Parser)]
+#[command(
+    name = "bailiwick",
+    version,
+    max_term_width = 110,
+    disable_help_subcommand = false,
+    after_help = "\
+Examples:
+  bailiwick doctor                    what this machine has and lacks
+  bailiwick apply blog.toml           make what the file says
+  bailiwick ps                        what is there, and what it does
+  bailiwick why blog                  why it is awake, asleep or failed
+
+Exit status: 0 done, 1 failed, 2 wrong request, 3 not found, 4 conflict, 5 not permitted, 6 no host answers, 7 the
+machine lacks something. `exec` exits as its command did."
+)]
+pub struct Arguments {
+    /// The host's directory, for one that is not the system's [BAILIWICK_ROOT]
+    #[arg(long, global = true, value_name = "DIR")]
+    root: Option<PathBuf>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+impl Arguments {
+    /// Where the host's files are.
+    pub fn paths(&self) -> Paths {
+        let root = self.root.clone().or_else(|| std::env::var_os("BAILIWICK_ROOT").map(PathBuf::from));
+        Paths::new(root.filter(|root| !root.as_os_str().is_empty()).as_deref())
+    }
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make what spec files say, all or nothing
+    #[command(after_help = "\
+Examples:
+  bailiwick apply blog.toml                what will change, then the change
+  bailiwick apply blog.toml --dry-run      only what would change
+  bailiwick apply - < blog.toml
+
+A spec file:
+  tenant = \"acme\"
+  [vps.blog]
+  image   = \"debian:nginx-light\"
+  command = [\"nginx\", \"-g\", \"daemon off;\"]
+  routes  = { \"http://blog.example.org\" = 80 }
+  limits  = { memory = \"512MiB\", cpu = 1.0, processes = 200 }
+  idle    = { after = \"10m\", then = \"stop\" }     # or idle = \"never\"
+
+Also: cwd, user, hostname, env, files, ids, restart, ready, start_deadline, stop, setuid, nesting
+(docs/spec.schema.json says what each may be).")]
+    Apply(Apply),
+    /// Delete VPSs and what they have on disk
+    #[command(after_help = "Example:\n  bailiwick delete blog shop --yes")]
+    Delete {
+        /// Which
+        #[arg(required = true)]
+        names: Vec<VpsName>,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Print the stored spec, in the form `apply` takes
+    #[command(after_help = "Example:\n  bailiwick get blog > blog.toml")]
+    Get {
+        /// Which
+        name: VpsName,
+    },
+    /// List VPSs
+    #[command(after_help = "Examples:\n  bailiwick ps\n  bailiwick ps --tenant acme\n  bailiwick ps --all --json")]
+    Ps {
+        /// Only this tenant's
+        #[arg(long)]
+        tenant: Option<TenantName>,
+        /// Designated VPSs too
+        #[arg(long, short)]
+        all: bool,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Print all that is known of a VPS, as JSON
+    #[command(after_help = "Example:\n  bailiwick inspect blog")]
+    Inspect {
+        /// Which
+        name: VpsName,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Say why a VPS is awake, asleep or failed
+    #[command(after_help = "Example:\n  bailiwick why blog")]
+    Why {
+        /// Which
+        name: VpsName,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Start VPSs and wait until they are ready
+    #[command(after_help = "Example:\n  bailiwick start blog")]
+    Start(Names),
+    /// Stop VPSs; the next request wakes them
+    #[command(after_help = "Example:\n  bailiwick stop blog shop")]
+    Stop(Names),
+    /// Stop VPSs and start them again
+    #[command(after_help = "Example:\n  bailiwick restart blog")]
+    Restart(Names),
+    /// Let VPSs stand still; their memory stays
+    #[command(after_help = "Example:\n  bailiwick freeze blog")]
+    Freeze(Names),
+    /// Let frozen VPSs go on
+    #[command(after_help = "Example:\n  bailiwick thaw blog")]
+    Thaw(Names),
+    /// Print what a VPS's program wrote
+    #[command(after_help = "Examples:\n  bailiwick logs blog\n  bailiwick logs -f -n 20 blog")]
+    Logs {
+        /// Which
+        name: VpsName,
+        /// Go on with what it writes from now on
+        #[arg(long, short)]
+        follow: bool,
+        /// Only the last N lines
+        #[arg(long, short = 'n', value_name = "N")]
+        lines: Option<u32>,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Run a program inside a VPS, without a terminal
+    #[command(after_help = "\
+Examples:
+  bailiwick exec blog -- nginx -t
+  bailiwick exec blog --user www-data --cwd /var/www -- ls -l
+  tar c site | bailiwick exec blog -- tar x -C /var/www")]
+    Exec(Exec),
+    /// List images
+    #[command(after_help = "Example:\n  bailiwick images")]
+    Images {
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Build or remove an image
+    #[command(subcommand)]
+    Image(Image),
+    /// List routes: what leads where
+    #[command(after_help = "Example:\n  bailiwick routes")]
+    Routes {
+        #[command(flatten)]
+        form: Form,
+    },
+    /// List services and the designated VPSs that run them
+    #[command(after_help = "Example:\n  bailiwick services")]
+    Services {
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Print what happened
+    #[command(after_help = "Examples:\n  bailiwick events\n  bailiwick events -f --json")]
+    Events {
+        /// Go on with what happens from now on
+        #[arg(long, short)]
+        follow: bool,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Say what this machine has and lacks
+    #[command(after_help = "Example:\n  bailiwick doctor\n\nExits with 7 when something needed is missing.")]
+    Doctor {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print completions for a shell
+    #[command(after_help = "Example:\n  bailiwick completions bash > /etc/bash_completion.d/bailiwick")]
+    Completions {
+        /// Which
+        shell: clap_complete::Shell,
+    },
+    /// Run services; what designated VPSs execute
+    #[command(hide = true)]
+    Serve {
+        /// Which
+        #[arg(required = true)]
+        services: Vec<String>,
+    },
+}
+
+/// In which form to answer.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Form {
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// VPSs to do something with.
+#[derive(Debug, Args)]
+pub struct Names {
+    /// Which
+    #[arg(required = true)]
+    pub names: Vec<VpsName>,
+}
+
+/// `apply`
+#[derive(Debug, Args)]
+pub struct Apply {
+    /// Spec files; `-` is standard input
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Only say what would change
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Take routes from the VPSs that have them
+    #[arg(long)]
+    pub take_routes: bool,
+    #[command(flatten)]
+    pub form: Form,
+}
+
+/// `exec`
+#[derive(Debug, Args)]
+pub struct Exec {
+    /// In which VPS
+    pub name: VpsName,
+    /// As whom: `name`, `name:group`, `uid` or `uid:gid`
+    #[arg(long, short)]
+    pub user: Option<String>,
+    /// More environment
+    #[arg(long, short, value_name = "NAME=VALUE", value_parser = variable)]
+    pub env: Vec<(String, String)>,
+    /// Where
+    #[arg(long, value_name = "DIR")]
+    pub cwd: Option<String>,
+    /// Program and arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+/// `image …`
+#[derive(Debug, Subcommand)]
+pub enum Image {
+    /// Build an image
+    #[command(after_help = "Example:\n  bailiwick image build debian:nginx-light,php-fpm")]
+    Build {
+        /// `debian:PACKAGE[,PACKAGE]`
+        image: ImageRef,
+        /// Build again although it is there
+        #[arg(long)]
+        refresh: bool,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Remove images that no VPS uses
+    #[command(after_help = "Example:\n  bailiwick image rm debian:nginx-light")]
+    Rm {
+        /// Which
+        #[arg(required = true)]
+        images: Vec<ImageRef>,
+    },
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("write NAME=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_commands_fit_together() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn exec_takes_its_command_with_and_without_dashes() {
+        for line in
+            ["bailiwick exec blog --user www -e A=b=c -- ls -l", "bailiwick exec --user www -e A=b=c blog ls -l"]
+        {
+            let arguments = Arguments::try_parse_from(line.split(' ')).expect("legal");
+            let Command::Exec(exec) = arguments.command else { panic!("{line} is no exec") };
+            assert_eq!((exec.command.join(" ").as_str(), exec.user.as_deref()), ("ls -l", Some("www")));
+            assert_eq!(exec.env, [("A".to_owned(), "b=c".to_owned())]);
+        }
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        for command in Arguments::command().get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "image") {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example"), "{}", command.get_name());
+        }
+    }
+}

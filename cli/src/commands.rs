@@ -1,0 +1,112 @@
+//! The commands of a client, one file each where there is more to it than a request.
+
+use std::{
+    io::{self, IsTerminal},
+    process::ExitCode,
+};
+
+use clap::CommandFactory;
+use hyper::Method;
+use model::{
+    VpsName,
+    api::{ErrorKind, VpsRow},
+};
+
+use crate::{
+    arguments::{Arguments, Command},
+    client::Host,
+    failure::{Failure, Result},
+    output,
+};
+
+mod apply;
+mod events;
+mod exec;
+mod images;
+mod logs;
+mod ps;
+mod routes;
+mod services;
+mod time;
+mod why;
+
+/// Carries out a command; answers the exit status.
+pub async fn run(host: &Host, command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Apply(apply) => apply::run(host, apply).await?,
+        Command::Delete { names, yes } => delete(host, &names, yes).await?,
+        Command::Get { name } => output::line(host.get_text(&format!("/v1/vps/{name}/spec")).await?.trim_end())?,
+        Command::Ps { tenant, all, form } => ps::run(host, tenant.as_ref(), all, form).await?,
+        Command::Inspect { name, .. } => output::json(&host.get::<VpsRow>(&format!("/v1/vps/{name}")).await?)?,
+        Command::Why { name, form } => why::run(host, &name, form).await?,
+        Command::Start(names) => act(host, "start", "started", &names.names).await?,
+        Command::Stop(names) => act(host, "stop", "stopped", &names.names).await?,
+        Command::Restart(names) => act(host, "restart", "restarted", &names.names).await?,
+        Command::Freeze(names) => act(host, "freeze", "frozen", &names.names).await?,
+        Command::Thaw(names) => act(host, "thaw", "thawed", &names.names).await?,
+        Command::Logs { name, follow, lines, form } => logs::run(host, &name, follow, lines, form).await?,
+        Command::Exec(exec) => return exec::run(host, exec).await,
+        Command::Images { form } => images::list(host, form).await?,
+        Command::Image(image) => images::run(host, image).await?,
+        Command::Routes { form } => routes::run(host, form).await?,
+        Command::Services { form } => services::run(host, form).await?,
+        Command::Events { follow, form } => events::run(host, follow, form).await?,
+        // Carried out before there is a runtime.
+        Command::Doctor { .. } | Command::Completions { .. } | Command::Serve { .. } => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Completions for a shell.
+pub fn completions(shell: clap_complete::Shell) -> Result<ExitCode> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "bailiwick", &mut script);
+    output::raw(&script)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Does the same with each VPS, and goes on when one fails; the first failure is the command's.
+async fn act(host: &Host, verb: &str, done: &str, names: &[VpsName]) -> Result<()> {
+    let mut failed: Option<Failure> = None;
+    for name in names {
+        match host.act(Method::POST, &format!("/v1/vps/{name}/{verb}")).await {
+            Ok(()) => output::line(&format!("{name}: {done}"))?,
+            Err(failure) => keep_first(&mut failed, failure),
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+fn keep_first(first: &mut Option<Failure>, failure: Failure) {
+    match first {
+        // Several VPSs, several reasons: each is told.
+        Some(_) => drop(failure.report()),
+        None => *first = Some(failure),
+    }
+}
+
+async fn delete(host: &Host, names: &[VpsName], yes: bool) -> Result<()> {
+    if !yes && !confirmed(names)? {
+        return Err(Failure::new(ErrorKind::Invalid, "nothing was deleted"));
+    }
+    let mut failed: Option<Failure> = None;
+    for name in names {
+        match host.act(Method::DELETE, &format!("/v1/vps/{name}")).await {
+            Ok(()) => output::line(&format!("{name}: deleted"))?,
+            Err(failure) => keep_first(&mut failed, failure),
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+fn confirmed(names: &[VpsName]) -> Result<bool> {
+    let names = names.iter().map(VpsName::as_str).collect::<Vec<_>>().join(", ");
+    if !io::stdin().is_terminal() {
+        let message = format!("{names} and all that is in there would be deleted, and nobody can be asked");
+        return Err(Failure::new(ErrorKind::Invalid, message).next("add --yes"));
+    }
+    eprint!("Delete {names}, with all that is in there? [y/N] ");
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}

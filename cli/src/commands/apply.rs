@@ -1,0 +1,162 @@
+//! `apply`: what spec files say is made, all or nothing. Missing images are built first, so that the change itself is quick.
+
+use std::{io::Read, path::Path};
+
+use model::{
+    api::{ApplyAnswer, ApplyRequest, Change, ChangeKind, ErrorAnswer, ErrorKind, SpecFile},
+    spec::Problem,
+};
+
+use super::images;
+use crate::{
+    arguments::Apply,
+    client::Host,
+    failure::{Failure, Result},
+    output::{self, harmless, paint},
+};
+
+/// Bytes of a file at most, as the parser of specs has it.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Applies files.
+pub async fn run(host: &Host, apply: Apply) -> Result<()> {
+    let files = apply.files.iter().map(|path| read(path)).collect::<Result<Vec<_>>>()?;
+    let mut request = ApplyRequest { files, dry_run: true, take_routes: apply.take_routes };
+    let planned: ApplyAnswer = host.post("/v1/apply", &request).await?;
+    let answer = if apply.dry_run {
+        planned
+    } else {
+        for image in &planned.missing_images {
+            images::build(host, image, false).await?;
+        }
+        request.dry_run = false;
+        host.post("/v1/apply", &request).await?
+    };
+    if apply.form.json {
+        return output::json(&answer);
+    }
+    output::own(&show(&answer, apply.dry_run, output::colored()))
+}
+
+fn read(path: &Path) -> Result<SpecFile> {
+    let standard = path == Path::new("-");
+    let name = if standard { "standard input".to_owned() } else { path.display().to_string() };
+    let mut bytes = Vec::new();
+    let read = if standard {
+        std::io::stdin().lock().take(MAX_FILE + 1).read_to_end(&mut bytes)
+    } else {
+        std::fs::File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
+    };
+    let wrong = |kind, message: String| Failure::new(kind, format!("{name}: {message}; nothing was changed"));
+    read.map_err(|error| wrong(ErrorKind::Invalid, error.to_string()))?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(wrong(ErrorKind::Invalid, "larger than 1 MiB".to_owned()));
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(SpecFile { name, text }),
+        Err(error) => Err(not_text(name, &error)),
+    }
+}
+
+/// A file that is not UTF-8, with the place where it stops being it.
+fn not_text(file: String, error: &std::string::FromUtf8Error) -> Failure {
+    let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+    let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
+    let last = good.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+    let problem = Problem {
+        file,
+        line,
+        column: String::from_utf8_lossy(last).chars().count() + 1,
+        width: 1,
+        text: String::new(),
+        message: "not UTF-8 text".to_owned(),
+        hint: None,
+    };
+    ErrorAnswer { message: String::new(), next: None, problems: vec![problem], kind: ErrorKind::Invalid }.into()
+}
+
+fn show(answer: &ApplyAnswer, dry_run: bool, color: bool) -> String {
+    let mut text = String::new();
+    for change in &answer.changes {
+        text.push_str(&show_change(change, color));
+    }
+    if dry_run {
+        for image in &answer.missing_images {
+            text.push_str(&format!("image {} would be built\n", harmless(image)));
+        }
+    }
+    let count = |kind: ChangeKind| answer.changes.iter().filter(|change| change.kind == kind).count();
+    let (created, changed, same) = (count(ChangeKind::Create), count(ChangeKind::Change), count(ChangeKind::None));
+    let (create, change) = if dry_run { ("to create", "to change") } else { ("created", "changed") };
+    let all = [(created, create), (changed, change), (same, "as they were")];
+    let parts: Vec<_> = all.into_iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+    text.push_str(&if parts.is_empty() { "no VPSs in there".to_owned() } else { parts.join(", ") });
+    text.push_str(if dry_run { "; nothing was changed\n" } else { "\n" });
+    text
+}
+
+fn show_change(change: &Change, color: bool) -> String {
+    let name = &change.vps;
+    let mut text = match change.kind {
+        ChangeKind::Create => format!("{} {name}\n", paint(color, "32", "+")),
+        ChangeKind::Change => format!("{} {name}\n", paint(color, "33", "~")),
+        ChangeKind::None => return format!("  {name} is as it should be\n"),
+    };
+    for field in &change.fields {
+        let line = |mark: &str, code: &str, value: &str| {
+            paint(color, code, &format!("    {mark} {} = {}", harmless(&field.field), harmless(value))) + "\n"
+        };
+        text.extend(field.old.iter().map(|old| line("-", "31", old)));
+        text.extend(field.new.iter().map(|new| line("+", "32", new)));
+    }
+    if change.at_next_start {
+        text.push_str(&format!("    at its next start: bailiwick restart {name}\n"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn answer() -> ApplyAnswer {
+        let value = json!({
+            "changes": [
+                { "vps": "blog", "kind": "change", "at_next_start": true, "fields": [
+                    { "field": "limits.memory", "old": "\"512MiB\"", "new": "\"1GiB\"" },
+                    { "field": "user", "old": null, "new": "\"www-data\"" },
+                ] },
+                { "vps": "db", "kind": "create" },
+                { "vps": "shop", "kind": "none" },
+            ],
+            "missing_images": ["debian:redis-server"],
+        });
+        serde_json::from_value(value).expect("an answer")
+    }
+
+    #[test]
+    fn changes_are_shown_like_a_difference() {
+        let expected = "\
+~ blog
+    - limits.memory = \"512MiB\"
+    + limits.memory = \"1GiB\"
+    + user = \"www-data\"
+    at its next start: bailiwick restart blog
++ db
+  shop is as it should be
+1 created, 1 changed, 1 as they were
+";
+        assert_eq!(show(&answer(), false, false), expected);
+        let dry = show(&answer(), true, false);
+        assert!(dry.ends_with("image debian:redis-server would be built\n1 to create, 1 to change, 1 as they were; nothing was changed\n"), "{dry}");
+    }
+
+    #[test]
+    fn a_file_that_is_not_text_has_a_place() {
+        let error = String::from_utf8(b"tenant = \"acme\"\nimage = \"\xff\"\n".to_vec()).expect_err("not UTF-8");
+        let text = not_text("s.toml".to_owned(), &error).text(false);
+        assert!(text.contains("s.toml:2:10  not UTF-8 text"), "{text}");
+    }
+}

@@ -1,0 +1,46 @@
+//! `routes`: what leads where.
+
+use model::api::RouteRow;
+
+use crate::{arguments::Form, client::Host, failure::Result, output, table};
+
+/// Lists routes.
+pub async fn run(host: &Host, form: Form) -> Result<()> {
+    let rows: Vec<RouteRow> = host.get("/v1/routes").await?;
+    if form.json { output::json(&rows) } else { output::own(&show(&rows)) }
+}
+
+fn show(rows: &[RouteRow]) -> String {
+    table::text(
+        ["ROUTE", "VPS", "PORT", "LISTENING AT"],
+        rows.iter().map(|row| {
+            let listen = match &row.fault {
+                Some(fault) => format!("not at {}: {fault}", row.listen),
+                None => row.listen.clone(),
+            };
+            [row.route.clone(), row.vps.to_string(), row.port.to_string(), listen]
+        }),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_is_beside_its_address() {
+        let row = |route: &str, fault: Option<&str>| RouteRow {
+            route: route.into(),
+            vps: "blog".parse().expect("a name"),
+            port: 80,
+            listen: "[::]:80".into(),
+            fault: fault.map(str::to_owned),
+        };
+        let expected = "\
+ROUTE       VPS   PORT  LISTENING AT
+http://a    blog  80    [::]:80
+http://b.c  blog  80    not at [::]:80: address in use
+";
+        assert_eq!(show(&[row("http://a", None), row("http://b.c", Some("address in use"))]), expected);
+    }
+}
