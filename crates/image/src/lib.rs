@@ -12,3 +12,4 @@ mod tree;
 
 pub use error::StoreError;
 pub use store::{BuildLock, Store};
+pub use tree::remove_tree;

@@ -270,6 +270,18 @@ fn names(directory: &OwnedFd, path: &Path) -> Result<Vec<CString>, StoreError> {
     Ok(names)
 }
 
+/// Removes the tree at `path`, through no symbolic link; nothing when it is not there.
+pub fn remove_tree(path: &Path) -> Result<(), StoreError> {
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let name = path.file_name().unwrap_or_default();
+    let name = CString::new(name.as_bytes()).map_err(|_| Errno::INVAL).doing("removing", path)?;
+    let directory = openat(CWD, parent, DIRECTORY.difference(OFlags::NOFOLLOW), Mode::empty());
+    remove(directory.doing("opening", parent)?.as_fd(), &name, path)
+}
+
 /// Removes what `name` in `parent` is, a whole tree too; nothing when it is not there.
 pub fn remove(parent: BorrowedFd<'_>, name: &CStr, path: &Path) -> Result<(), StoreError> {
     use rustix::fs::unlinkat;
