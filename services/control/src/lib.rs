@@ -1,1 +1,56 @@
-//! placeholder
+//! The `control` service: desired state, the decision to start and stop, the HTTP API.
+//!
+//! May touch: `/data/control`, its two listeners, the host daemon within its grants, and the services `apps`, `network`
+//! and `gateway`. Must never: read what a tenant wrote other than its log, wait for a disk while somebody waits for a
+//! wake, or tell a stranger more than that a VPS did not start.
+//!
+//! Flow A: [`api`] → [`apply`] → [`store`] → [`driver`]. Flow C: [`varlink`] (a wake) → [`driver`] → [`life`] (decides) →
+//! [`launch`] → [`routes`] (says where it is).
+#![forbid(unsafe_code)]
+
+mod api;
+mod apply;
+mod calls;
+mod clock;
+mod delete;
+mod diff;
+mod driver;
+mod events;
+mod history;
+mod images;
+mod launch;
+mod life;
+mod locate;
+mod logs;
+mod machine;
+mod run_spec;
+mod routes;
+mod shared;
+mod store;
+mod varlink;
+mod view;
+
+#[cfg(test)]
+mod fixtures;
+
+pub use api::openapi::document as openapi_document;
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+
+/// Runs the service until it fails.
+pub async fn run(context: service::Context) -> anyhow::Result<()> {
+    let control = shared::Control::open(&context).await?;
+    // Requests wait in the listeners until it is known what is up: a wake must not start what runs already.
+    let events = events::follow(control.clone()).await;
+    delete::resume(&control);
+    tokio::spawn(images::watch(control.clone()));
+    let api = api::serve(context.listener("api")?, control.clone());
+    let varlink = context.serve(Arc::new(varlink::Server::new(control)));
+    tokio::select! {
+        ended = api => ended.context("serving the HTTP API"),
+        ended = varlink => ended.context("serving io.bailiwick.Control"),
+        ended = events => ended.context("following the host's events"),
+    }
+}

@@ -1,0 +1,54 @@
+//! The HTTP API, on a unix socket that only the host's root can reach.
+
+mod apply;
+mod build;
+mod error;
+mod exec;
+mod lists;
+pub mod openapi;
+mod stream;
+mod vps;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    routing::{get, post},
+};
+use tokio::net::UnixListener;
+
+use crate::shared::Control;
+
+/// Bytes of one request's body.
+const BODY: usize = 4 << 20;
+/// Who asks: the socket belongs to the host's root.
+const ACTOR: &str = "root";
+
+/// Serves the API.
+pub async fn serve(listener: UnixListener, control: Arc<Control>) -> anyhow::Result<()> {
+    Ok(axum::serve(listener, router(control)).await?)
+}
+
+fn router(control: Arc<Control>) -> Router {
+    Router::new()
+        .route("/v1/apply", post(apply::apply))
+        .route("/v1/vps", get(vps::list))
+        .route("/v1/vps/{name}", get(vps::get).delete(vps::delete))
+        .route("/v1/vps/{name}/spec", get(vps::spec))
+        .route("/v1/vps/{name}/why", get(vps::why))
+        .route("/v1/vps/{name}/logs", get(vps::logs))
+        .route("/v1/vps/{name}/exec", post(exec::exec))
+        .route("/v1/vps/{name}/{action}", post(vps::act))
+        .route("/v1/images", get(build::images))
+        .route("/v1/images/build", post(build::build))
+        .route("/v1/images/{reference}", axum::routing::delete(build::remove))
+        .route("/v1/routes", get(lists::routes))
+        .route("/v1/services", get(lists::services))
+        .route("/v1/events", get(lists::events))
+        .route("/v1/health", get(lists::health))
+        .route("/v1/openapi.json", get(openapi::serve))
+        .fallback(error::no_such_path)
+        .layer(DefaultBodyLimit::max(BODY))
+        .with_state(control)
+}

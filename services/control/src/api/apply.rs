@@ -1,0 +1,110 @@
+//! `POST /v1/apply`
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use axum::{Json, body::Bytes, extract::State};
+use model::api::{ApplyAnswer, ApplyRequest, ChangeKind, ErrorKind};
+use wire::gateway;
+
+use super::{
+    ACTOR,
+    error::{ApiError, parse},
+};
+use crate::{
+    apply::{Plan, World, listen_problems, plan},
+    calls::{PATIENCE, insist},
+    driver::Vps,
+    images, launch,
+    shared::Control,
+    store::Wakes,
+};
+
+/// Files of one request.
+const FILES: usize = 256;
+/// How long `apps` is asked for images that are not known; those that are known do for the rest.
+const IMAGES: Duration = Duration::from_secs(3);
+
+pub async fn apply(State(control): State<Arc<Control>>, body: Bytes) -> Result<Json<ApplyAnswer>, ApiError> {
+    let request: ApplyRequest = parse(&body)?;
+    if request.files.is_empty() || request.files.len() > FILES {
+        return Err(ApiError::new(ErrorKind::Invalid, format!("an apply needs 1 to {FILES} spec files")));
+    }
+    let _one_at_a_time = control.changing.lock().await;
+    let plan = planned(&control, &request)?;
+    let missing = missing_images(&control, &plan).await?;
+    if request.dry_run {
+        return Ok(Json(ApplyAnswer { changes: plan.changes, missing_images: missing }));
+    }
+    if let Some(first) = missing.first() {
+        let message = format!("image {} is not there; nothing was changed", missing.join(", "));
+        return Err(ApiError::new(ErrorKind::NotFound, message).next(format!("bailiwick image build {first}")));
+    }
+    if plan.specs.is_empty() {
+        return Ok(Json(ApplyAnswer { changes: plan.changes, missing_images: missing }));
+    }
+    listen(&control, &request, &plan).await?;
+    let specs = plan.specs.clone();
+    if let Err(error) = control.store.run(move |store| store.put_specs(&specs)).await {
+        control.publish_table();
+        return Err(error.into());
+    }
+    take_over(&control, &plan);
+    Ok(Json(ApplyAnswer { changes: plan.changes, missing_images: missing }))
+}
+
+fn planned(control: &Arc<Control>, request: &ApplyRequest) -> Result<Plan, ApiError> {
+    let specs = control.specs();
+    let designated: BTreeSet<_> = control.config.designated.keys().cloned().collect();
+    let deleting: BTreeSet<_> = control.deleting().keys().cloned().collect();
+    let is_up = |vps: &&Arc<Vps>| !matches!(vps.life().state(), model::api::State::Asleep | model::api::State::Failed);
+    let up: BTreeSet<_> = control.all().values().filter(is_up).map(|vps| vps.name.clone()).collect();
+    let world =
+        World { specs: &specs, designated: &designated, deleting: &deleting, up: &up, machine: control.machine };
+    plan(&world, request).map_err(|refusal| ApiError::problems(refusal.kind, refusal.problems))
+}
+
+async fn missing_images(control: &Arc<Control>, plan: &Plan) -> Result<Vec<String>, ApiError> {
+    let missing = || -> Vec<_> {
+        plan.images.iter().filter(|image| !control.images.has(image)).map(ToString::to_string).collect()
+    };
+    if !missing().is_empty() {
+        images::refresh(control, IMAGES).await?;
+    }
+    Ok(missing())
+}
+
+/// Has the new addresses listened on, so that a port in use refuses the whole apply.
+async fn listen(control: &Arc<Control>, request: &ApplyRequest, plan: &Plan) -> Result<(), ApiError> {
+    if plan.listen.is_empty() {
+        return Ok(());
+    }
+    let listen = gateway::Listen { addresses: plan.listen.iter().copied().collect() };
+    let answer = insist(&control.gateway, &listen, PATIENCE).await;
+    let refused = match answer {
+        Ok(answer) if answer.faults.is_empty() => return Ok(()),
+        Ok(answer) => ApiError::problems(ErrorKind::Conflict, listen_problems(request, plan, &answer.faults)),
+        Err(fault) => fault.into(),
+    };
+    // The gateway closes what no table holds when the next one comes.
+    control.publish_table();
+    Err(refused)
+}
+
+/// What the store says now becomes so.
+fn take_over(control: &Arc<Control>, plan: &Plan) {
+    for (name, spec) in &plan.specs {
+        if let Some(vps) = control.get(name) {
+            vps.set_spec(spec.clone());
+            continue;
+        }
+        let vps = Vps::spawn(control.clone(), name.clone(), spec.clone(), None, Wakes::default());
+        control.all().insert(name.clone(), vps.clone());
+        tokio::spawn(launch::prepare(control.clone(), vps));
+    }
+    control.publish_table();
+    for change in plan.changes.iter().filter(|change| change.kind != ChangeKind::None) {
+        let what = if change.kind == ChangeKind::Create { "created" } else { "changed" };
+        let fields: Vec<_> = change.fields.iter().map(|field| field.field.as_str()).collect();
+        control.history.record(Some(&change.vps), what, fields.join(", "), ACTOR);
+    }
+}

@@ -1,0 +1,107 @@
+//! `/v1/routes`, `/v1/services`, `/v1/events`, `/v1/health`
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use axum::{
+    Json,
+    extract::{Query, State},
+    response::Response,
+};
+use model::api::{Event, RouteRow, ServiceRow, State as VpsState};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{broadcast::error::RecvError, mpsc};
+use wire::gateway::Faults;
+
+use super::{stream, vps::statuses};
+use crate::{calls::insist, shared::Control, view::state_of};
+
+/// How long the gateway is asked for faults.
+const FAULTS: Duration = Duration::from_secs(1);
+
+pub async fn routes(State(control): State<Arc<Control>>) -> Json<Vec<RouteRow>> {
+    let faults: BTreeMap<_, _> = match insist(&control.gateway, &Faults {}, FAULTS).await {
+        Ok(answer) => answer.faults.into_iter().collect(),
+        Err(fault) => {
+            let all = control.routes.table().into_iter().map(|entry| entry.listen);
+            all.map(|address| (address, format!("the gateway does not answer: {fault}"))).collect()
+        }
+    };
+    let row = |entry: wire::control::RouteEntry| RouteRow {
+        route: entry.route.to_string(),
+        vps: entry.name,
+        port: entry.port,
+        listen: entry.listen.to_string(),
+        fault: faults.get(&entry.listen).cloned(),
+    };
+    Json(control.routes.table().into_iter().map(row).collect())
+}
+
+pub async fn services(State(control): State<Arc<Control>>) -> Json<Vec<ServiceRow>> {
+    let statuses = statuses(&control).await;
+    let mut rows = Vec::new();
+    for (name, designated) in &control.config.designated {
+        let status = statuses.get(name);
+        for service in &designated.services {
+            rows.push(ServiceRow {
+                service: service.to_string(),
+                vps: name.clone(),
+                state: status.map_or(VpsState::Asleep, |status| state_of(&status.phase)),
+                starts: status.map_or(0, |status| status.run),
+                grants: designated.grants.iter().map(ToString::to_string).collect(),
+                memory: status.and_then(|status| status.memory),
+                pid: status.and_then(|status| status.pid),
+            });
+        }
+    }
+    Json(rows)
+}
+
+#[derive(Debug, Deserialize)]
+pub struct EventsQuery {
+    #[serde(default)]
+    follow: bool,
+}
+
+pub async fn events(State(control): State<Arc<Control>>, Query(query): Query<EventsQuery>) -> Response {
+    let (sender, receiver) = mpsc::channel::<Event>(stream::WAITING);
+    let (past, mut live) = control.history.follow();
+    tokio::spawn(async move {
+        for event in past {
+            if sender.send(event).await.is_err() {
+                return;
+            }
+        }
+        while query.follow {
+            let event = tokio::select! {
+                event = live.recv() => event,
+                () = sender.closed() => return,
+            };
+            match event {
+                Ok(event) => {
+                    if sender.send(event).await.is_err() {
+                        return;
+                    }
+                }
+                // A reader that is too slow misses some; those that follow are still worth having.
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return,
+            }
+        }
+    });
+    stream::lines(receiver)
+}
+
+/// `GET /v1/health`
+#[derive(Debug, Serialize)]
+pub struct Health {
+    /// Always true: what answers is there.
+    pub ok: bool,
+    /// The version of this build.
+    pub version: &'static str,
+    /// How many VPSs are defined.
+    pub vps: usize,
+}
+
+pub async fn health(State(control): State<Arc<Control>>) -> Json<Health> {
+    Json(Health { ok: true, version: env!("CARGO_PKG_VERSION"), vps: control.all().len() })
+}

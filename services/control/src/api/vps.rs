@@ -1,0 +1,212 @@
+//! `/v1/vps`: rows, specs, reasons, logs, actions, deletion.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use axum::{
+    Json,
+    extract::{Path, Query, State},
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+};
+use model::{
+    VpsName, VpsStatus,
+    api::{ErrorKind, State as VpsState, VpsRow, Why},
+};
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use wire::host;
+
+use super::{
+    ACTOR,
+    error::{ApiError, vps_name},
+    stream,
+};
+use crate::{calls::insist, delete, driver::{Vps, by_name}, life::Input, logs, shared::Control, view};
+
+/// How long the host is asked for numbers that only it knows.
+const NUMBERS: Duration = Duration::from_secs(1);
+/// Time that an action may take beyond what the spec says.
+const MARGIN: Duration = Duration::from_secs(15);
+/// Lines of a log that `why` shows.
+const WHY_LINES: usize = 20;
+/// Lines of a log that are shown where no number is given, and at most.
+const LINES: usize = 100;
+const MOST_LINES: usize = 10_000;
+
+#[derive(Debug, Deserialize)]
+pub struct ListQuery {
+    #[serde(default)]
+    all: bool,
+}
+
+/// What the host says of all VPSs; nothing when it does not answer: a list without memory is better than none.
+pub async fn statuses(control: &Control) -> BTreeMap<VpsName, VpsStatus> {
+    match insist(&control.host, &host::List {}, NUMBERS).await {
+        Ok(list) => by_name(list.vps),
+        Err(fault) => {
+            tracing::warn!(%fault, "the host daemon did not say how much memory is in use");
+            control.designated().clone()
+        }
+    }
+}
+
+pub async fn list(State(control): State<Arc<Control>>, Query(query): Query<ListQuery>) -> Json<Vec<VpsRow>> {
+    let statuses = statuses(&control).await;
+    let mut rows = Vec::new();
+    if query.all {
+        let designated = control.config.designated.iter();
+        rows.extend(designated.map(|(name, d)| view::designated_row(name, d, statuses.get(name))));
+    }
+    let all: Vec<_> = control.all().values().cloned().collect();
+    rows.extend(all.iter().map(|vps| view::row(vps, statuses.get(&vps.name))));
+    Json(rows)
+}
+
+async fn one(control: &Control, name: &VpsName) -> Result<(VpsRow, Option<Arc<Vps>>), ApiError> {
+    let statuses = statuses(control).await;
+    if let Some(vps) = control.get(name) {
+        return Ok((view::row(&vps, statuses.get(name)), Some(vps)));
+    }
+    let designated = control.config.designated.get(name).ok_or_else(|| ApiError::no_vps(name))?;
+    Ok((view::designated_row(name, designated, statuses.get(name)), None))
+}
+
+pub async fn get(State(control): State<Arc<Control>>, Path(name): Path<String>) -> Result<Json<VpsRow>, ApiError> {
+    let (mut row, vps) = one(&control, &vps_name(&name)?).await?;
+    row.spec = vps.map(|vps| model::spec::render(&vps.name, &vps.spec()));
+    Ok(Json(row))
+}
+
+pub async fn spec(State(control): State<Arc<Control>>, Path(name): Path<String>) -> Result<Response, ApiError> {
+    let vps = server_vps(&control, &vps_name(&name)?)?;
+    let text = model::spec::render(&vps.name, &vps.spec());
+    Ok(([(CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response())
+}
+
+pub async fn why(State(control): State<Arc<Control>>, Path(name): Path<String>) -> Result<Json<Why>, ApiError> {
+    let name = vps_name(&name)?;
+    let (row, vps) = one(&control, &name).await?;
+    let lines = match logs::open(&control, &name).await {
+        Ok(files) => logs::tail(&files, WHY_LINES).unwrap_or_default(),
+        Err(fault) => {
+            tracing::warn!(vps = %name, %fault, "its log can't be read");
+            Vec::new()
+        }
+    };
+    let log = lines.into_iter().map(|line| format!("{} {} {}", line.at, line.stream, line.text)).collect();
+    let story = control.history.of(&name);
+    let (summary, next) = match &vps {
+        Some(vps) => (view::summary(vps, &row), view::next(&row)),
+        None => (format!("{name} is a designated vps of host.toml; the host keeps it running"), None),
+    };
+    Ok(Json(Why { vps: row, summary, story, log, next }))
+}
+
+#[derive(Debug, Deserialize)]
+pub struct LogsQuery {
+    lines: Option<usize>,
+    #[serde(default)]
+    follow: bool,
+}
+
+pub async fn logs(
+    State(control): State<Arc<Control>>,
+    Path(name): Path<String>,
+    Query(query): Query<LogsQuery>,
+) -> Result<Response, ApiError> {
+    let name = vps_name(&name)?;
+    if control.get(&name).is_none() && !control.config.designated.contains_key(&name) {
+        return Err(ApiError::no_vps(&name));
+    }
+    let count = query.lines.unwrap_or(LINES).min(MOST_LINES);
+    let (sender, receiver) = mpsc::channel(stream::WAITING);
+    if query.follow {
+        tokio::spawn(logs::follow(control, name, count, sender));
+        return Ok(stream::lines(receiver));
+    }
+    let files = logs::open(&control, &name).await?;
+    let lines = logs::tail(&files, count);
+    let lines = lines.map_err(|error| ApiError::new(ErrorKind::Failed, format!("reading the log of {name}: {error}")))?;
+    tokio::spawn(async move {
+        for line in lines {
+            if sender.send(line).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(stream::lines(receiver))
+}
+
+/// A VPS that a person may act on.
+pub fn server_vps(control: &Control, name: &VpsName) -> Result<Arc<Vps>, ApiError> {
+    if control.config.designated.contains_key(name) {
+        let message = format!("{name} is a designated vps: host.toml says what it does");
+        return Err(ApiError::new(ErrorKind::Conflict, message).next("change host.toml and start the host again"));
+    }
+    control.get(name).ok_or_else(|| ApiError::no_vps(name))
+}
+
+pub async fn act(
+    State(control): State<Arc<Control>>,
+    Path((name, action)): Path<(String, String)>,
+) -> Result<Json<VpsRow>, ApiError> {
+    let name = vps_name(&name)?;
+    let vps = server_vps(&control, &name)?;
+    let by = format!("{action} by {ACTOR}");
+    let state = vps.life().state();
+    let wrong = |next: String| {
+        let word = format!("{state:?}").to_lowercase();
+        Err(ApiError::new(ErrorKind::Conflict, format!("vps {name} is {word}")).next(next))
+    };
+    let (input, wanted) = match action.as_str() {
+        "start" => (Input::Start(by), VpsState::Running),
+        "restart" => (Input::Restart(by), VpsState::Running),
+        "stop" => (Input::Stop(by), VpsState::Asleep),
+        "freeze" if !matches!(state, VpsState::Running | VpsState::Frozen) => {
+            return wrong(format!("bailiwick start {name}"));
+        }
+        "freeze" => (Input::Freeze(by), VpsState::Frozen),
+        "thaw" if !matches!(state, VpsState::Running | VpsState::Frozen) => {
+            return wrong(format!("bailiwick start {name}"));
+        }
+        "thaw" => (Input::Thaw(by), VpsState::Running),
+        _ => return Err(ApiError::new(ErrorKind::NotFound, format!("a vps can't {action}"))),
+    };
+    reach(&vps, input, wanted).await?;
+    let status = statuses(&control).await.remove(&name);
+    Ok(Json(view::row(&vps, status.as_ref())))
+}
+
+/// Gives an input and waits for what comes of it.
+pub async fn reach(vps: &Vps, input: Input, wanted: VpsState) -> Result<(), ApiError> {
+    let spec = vps.spec();
+    vps.ask(input).await;
+    let limit = Duration::from_millis(spec.start_deadline_ms.saturating_add(spec.stop.grace_ms)) + MARGIN;
+    let why = format!("bailiwick why {}", vps.name);
+    if !vps.settled(limit).await {
+        return Err(ApiError::new(ErrorKind::Unavailable, format!("vps {} does not get on", vps.name)).next(why));
+    }
+    let life = vps.life();
+    match life.state() {
+        now if now == wanted => Ok(()),
+        VpsState::Failed => {
+            let failure = life.failure(crate::clock::now_ms()).unwrap_or_default();
+            Err(ApiError::new(ErrorKind::Failed, format!("vps {} failed: {failure}", vps.name)).next(why))
+        }
+        // Its program ended at once with success, or a request woke it: both are what was asked for, and more.
+        _ if wanted != VpsState::Frozen => Ok(()),
+        _ => Err(ApiError::new(ErrorKind::Conflict, format!("vps {} was woken at once", vps.name)).next(why)),
+    }
+}
+
+pub async fn delete(State(control): State<Arc<Control>>, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
+    let name = vps_name(&name)?;
+    let vps = server_vps(&control, &name)?;
+    let grace = Duration::from_millis(vps.spec().stop.grace_ms);
+    let task = delete::begin(&control, &name, ACTOR.to_owned()).await?.ok_or_else(|| ApiError::no_vps(&name))?;
+    match tokio::time::timeout(grace + MARGIN, task).await {
+        Ok(_) => Ok(StatusCode::NO_CONTENT),
+        // It is deleted for everybody; what is left of it goes on going.
+        Err(_) => Ok(StatusCode::ACCEPTED),
+    }
+}

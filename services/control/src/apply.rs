@@ -1,0 +1,270 @@
+//! Spec files against what is stored: what would change, or everything that is wrong. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use model::{
+    ImageRef, ListenAddress, Route, VpsName, VpsSpec,
+    api::{ApplyRequest, Change, ChangeKind, ErrorKind, SpecFile},
+    spec::Problem,
+};
+
+use crate::{
+    diff,
+    locate::{Target, problem},
+    machine::Machine,
+};
+
+/// What a request is held against.
+#[derive(Debug)]
+pub struct World<'a> {
+    /// The stored specs.
+    pub specs: &'a BTreeMap<VpsName, VpsSpec>,
+    /// Names of designated VPSs.
+    pub designated: &'a BTreeSet<VpsName>,
+    /// Names of VPSs whose deletion is not finished.
+    pub deleting: &'a BTreeSet<VpsName>,
+    /// VPSs with processes.
+    pub up: &'a BTreeSet<VpsName>,
+    /// What the machine has.
+    pub machine: Machine,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub struct Plan {
+    /// One per VPS, those without a difference too.
+    pub changes: Vec<Change>,
+    /// The new specs of VPSs that change.
+    pub specs: BTreeMap<VpsName, VpsSpec>,
+    /// The images of the VPSs that were sent.
+    pub images: BTreeSet<ImageRef>,
+    /// Addresses that are not listened on yet.
+    pub listen: BTreeSet<ListenAddress>,
+}
+
+/// Why nothing is done.
+#[derive(Debug)]
+pub struct Refusal {
+    /// The gravest kind.
+    pub kind: ErrorKind,
+    /// All that is wrong.
+    pub problems: Vec<Problem>,
+}
+
+/// A VPS that was sent, and the file it was in.
+struct Sent<'a> {
+    file: &'a SpecFile,
+    spec: VpsSpec,
+}
+
+struct Check<'a> {
+    found: Vec<(ErrorKind, Problem)>,
+    sent: BTreeMap<VpsName, Sent<'a>>,
+}
+
+/// Plans what `request` asks for.
+pub fn plan(world: &World<'_>, request: &ApplyRequest) -> Result<Plan, Refusal> {
+    let mut check = Check { found: Vec::new(), sent: BTreeMap::new() };
+    check.read(&request.files);
+    check.names(world);
+    check.limits(world);
+    let taken = check.routes(world, request.take_routes);
+    check.listeners(world, &taken);
+    let Check { found, sent } = check;
+    if !found.is_empty() {
+        return Err(refusal(found));
+    }
+    Ok(changes(world, sent, taken))
+}
+
+fn refusal(found: Vec<(ErrorKind, Problem)>) -> Refusal {
+    let weight = |kind: ErrorKind| match kind {
+        ErrorKind::Invalid => 0,
+        ErrorKind::Conflict => 1,
+        _ => 2,
+    };
+    let kind = found.iter().map(|(kind, _)| *kind).min_by_key(|kind| weight(*kind)).unwrap_or(ErrorKind::Invalid);
+    Refusal { kind, problems: found.into_iter().map(|(_, problem)| problem).collect() }
+}
+
+impl<'a> Check<'a> {
+    fn read(&mut self, files: &'a [SpecFile]) {
+        for file in files {
+            let spec = match model::spec::parse(&file.name, &file.text) {
+                Ok(spec) => spec,
+                Err(problems) => {
+                    self.found.extend(problems.into_iter().map(|problem| (ErrorKind::Invalid, problem)));
+                    continue;
+                }
+            };
+            for (name, spec) in spec.vps {
+                if let Some(other) = self.sent.get(&name) {
+                    let message = format!("vps {name} is also in {}", other.file.name);
+                    self.found.push((ErrorKind::Invalid, header(file, &name, message, "keep one of the two")));
+                } else {
+                    self.sent.insert(name, Sent { file, spec });
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, kind: ErrorKind, vps: &VpsName, target: Target<'_>, message: String, hint: String) {
+        if let Some(sent) = self.sent.get(vps) {
+            let problem = problem(&sent.file.name, &sent.file.text, vps, target, message, Some(hint));
+            self.found.push((kind, problem));
+        }
+    }
+
+    fn names(&mut self, world: &World<'_>) {
+        let mut found = Vec::new();
+        for (name, sent) in &self.sent {
+            if world.designated.contains(name) {
+                let message = format!("{name} is the name of a designated vps");
+                found.push((ErrorKind::Conflict, name.clone(), message, "choose another name".to_owned()));
+            } else if world.deleting.contains(name) {
+                let message = format!("vps {name} is being deleted");
+                found.push((ErrorKind::Conflict, name.clone(), message, "apply again in a moment".to_owned()));
+            }
+            let Some(stored) = world.specs.get(name) else { continue };
+            if stored.tenant != sent.spec.tenant {
+                let message = format!("another tenant has a vps {name}");
+                found.push((ErrorKind::Conflict, name.clone(), message, "choose another name".to_owned()));
+            } else if stored.ids != sent.spec.ids {
+                let message = format!("vps {name} has {} ids, and keeps them as long as it exists", stored.ids);
+                let hint = format!("write ids = {}, or bailiwick delete {name} first", stored.ids);
+                found.push((ErrorKind::Conflict, name.clone(), message, hint));
+            }
+        }
+        for (kind, name, message, hint) in found {
+            self.add(kind, &name, Target::Header, message, hint);
+        }
+    }
+
+    fn limits(&mut self, world: &World<'_>) {
+        let over = |(name, sent): (&VpsName, &Sent<'_>)| {
+            let name = name.clone();
+            world.machine.exceeded(&sent.spec.limits).into_iter().map(move |found| (name.clone(), found))
+        };
+        let found: Vec<_> = self.sent.iter().flat_map(over).collect();
+        for (name, (field, message)) in found {
+            self.add(ErrorKind::Lacking, &name, Target::Word(field), message, "write a smaller limit".to_owned());
+        }
+    }
+
+    /// Two VPSs may not claim one route. Answers the stored VPSs that lose routes, with what they lose.
+    fn routes(&mut self, world: &World<'_>, take: bool) -> BTreeMap<VpsName, Vec<Route>> {
+        let mut owners: BTreeMap<&Route, &VpsName> = BTreeMap::new();
+        for (name, spec) in world.specs {
+            if !self.sent.contains_key(name) {
+                owners.extend(spec.routes.keys().map(|route| (route, name)));
+            }
+        }
+        let mut claims: BTreeMap<&Route, &VpsName> = BTreeMap::new();
+        let mut taken: BTreeMap<VpsName, Vec<Route>> = BTreeMap::new();
+        let mut found = Vec::new();
+        for (name, sent) in &self.sent {
+            for route in sent.spec.routes.keys() {
+                if let Some(other) = claims.insert(route, name) {
+                    let message = format!("route {route} also belongs to vps \"{other}\" in what is applied");
+                    found.push((name.clone(), route.clone(), message, "keep one of the two".to_owned()));
+                } else if let Some(owner) = owners.get(route) {
+                    if take {
+                        taken.entry((*owner).clone()).or_default().push(route.clone());
+                        continue;
+                    }
+                    let message = format!("route {route} belongs to vps \"{owner}\"");
+                    let hint = format!(
+                        "bailiwick delete {owner}, or apply --take-routes (moves it without refusing a request)"
+                    );
+                    found.push((name.clone(), route.clone(), message, hint));
+                }
+            }
+        }
+        for (name, route, message, hint) in found {
+            self.add(ErrorKind::Conflict, &name, Target::Route(&route), message, hint);
+        }
+        taken
+    }
+
+    /// One address is either read as HTTP, or goes to one VPS as it is.
+    fn listeners(&mut self, world: &World<'_>, taken: &BTreeMap<VpsName, Vec<Route>>) {
+        let lost = |name: &VpsName, route: &Route| taken.get(name).is_some_and(|routes| routes.contains(route));
+        let mut first: BTreeMap<ListenAddress, (&VpsName, &Route)> = BTreeMap::new();
+        for (name, spec) in world.specs {
+            if !self.sent.contains_key(name) {
+                let kept = spec.routes.keys().filter(|route| !lost(name, route));
+                first.extend(kept.map(|route| (route.listen(), (name, route))));
+            }
+        }
+        let mut found = Vec::new();
+        for (name, sent) in &self.sent {
+            for route in sent.spec.routes.keys() {
+                let (owner, other) = *first.entry(route.listen()).or_insert((name, route));
+                if other != route && (is_tcp(other) || is_tcp(route)) {
+                    let message = format!("route {route} needs {} for itself, and vps \"{owner}\" has {other}", route.listen());
+                    found.push((name.clone(), route.clone(), message));
+                }
+            }
+        }
+        for (name, route, message) in found {
+            self.add(ErrorKind::Conflict, &name, Target::Route(&route), message, "choose another port".to_owned());
+        }
+    }
+}
+
+fn is_tcp(route: &Route) -> bool {
+    matches!(route, Route::Tcp(_))
+}
+
+fn header(file: &SpecFile, vps: &VpsName, message: String, hint: &str) -> Problem {
+    problem(&file.name, &file.text, vps, Target::Header, message, Some(hint.to_owned()))
+}
+
+/// The problems of addresses that can't be listened on, each where a route asks for it.
+pub fn listen_problems(request: &ApplyRequest, plan: &Plan, faults: &[(ListenAddress, String)]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (address, reason) in faults {
+        let message = format!("{address} can't be listened on: {reason}");
+        let claims = plan.specs.iter().flat_map(|(name, spec)| spec.routes.keys().map(move |route| (name, route)));
+        let claim = claims.into_iter().find(|(_, route)| route.listen() == *address);
+        let Some((name, route)) = claim else { continue };
+        let holds = |file: &&SpecFile| model::spec::parse(&file.name, &file.text).is_ok_and(|s| s.vps.contains_key(name));
+        let Some(file) = request.files.iter().find(holds) else { continue };
+        let hint = format!("choose another port, or end what listens there (ss -ltnp 'sport = :{}')", address.port());
+        problems.push(problem(&file.name, &file.text, name, Target::Route(route), message, Some(hint)));
+    }
+    problems
+}
+
+fn changes(world: &World<'_>, sent: BTreeMap<VpsName, Sent<'_>>, taken: BTreeMap<VpsName, Vec<Route>>) -> Plan {
+    let images = sent.values().map(|sent| sent.spec.image.clone()).collect();
+    let mut wanted: BTreeMap<VpsName, VpsSpec> = sent.into_iter().map(|(name, sent)| (name, sent.spec)).collect();
+    for (name, routes) in taken {
+        if let Some(spec) = world.specs.get(&name) {
+            let mut spec = spec.clone();
+            spec.routes.retain(|route, _| !routes.contains(route));
+            wanted.insert(name, spec);
+        }
+    }
+    let listened: BTreeSet<_> = world.specs.values().flat_map(|spec| spec.routes.keys().map(Route::listen)).collect();
+    let needed = wanted.values().flat_map(|spec| spec.routes.keys().map(Route::listen));
+    let listen = needed.filter(|address| !listened.contains(address)).collect();
+    let mut changes = Vec::new();
+    for (name, spec) in &wanted {
+        let stored = world.specs.get(name);
+        let fields = diff::fields(name, stored, spec);
+        let kind = match stored {
+            None => ChangeKind::Create,
+            Some(stored) if stored == spec => ChangeKind::None,
+            Some(_) => ChangeKind::Change,
+        };
+        let changed = kind == ChangeKind::Change;
+        let at_next_start = changed && world.up.contains(name) && fields.iter().any(diff::needs_start);
+        changes.push(Change { vps: name.clone(), kind, fields, at_next_start });
+    }
+    wanted.retain(|name, spec| world.specs.get(name) != Some(spec));
+    Plan { changes, specs: wanted, images, listen }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,28 @@
+//! Calls to others that may be down for a moment: law 3 has them back within a second, so it pays to ask again.
+
+use std::time::Duration;
+
+use model::api::ErrorKind;
+use tokio::time::{Instant, sleep, timeout_at};
+use wire::{Client, Fault, Method};
+
+/// Time for a call that somebody waits for.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
+/// Calls until there is an answer other than "not there", or until `limit` is over.
+pub async fn insist<M: Method>(client: &Client, method: &M, limit: Duration) -> Result<M::Reply, Fault> {
+    let end = Instant::now() + limit;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let silent = |_| Fault::new(ErrorKind::Unavailable, format!("{}: no answer in time", M::NAME));
+        match timeout_at(end, client.call(method)).await.map_err(silent)? {
+            Err(fault) if fault.kind == ErrorKind::Unavailable && Instant::now() + pause < end => {
+                sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+            answer => return answer,
+        }
+    }
+}

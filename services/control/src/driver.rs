@@ -1,0 +1,275 @@
+//! One driver per VPS: takes inputs from one queue, lets [`Life`] decide, publishes, carries out.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use model::{VpsName, VpsSpec, api::LastWake, run::Link};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::AbortHandle,
+};
+use wire::host;
+
+use crate::{
+    calls::insist,
+    clock::{now_ms, unix_ms},
+    launch,
+    life::{Action, Input, Life, Reach, Rules, Step},
+    shared::Control,
+    store::Wakes,
+};
+
+/// Inputs that may wait; who has more waits too.
+const QUEUE: usize = 256;
+/// How long a request to stop, freeze or thaw is repeated while the host is away.
+const STEP_LIMIT: Duration = Duration::from_secs(10);
+/// How long a stop waits for the gateway to have been told.
+const FLUSH_LIMIT: Duration = Duration::from_millis(200);
+
+#[derive(Debug)]
+enum Message {
+    Input(Input),
+    Ask(Input, oneshot::Sender<()>),
+    End,
+}
+
+/// One VPS: what others see of its driver.
+#[derive(Debug)]
+pub struct Vps {
+    /// Its name.
+    pub name: VpsName,
+    spec: Mutex<Arc<VpsSpec>>,
+    /// Its link, once the network gave an address and the host made its place. Held while they are being asked.
+    pub place: tokio::sync::Mutex<Option<Link>>,
+    address: Mutex<Option<Link>>,
+    wakes: Mutex<Wakes>,
+    life: Mutex<Life>,
+    changed: watch::Sender<()>,
+    inbox: mpsc::Sender<Message>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Vps {
+    /// Starts the driver of one VPS.
+    pub fn spawn(control: Arc<Control>, name: VpsName, spec: VpsSpec, link: Option<Link>, wakes: Wakes) -> Arc<Self> {
+        // Unix time is above every number a former process gave out: no VPS starts once a millisecond.
+        let life = Life::new(Rules::from(&spec), unix_ms(), now_ms());
+        let (inbox, messages) = mpsc::channel(QUEUE);
+        let vps = Arc::new(Self {
+            name: name.clone(),
+            spec: Mutex::new(Arc::new(spec)),
+            place: tokio::sync::Mutex::new(link.clone()),
+            address: Mutex::new(link),
+            wakes: Mutex::new(wakes),
+            changed: watch::Sender::new(()),
+            inbox,
+            life: Mutex::new(life),
+        });
+        control.routes.set_state(&name, vps.life().generation(), Reach::No, None);
+        let driver = Driver { control, vps: vps.clone(), published: None, version: 0, stopper: None, launcher: None };
+        tokio::spawn(driver.run(messages));
+        vps
+    }
+
+    /// Its spec.
+    pub fn spec(&self) -> Arc<VpsSpec> {
+        lock(&self.spec).clone()
+    }
+
+    /// Follows a change of its spec: what is about idleness and failures counts at once, the rest at the next start.
+    pub fn set_spec(&self, spec: VpsSpec) {
+        self.life().set_rules(Rules::from(&spec));
+        *lock(&self.spec) = Arc::new(spec);
+    }
+
+    /// Its life, to look at.
+    pub fn life(&self) -> MutexGuard<'_, Life> {
+        lock(&self.life)
+    }
+
+    /// Its addresses, once it has some.
+    pub fn link(&self) -> Option<Link> {
+        lock(&self.address).clone()
+    }
+
+    /// Its addresses are known.
+    pub fn set_link(&self, link: Option<Link>) {
+        *lock(&self.address) = link;
+    }
+
+    /// What is remembered of its wakes.
+    pub fn wakes(&self) -> Wakes {
+        lock(&self.wakes).clone()
+    }
+
+    /// Gives it an input. Nothing happens when its driver has ended: it was deleted.
+    pub async fn feed(&self, input: Input) {
+        let _ = self.inbox.send(Message::Input(input)).await;
+    }
+
+    /// Gives it an input, and waits until that was decided.
+    pub async fn ask(&self, input: Input) {
+        let (answer, decided) = oneshot::channel();
+        if self.inbox.send(Message::Ask(input, answer)).await.is_ok() {
+            let _ = decided.await;
+        }
+    }
+
+    /// Ends its driver.
+    pub async fn end(&self) {
+        let _ = self.inbox.send(Message::End).await;
+    }
+
+    /// Waits until nothing more happens by itself; false when that took longer than `limit`.
+    pub async fn settled(&self, limit: Duration) -> bool {
+        let mut changed = self.changed.subscribe();
+        let settled = async {
+            while !self.life().settled() {
+                if changed.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(limit, settled).await.is_ok()
+    }
+}
+
+struct Driver {
+    control: Arc<Control>,
+    vps: Arc<Vps>,
+    published: Option<(u64, Reach)>,
+    version: u64,
+    stopper: Option<AbortHandle>,
+    launcher: Option<AbortHandle>,
+}
+
+impl Driver {
+    async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
+        while let Some(message) = messages.recv().await {
+            let (input, answer) = match message {
+                Message::Input(input) => (input, None),
+                Message::Ask(input, answer) => (input, Some(answer)),
+                Message::End => break,
+            };
+            let actions = self.decide(input);
+            for action in actions {
+                self.carry_out(action);
+            }
+            if let Some(answer) = answer {
+                let _ = answer.send(());
+            }
+        }
+        for task in [self.stopper.take(), self.launcher.take()].into_iter().flatten() {
+            task.abort();
+        }
+    }
+
+    /// Publishes before anything is carried out: nobody may be sent to a VPS that is about to stop.
+    fn decide(&mut self, input: Input) -> Vec<Action> {
+        let (actions, now) = {
+            let mut life = self.vps.life();
+            let actions = life.step(now_ms(), input);
+            (actions, (life.generation(), life.reach()))
+        };
+        if self.published.as_ref() != Some(&now) {
+            let address = self.vps.link().map(|link| link.address.into());
+            self.version = self.control.routes.set_state(&self.vps.name, now.0, now.1.clone(), address);
+            self.published = Some(now);
+        }
+        self.vps.changed.send_replace(());
+        actions
+    }
+
+    fn carry_out(&mut self, action: Action) {
+        match action {
+            Action::Launch(number) => {
+                abort(self.stopper.take());
+                abort(self.launcher.take());
+                let task = launch::launch(self.control.clone(), self.vps.clone(), number);
+                self.launcher = Some(tokio::spawn(task).abort_handle());
+            }
+            Action::Attach(number) => {
+                abort(self.launcher.take());
+                let task = launch::attach_found(self.control.clone(), self.vps.clone(), number);
+                self.launcher = Some(tokio::spawn(task).abort_handle());
+            }
+            Action::Stop { grace_ms, thaw } => {
+                abort(self.stopper.take());
+                let task = stop(self.control.clone(), self.vps.clone(), self.version, grace_ms, thaw);
+                self.stopper = Some(tokio::spawn(task).abort_handle());
+            }
+            Action::Freeze => self.step(Step::Freeze, host::Freeze { name: self.vps.name.clone() }),
+            Action::Thaw => self.step(Step::Thaw, host::Thaw { name: self.vps.name.clone() }),
+            Action::Look(number) => {
+                let (control, vps) = (self.control.clone(), self.vps.clone());
+                tokio::spawn(async move {
+                    if let Ok(list) = insist(&control.host, &host::List {}, STEP_LIMIT).await {
+                        let found = list.vps.into_iter().find(|status| status.name == vps.name);
+                        vps.feed(Input::Looked(number, found)).await;
+                    }
+                });
+            }
+            Action::Timer(number, after_ms) => {
+                let vps = self.vps.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_millis(after_ms)).await;
+                    vps.feed(Input::Timer(number)).await;
+                });
+            }
+            Action::Woken { took_ms, by } => self.woken(took_ms, by),
+            Action::Record { what, detail, actor } => {
+                self.control.history.record(Some(&self.vps.name), what, detail, actor);
+            }
+        }
+    }
+
+    fn step<M: wire::Method + 'static>(&self, step: Step, method: M) {
+        let (control, vps, version) = (self.control.clone(), self.vps.clone(), self.version);
+        tokio::spawn(async move {
+            if step == Step::Freeze {
+                control.routes.flushed(version, FLUSH_LIMIT).await;
+            }
+            let result = insist(&control.host, &method, STEP_LIMIT).await;
+            vps.feed(Input::Done(step, result.map(drop).map_err(|fault| fault.message))).await;
+        });
+    }
+
+    fn woken(&mut self, took_ms: u64, by: String) {
+        let wakes = {
+            let mut wakes = lock(&self.vps.wakes);
+            wakes.last = Some(LastWake { took_ms: Some(took_ms), by, at_ms: unix_ms() - took_ms });
+            wakes.starts += 1;
+            wakes.clone()
+        };
+        // A full queue means a slow disk: this one is not kept then, and the next one will be.
+        let _ = self.control.wakes.try_send((self.vps.name.clone(), wakes));
+    }
+}
+
+fn abort(task: Option<AbortHandle>) {
+    if let Some(task) = task {
+        task.abort();
+    }
+}
+
+async fn stop(control: Arc<Control>, vps: Arc<Vps>, version: u64, grace_ms: Option<u64>, thaw: bool) {
+    control.routes.flushed(version, FLUSH_LIMIT).await;
+    let name = vps.name.clone();
+    if thaw {
+        // A frozen process can't hear a signal; that it is not frozen is no fault.
+        let _ = insist(&control.host, &host::Thaw { name: name.clone() }, STEP_LIMIT).await;
+    }
+    let result = insist(&control.host, &host::Stop { name, grace_ms }, STEP_LIMIT).await;
+    vps.feed(Input::Done(Step::Stop, result.map(drop).map_err(|fault| fault.message))).await;
+}
+
+/// The VPSs of a snapshot by name.
+pub fn by_name(list: Vec<model::VpsStatus>) -> BTreeMap<VpsName, model::VpsStatus> {
+    list.into_iter().map(|status| (status.name.clone(), status)).collect()
+}

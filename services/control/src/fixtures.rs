@@ -1,0 +1,36 @@
+//! Values that tests share.
+
+use model::{
+    VpsSpec,
+    run::{Link, Stop},
+    spec::{Idle, IdleAction, ReadySpec, Restart},
+};
+
+/// A spec of `tenant` with `routes`.
+pub fn spec(tenant: &str, routes: &[(&str, u16)]) -> VpsSpec {
+    VpsSpec {
+        tenant: tenant.parse().unwrap(),
+        image: "debian:nginx-light".parse().unwrap(),
+        command: vec!["nginx".to_owned()],
+        cwd: "/".to_owned(),
+        user: "root".to_owned(),
+        hostname: None,
+        env: Default::default(),
+        files: Default::default(),
+        routes: routes.iter().map(|(route, port)| (route.parse().unwrap(), *port)).collect(),
+        limits: Default::default(),
+        ids: 65_536,
+        idle: Idle::After { after_ms: 60_000, then: IdleAction::Stop },
+        restart: Restart::OnFailure,
+        ready: ReadySpec::Listen(None),
+        start_deadline_ms: 30_000,
+        stop: Stop::default(),
+        setuid: true,
+        nesting: false,
+    }
+}
+
+/// A link.
+pub fn link() -> Link {
+    Link::new("10.80.0.17".parse().unwrap(), "fd00::a50:11".parse().unwrap())
+}

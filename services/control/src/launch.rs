@@ -1,0 +1,131 @@
+//! Flow C: image layers, addresses, a place on the host; then the start, with the link beside it.
+
+use std::{sync::Arc, time::Duration};
+
+use model::{api::ErrorKind, run::Link};
+use wire::{Fault, host, network};
+
+use crate::{
+    calls::insist,
+    driver::Vps,
+    images,
+    life::{Failure, Input},
+    run_spec::run_spec,
+    shared::Control,
+};
+
+/// How long a start whose answer was lost is undone.
+const UNDO: Duration = Duration::from_secs(2);
+/// How long what an apply does ahead of the first start is tried.
+const AHEAD: Duration = Duration::from_secs(10);
+
+/// Starts a VPS; its driver hears how that went.
+pub async fn launch(control: Arc<Control>, vps: Arc<Vps>, number: u64) {
+    let limit = Duration::from_millis(vps.spec().start_deadline_ms);
+    let link = match place(&control, &vps, limit).await {
+        Ok(link) => link,
+        Err(fault) => return vps.feed(Input::Launched(number, Err(failure("its place", &fault)))).await,
+    };
+    let attach = attach(&control, &link, limit);
+    let start = start(&control, &vps, &link, limit);
+    tokio::pin!(attach, start);
+    let (started, early) = tokio::select! {
+        started = &mut start => (started, false),
+        _ = &mut attach => (start.await, true),
+    };
+    let failed = started.is_err();
+    vps.feed(Input::Launched(number, started)).await;
+    if failed {
+        return;
+    }
+    // An answer from before the start may have meant the link of the run before.
+    let attached = if early { self::attach(&control, &link, limit).await } else { attach.await };
+    vps.feed(Input::Attached(number, attached)).await;
+}
+
+/// Attaches a VPS that was found up.
+pub async fn attach_found(control: Arc<Control>, vps: Arc<Vps>, number: u64) {
+    let limit = Duration::from_millis(vps.spec().start_deadline_ms);
+    let attached = match place(&control, &vps, limit).await {
+        Ok(link) => attach(&control, &link, limit).await,
+        Err(fault) => Err(failure("its place", &fault)),
+    };
+    vps.feed(Input::Attached(number, attached)).await;
+}
+
+/// Does ahead what the first start would have to wait for. Its failure shows at that start.
+pub async fn prepare(control: Arc<Control>, vps: Arc<Vps>) {
+    if let Err(fault) = place(&control, &vps, AHEAD).await {
+        tracing::warn!(vps = %vps.name, %fault, "its place could not be prepared yet");
+    }
+}
+
+async fn attach(control: &Control, link: &Link, limit: Duration) -> Result<(), Failure> {
+    let attached = insist(&control.network, &network::Attach { link: link.name.clone() }, limit).await;
+    attached.map(drop).map_err(|fault| failure("its link", &fault))
+}
+
+/// The VPS's addresses and its place on the host: asked for once, then remembered.
+async fn place(control: &Arc<Control>, vps: &Arc<Vps>, limit: Duration) -> Result<Link, Fault> {
+    let mut place = vps.place.lock().await;
+    if let Some(link) = &*place {
+        return Ok(link.clone());
+    }
+    // A VPS that is being deleted must not get a new place.
+    if !control.get(&vps.name).is_some_and(|now| Arc::ptr_eq(&now, vps)) {
+        return Err(Fault::not_found(format!("vps {} was deleted", vps.name)));
+    }
+    let spec = vps.spec();
+    let name = &vps.name;
+    let create = host::Create { name: name.clone(), tenant: spec.tenant.clone(), ids: spec.ids };
+    let allocate = network::Allocate { name: name.clone() };
+    let asked = futures_util::future::try_join(
+        insist(&control.host, &create, limit),
+        insist(&control.network, &allocate, limit),
+    );
+    let (_, network::Allocated { link }) = asked.await?;
+    *place = Some(link.clone());
+    vps.set_link(Some(link.clone()));
+    // Asking again does no harm, so nobody waits for the disk.
+    let (store, name, kept) = (control.store.clone(), name.clone(), link.clone());
+    tokio::spawn(async move {
+        if let Err(error) = store.run(move |store| store.put_place(&name, &kept)).await {
+            tracing::error!(%error, "a VPS's place could not be kept");
+        }
+    });
+    Ok(link)
+}
+
+async fn start(control: &Arc<Control>, vps: &Arc<Vps>, link: &Link, limit: Duration) -> Result<Option<u64>, Failure> {
+    let spec = vps.spec();
+    let layers = images::layers(control, &spec.image, limit).await;
+    let layers = layers.map_err(|fault| failure("its image", &fault))?;
+    let run = run_spec(&vps.name, &spec, &layers, link, &control.config.network.resolvers);
+    let start = host::Start { run };
+    let mut answer = insist(&control.host, &start, limit).await;
+    if matches!(&answer, Err(fault) if fault.kind == ErrorKind::NotFound) {
+        // What is remembered is not so any more: the host lost its place.
+        let create = host::Create { name: vps.name.clone(), tenant: spec.tenant.clone(), ids: spec.ids };
+        answer = match insist(&control.host, &create, limit).await {
+            Ok(_) => insist(&control.host, &start, limit).await,
+            Err(fault) => Err(fault),
+        };
+    }
+    match answer {
+        Ok(started) => Ok(Some(started.run)),
+        // It is up: a first answer was lost, and the events say the rest.
+        Err(fault) if fault.kind == ErrorKind::Conflict => Ok(None),
+        Err(fault) => {
+            if fault.kind == ErrorKind::Unavailable {
+                let stop = host::Stop { name: vps.name.clone(), grace_ms: Some(0) };
+                let _ = insist(&control.host, &stop, UNDO).await;
+            }
+            Err(failure("its start", &fault))
+        }
+    }
+}
+
+fn failure(what: &str, fault: &Fault) -> Failure {
+    let public = if fault.kind == ErrorKind::Lacking { "this host is full" } else { "it could not be set up" };
+    Failure { what: format!("{what}: {fault}"), public }
+}

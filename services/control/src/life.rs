@@ -1,0 +1,437 @@
+//! The life of one VPS as a pure machine: inputs and the time go in, actions come out. The driver carries them out.
+//!
+//! ```text
+//! asleep → starting → running → stopping → asleep
+//!             ↓  ↑       ↓ ↑
+//!            failed    freezing → frozen → thawing
+//! ```
+//!
+//! Times are milliseconds of a clock that never goes back.
+
+mod host;
+mod requests;
+
+use model::{
+    api,
+    limits::show_duration_ms,
+    spec::{Idle, Restart, VpsSpec},
+    state::VpsStatus,
+};
+
+/// First pause between two tries; it doubles.
+const BACK_OFF_MS: u64 = 100;
+/// Longest pause between two tries.
+const BACK_OFF_MAX_MS: u64 = 60_000;
+/// Who was up so long begins to count anew.
+const STEADY_MS: u64 = 60_000;
+/// Tries without anybody asking, of a VPS that sleeps when nobody needs it.
+const TRIES: u32 = 5;
+/// After so long without an end, a kill is repeated and the host is asked what is there.
+const KILL_AGAIN_MS: u64 = 5_000;
+
+/// What of a spec the machine needs. A change counts at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    /// What happens when nobody uses it.
+    pub idle: Idle,
+    /// What happens when its program ends by itself.
+    pub restart: Restart,
+    /// Milliseconds a start may take.
+    pub start_deadline_ms: u64,
+    /// Milliseconds its program has to end.
+    pub grace_ms: u64,
+}
+
+impl From<&VpsSpec> for Rules {
+    fn from(spec: &VpsSpec) -> Self {
+        Self {
+            idle: spec.idle.clone(),
+            restart: spec.restart,
+            start_deadline_ms: spec.start_deadline_ms,
+            grace_ms: spec.stop.grace_ms,
+        }
+    }
+}
+
+/// Why a start or a run was no success.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// For who may see the VPS: `exit 1`.
+    pub what: String,
+    /// For strangers: no paths, no names, no output.
+    pub public: &'static str,
+}
+
+/// A request to the host that was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// `Host.Stop`
+    Stop,
+    /// `Host.Freeze`
+    Freeze,
+    /// `Host.Thaw`
+    Thaw,
+}
+
+/// What can happen.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// Somebody needs it.
+    Wake(String),
+    /// A person wants it up, back-off or not.
+    Start(String),
+    /// A person wants it down.
+    Stop(String),
+    /// A person wants it down, then up.
+    Restart(String),
+    /// A person wants it to stand still.
+    Freeze(String),
+    /// A person wants it to go on.
+    Thaw(String),
+    /// The gateway says nobody has used it for its idle time.
+    Idle,
+    /// What the host had when the stream of its events began; none: it knows no such VPS.
+    Snapshot(Option<VpsStatus>),
+    /// The same, as an answer to `Action::Look`.
+    Looked(u64, Option<VpsStatus>),
+    /// The host says it changed.
+    Status(VpsStatus),
+    /// The launch number `.0` got the host to start run `.1`, or did not. No number: it was up already.
+    Launched(u64, Result<Option<u64>, Failure>),
+    /// The link of launch number `.0` is there, or not.
+    Attached(u64, Result<(), Failure>),
+    /// The host answered; an error says why not.
+    Done(Step, Result<(), String>),
+    /// The timer of that number is over.
+    Timer(u64),
+    /// Somebody runs a program inside.
+    ExecBegan,
+    /// That program ended.
+    ExecEnded,
+}
+
+/// What is to be done about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Get the host to start it and the network to attach it, side by side.
+    Launch(u64),
+    /// Only attach it: it is up already.
+    Attach(u64),
+    /// Ask the host to end it, after having thawed it where `thaw`.
+    Stop {
+        /// Milliseconds until SIGKILL; none: as its spec says.
+        grace_ms: Option<u64>,
+        /// Whether it may be frozen.
+        thaw: bool,
+    },
+    /// Ask the host to freeze it.
+    Freeze,
+    /// Ask the host to thaw it.
+    Thaw,
+    /// Ask the host what it has, as `Input::Looked` of that number.
+    Look(u64),
+    /// `Input::Timer(.0)` after `.1` milliseconds.
+    Timer(u64, u64),
+    /// It is up: remember who woke it and how long that took.
+    Woken {
+        /// Milliseconds from wake to ready.
+        took_ms: u64,
+        /// Who.
+        by: String,
+    },
+    /// Keep for `why` and `events`.
+    Record {
+        /// One word.
+        what: &'static str,
+        /// More.
+        detail: String,
+        /// Who did it.
+        actor: String,
+    },
+}
+
+/// Why a VPS that is on its way up goes down again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Cancel {
+    Stop { again: Option<String> },
+    Fail(Failure),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Starting {
+    launch: u64,
+    began: u64,
+    /// None: it was found up.
+    by: Option<String>,
+    run: Option<u64>,
+    ready: bool,
+    attached: bool,
+    cancel: Option<Cancel>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    Asleep,
+    Starting(Starting),
+    Running,
+    Freezing { again: Option<String> },
+    Frozen,
+    Thawing { began: u64, by: String },
+    Stopping { again: Option<String> },
+    Failed { failure: Failure, until: u64, auto: bool },
+}
+
+/// Whether it can be sent to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reach {
+    /// Not now.
+    No,
+    /// Yes.
+    Yes,
+    /// It could not be started; `.1` is when it may be tried again.
+    Failed(&'static str, u64),
+}
+
+/// One VPS's life.
+#[derive(Debug)]
+pub struct Life {
+    rules: Rules,
+    state: State,
+    /// When it came into this state.
+    since: u64,
+    /// Why it is in this state, for a person.
+    because: String,
+    generation: u64,
+    /// Counts launches and timers, so that what belongs to an earlier state is known as such.
+    serial: u64,
+    timer: u64,
+    /// Counts changes of state.
+    entered: u64,
+    /// The last run that is known to have ended.
+    ended_run: u64,
+    fails: u32,
+    tries_left: u32,
+    execs: u32,
+    idle_pending: bool,
+    actions: Vec<Action>,
+}
+
+impl Life {
+    /// A VPS that is asleep until the host says otherwise. `generation` must be above all that were given out before.
+    pub fn new(rules: Rules, generation: u64, now: u64) -> Self {
+        Self {
+            rules,
+            state: State::Asleep,
+            since: now,
+            because: "not woken yet".to_owned(),
+            generation,
+            serial: 0,
+            timer: 0,
+            entered: 0,
+            ended_run: 0,
+            fails: 0,
+            tries_left: TRIES,
+            execs: 0,
+            idle_pending: false,
+            actions: Vec::new(),
+        }
+    }
+
+    /// Follows a change of the spec.
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.rules = rules;
+    }
+
+    /// One input; the actions are in order.
+    pub fn step(&mut self, now: u64, input: Input) -> Vec<Action> {
+        match input {
+            Input::Wake(by) => self.wake(now, by),
+            Input::Start(by) => self.start(now, by),
+            Input::Stop(by) => self.stop(now, by, false),
+            Input::Restart(by) => self.stop(now, by, true),
+            Input::Freeze(by) => self.freeze(now, by),
+            Input::Thaw(by) => self.thaw(now, by),
+            Input::Idle => self.idle(now),
+            Input::Snapshot(status) => self.snapshot(now, status),
+            Input::Looked(entered, status) if entered == self.entered => self.snapshot(now, status),
+            Input::Looked(..) => {}
+            Input::Status(status) => self.status(now, status),
+            Input::Launched(launch, result) => self.launched(now, launch, result),
+            Input::Attached(launch, result) => self.attached(now, launch, result),
+            Input::Done(step, result) => self.done(now, step, result),
+            Input::Timer(number) if number == self.timer => self.timer(now),
+            Input::Timer(_) => {}
+            Input::ExecBegan => self.execs += 1,
+            Input::ExecEnded => {
+                self.execs = self.execs.saturating_sub(1);
+                if self.execs == 0 && std::mem::take(&mut self.idle_pending) {
+                    self.idle(now);
+                }
+            }
+        }
+        std::mem::take(&mut self.actions)
+    }
+
+    /// Its state in a person's words.
+    pub fn state(&self) -> api::State {
+        match &self.state {
+            State::Asleep => api::State::Asleep,
+            State::Starting(Starting { cancel: Some(_), .. }) | State::Stopping { .. } => api::State::Stopping,
+            State::Starting(_) | State::Thawing { .. } => api::State::Starting,
+            State::Running => api::State::Running,
+            State::Freezing { .. } | State::Frozen => api::State::Frozen,
+            State::Failed { .. } => api::State::Failed,
+        }
+    }
+
+    /// Whether it can be sent to.
+    pub fn reach(&self) -> Reach {
+        match &self.state {
+            State::Running => Reach::Yes,
+            State::Failed { failure, until, .. } => Reach::Failed(failure.public, *until),
+            _ => Reach::No,
+        }
+    }
+
+    /// Whether nothing more will happen unless something new is asked for.
+    pub fn settled(&self) -> bool {
+        matches!(self.state, State::Asleep | State::Running | State::Frozen | State::Failed { .. })
+    }
+
+    /// Grows with each start and each failure.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// When it came into its state.
+    pub fn since(&self) -> u64 {
+        self.since
+    }
+
+    /// Why it is as it is, for a person.
+    pub fn because(&self) -> &str {
+        &self.because
+    }
+
+    /// What is wrong, in one line, when it failed.
+    pub fn failure(&self, now: u64) -> Option<String> {
+        let State::Failed { failure, until, auto } = &self.state else { return None };
+        let wait = until.saturating_sub(now);
+        let next = match (auto, wait) {
+            (true, _) => format!("{} try in {}", ordinal(self.fails + 1), show_duration_ms(wait)),
+            (false, 0) => "the next request tries again".to_owned(),
+            (false, _) => format!("a request tries again in {}", show_duration_ms(wait)),
+        };
+        Some(format!("{}, {next}", failure.what))
+    }
+
+    fn set(&mut self, now: u64, state: State, because: impl Into<String>) {
+        self.state = state;
+        self.since = now;
+        self.because = because.into();
+        self.entered += 1;
+        // A timer belongs to the state that set it.
+        self.timer = self.next();
+        self.idle_pending = false;
+    }
+
+    fn next(&mut self) -> u64 {
+        self.serial += 1;
+        self.serial
+    }
+
+    fn set_timer(&mut self, after_ms: u64) {
+        self.timer = self.next();
+        self.actions.push(Action::Timer(self.timer, after_ms));
+    }
+
+    fn record(&mut self, what: &'static str, detail: impl Into<String>, actor: impl Into<String>) {
+        self.actions.push(Action::Record { what, detail: detail.into(), actor: actor.into() });
+    }
+
+    fn begin(&mut self, now: u64, by: String) {
+        self.generation += 1;
+        let launch = self.next();
+        self.record("waking", "", by.clone());
+        let because = format!("being started: {by}");
+        let starting = Starting {
+            launch,
+            began: now,
+            by: Some(by),
+            run: None,
+            ready: false,
+            attached: false,
+            cancel: None,
+        };
+        self.set(now, State::Starting(starting), because);
+        self.actions.push(Action::Launch(launch));
+        self.set_timer(self.rules.start_deadline_ms);
+    }
+
+    fn fail(&mut self, now: u64, failure: Failure) {
+        self.fails += 1;
+        self.generation += 1;
+        let auto = match self.rules.restart {
+            Restart::Always => true,
+            Restart::OnFailure => self.tries_left > 0 || self.rules.idle == Idle::Never,
+            Restart::Never => false,
+        };
+        self.tries_left = self.tries_left.saturating_sub(1);
+        let delay = back_off(self.fails);
+        self.record("failed", failure.what.clone(), "");
+        let because = format!("it failed: {}", failure.what);
+        self.set(now, State::Failed { failure, until: now + delay, auto }, because);
+        if auto {
+            self.set_timer(delay);
+        }
+    }
+
+    fn sleep(&mut self, now: u64, because: impl Into<String>) {
+        let because = because.into();
+        self.record("asleep", because.clone(), "");
+        self.set(now, State::Asleep, because);
+    }
+
+    fn timer(&mut self, now: u64) {
+        match &mut self.state {
+            State::Starting(starting) => {
+                let late = format!("not ready within {}", show_duration_ms(self.rules.start_deadline_ms));
+                let public = "it was not ready in time";
+                let failure = || Cancel::Fail(Failure { what: late, public });
+                starting.cancel.get_or_insert_with(failure);
+                self.kill();
+            }
+            State::Stopping { .. } => self.kill(),
+            State::Failed { auto: true, .. } => self.begin(now, "its restart policy".to_owned()),
+            _ => {}
+        }
+    }
+
+    /// Ends what is there, now; and looks again later, since an answer or an event may have been lost.
+    fn kill(&mut self) {
+        let launching = matches!(&self.state, State::Starting(s) if s.run.is_none());
+        if !launching {
+            self.actions.push(Action::Stop { grace_ms: Some(0), thaw: false });
+            self.actions.push(Action::Look(self.entered));
+        }
+        self.set_timer(KILL_AGAIN_MS);
+    }
+}
+
+fn back_off(fails: u32) -> u64 {
+    BACK_OFF_MS.checked_shl(fails.saturating_sub(1).min(20)).unwrap_or(BACK_OFF_MAX_MS).min(BACK_OFF_MAX_MS)
+}
+
+fn ordinal(n: u32) -> String {
+    let suffix = match (n % 10, n % 100) {
+        (_, 11..=13) => "th",
+        (1, _) => "st",
+        (2, _) => "nd",
+        (3, _) => "rd",
+        _ => "th",
+    };
+    format!("{n}{suffix}")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,276 @@
+//! Reads the log files that the host hands over: the last lines, then what is added, over rotations.
+
+use std::{
+    fs::File,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::fs::{FileExt, MetadataExt},
+    },
+    sync::Arc,
+    time::Duration,
+};
+
+use model::{VpsName, api::ErrorKind, api::LogLine};
+use rustix::fs::inotify;
+use tokio::{io::unix::AsyncFd, sync::mpsc};
+use wire::{Fault, host};
+
+use crate::shared::Control;
+
+/// Bytes that are looked at for the last lines.
+const TAIL: u64 = 4 << 20;
+/// Bytes of one line; a longer one becomes several.
+const LINE: usize = 16 << 10;
+/// Where the kernel does not tell of changes: how often the file is looked at.
+const POLL: Duration = Duration::from_millis(250);
+/// How often the host is asked whether a file has been rotated that nothing tells of.
+const ASK: Duration = Duration::from_secs(2);
+
+/// The log files of a VPS, the oldest first; none when it has not run yet.
+pub async fn open(control: &Control, name: &VpsName) -> Result<Vec<File>, Fault> {
+    let method = host::Logs { name: name.clone() };
+    let asked = control.host.call_with_fds(&method, &[]);
+    let answer = tokio::time::timeout(crate::calls::PATIENCE, asked).await;
+    match answer.map_err(|_| Fault::new(ErrorKind::Unavailable, "the host daemon did not answer in time"))? {
+        Ok((_, fds)) => Ok(fds.into_iter().map(File::from).collect()),
+        Err(fault) if fault.kind == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(fault) => Err(fault),
+    }
+}
+
+/// One line as its shim wrote it: time, stream, text.
+pub fn parse(line: &[u8]) -> LogLine {
+    let line = String::from_utf8_lossy(line);
+    let mut parts = line.splitn(3, ' ');
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(at), Some(stream @ ("out" | "err" | "vps")), text) => {
+            LogLine { at: at.to_owned(), stream: stream.to_owned(), text: text.unwrap_or_default().to_owned() }
+        }
+        _ => LogLine { at: String::new(), stream: "vps".to_owned(), text: line.into_owned() },
+    }
+}
+
+/// The last `count` lines.
+pub fn tail(files: &[File], count: usize) -> std::io::Result<Vec<LogLine>> {
+    let mut lines: Vec<LogLine> = Vec::new();
+    let mut budget = TAIL;
+    for file in files.iter().rev() {
+        if lines.len() >= count || budget == 0 {
+            break;
+        }
+        let end = whole(file)?;
+        let length = end.min(budget);
+        budget -= length;
+        let mut bytes = vec![0; length as usize];
+        file.read_exact_at(&mut bytes, end - length)?;
+        let cut = if length < end { bytes.iter().position(|b| *b == b'\n').map_or(bytes.len(), |n| n + 1) } else { 0 };
+        let text = bytes[cut..].strip_suffix(b"\n").unwrap_or(&bytes[cut..]);
+        if text.is_empty() {
+            continue;
+        }
+        let all: Vec<_> = text.split(|b| *b == b'\n').collect();
+        let wanted = all.len().saturating_sub(count - lines.len());
+        let older: Vec<_> = all[wanted..].iter().map(|line| parse(line)).collect();
+        lines.splice(0..0, older);
+    }
+    Ok(lines)
+}
+
+/// Bytes up to the end of the last whole line.
+fn whole(file: &File) -> std::io::Result<u64> {
+    let length = file.metadata()?.len();
+    let look = length.min(LINE as u64 * 2);
+    let mut bytes = vec![0; look as usize];
+    file.read_exact_at(&mut bytes, length - look)?;
+    Ok(bytes.iter().rposition(|b| *b == b'\n').map_or(length - look, |at| length - look + at as u64 + 1))
+}
+
+/// Sends the last `count` lines, then what is added until the receiver or the VPS is gone.
+pub async fn follow(control: Arc<Control>, name: VpsName, count: usize, lines: mpsc::Sender<LogLine>) {
+    let followed = async {
+        let mut files = open(&control, &name).await?;
+        // From here on: what is there now and what comes later meet at this place.
+        let mut at = match files.last() {
+            Some(last) => whole(last)?,
+            None => 0,
+        };
+        for line in tail(&files, count)? {
+            if lines.send(line).await.is_err() {
+                return Ok(());
+            }
+        }
+        loop {
+            let Some(current) = files.pop() else {
+                tokio::select! {
+                    () = tokio::time::sleep(POLL) => files = open(&control, &name).await?,
+                    () = lines.closed() => return Ok(()),
+                }
+                files.reverse();
+                at = 0;
+                if !exists(&control, &name) {
+                    return Ok(());
+                }
+                continue;
+            };
+            let inode = current.metadata()?.ino();
+            let Some(newer) = one_file(&control, &name, current, at, &lines).await? else { return Ok(()) };
+            files = newer.into_iter().rev().collect();
+            at = 0;
+            tracing::debug!(inode, vps = %name, "its log was rotated");
+        }
+    };
+    let result: Result<(), Fault> = followed.await;
+    if let Err(fault) = result {
+        tracing::debug!(vps = %name, %fault, "following its log ended");
+    }
+}
+
+fn exists(control: &Control, name: &VpsName) -> bool {
+    control.get(name).is_some() || control.config.designated.contains_key(name)
+}
+
+/// Follows one file until there are newer ones, which it answers; none: nobody listens any more.
+async fn one_file(
+    control: &Control,
+    name: &VpsName,
+    file: File,
+    mut at: u64,
+    lines: &mpsc::Sender<LogLine>,
+) -> Result<Option<Vec<File>>, Fault> {
+    let watch = Watch::new(&file);
+    let inode = file.metadata()?.ino();
+    let mut rest = Vec::new();
+    let mut asked = tokio::time::Instant::now();
+    loop {
+        if !added(&file, &mut at, &mut rest, lines).await? {
+            return Ok(None);
+        }
+        let moved = tokio::select! {
+            moved = watch.changed() => moved,
+            () = lines.closed() => return Ok(None),
+        };
+        if moved || asked.elapsed() >= ASK {
+            asked = tokio::time::Instant::now();
+            let files = open(control, name).await?;
+            let inodes = files.iter().map(|file| Ok(file.metadata()?.ino())).collect::<std::io::Result<Vec<_>>>()?;
+            let place = inodes.iter().position(|other| *other == inode);
+            if place.is_none_or(|place| place + 1 < files.len()) {
+                if !added(&file, &mut at, &mut rest, lines).await? || (files.is_empty() && !exists(control, name)) {
+                    return Ok(None);
+                }
+                return Ok(Some(files.into_iter().skip(place.map_or(0, |place| place + 1)).collect()));
+            }
+        }
+    }
+}
+
+/// Sends the lines that were added; false: nobody listens any more.
+async fn added(file: &File, at: &mut u64, rest: &mut Vec<u8>, lines: &mpsc::Sender<LogLine>) -> std::io::Result<bool> {
+    let mut chunk = vec![0; LINE];
+    loop {
+        let n = file.read_at(&mut chunk, *at)?;
+        if n == 0 {
+            return Ok(true);
+        }
+        *at += n as u64;
+        for byte in &chunk[..n] {
+            if *byte != b'\n' && rest.len() < LINE {
+                rest.push(*byte);
+                continue;
+            }
+            if lines.send(parse(rest)).await.is_err() {
+                return Ok(false);
+            }
+            rest.clear();
+            if *byte != b'\n' {
+                rest.push(*byte);
+            }
+        }
+    }
+}
+
+/// Tells when a file was written to. The log belongs to its shim, so the kernel may refuse to watch it.
+struct Watch {
+    events: Option<AsyncFd<OwnedFd>>,
+}
+
+impl Watch {
+    fn new(file: &File) -> Self {
+        let watch = || -> std::io::Result<_> {
+            use inotify::{CreateFlags, WatchFlags};
+            let events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            inotify::add_watch(&events, path, WatchFlags::MODIFY | WatchFlags::MOVE_SELF | WatchFlags::ATTRIB)?;
+            AsyncFd::register(events)
+        };
+        Self { events: watch().inspect_err(|error| tracing::debug!(%error, "polling a log")).ok() }
+    }
+
+    /// Waits for a change; true: it may have been moved away.
+    async fn changed(&self) -> bool {
+        let Some(events) = &self.events else {
+            tokio::time::sleep(POLL).await;
+            return false;
+        };
+        let Ok(mut ready) = events.readable().await else {
+            tokio::time::sleep(POLL).await;
+            return false;
+        };
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 1024];
+        let mut reader = inotify::Reader::new(events.as_fd(), &mut buffer);
+        let mut moved = false;
+        while let Ok(event) = reader.next() {
+            moved |= event.events().intersects(inotify::ReadFlags::MOVE_SELF | inotify::ReadFlags::ATTRIB);
+        }
+        ready.clear_ready();
+        moved
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    #[test]
+    fn lines_have_their_parts() {
+        let line = parse(b"2026-11-22T10:00:00.000000Z err it  broke");
+        assert_eq!((line.stream.as_str(), line.text.as_str()), ("err", "it  broke"));
+        assert_eq!(parse(b"\xff strange").stream, "vps");
+        assert_eq!(parse(b"2026 out ").text, "");
+    }
+
+    #[test]
+    fn a_tail_spans_files_and_leaves_out_half_lines() {
+        let file = |text: &str| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+            file
+        };
+        let files = [file("a out 1\na out 2\n"), file("a out 3\na out 4\na out half")];
+        let texts = |n| tail(&files, n).unwrap().into_iter().map(|line| line.text).collect::<Vec<_>>();
+        assert_eq!(texts(3), ["2", "3", "4"]);
+        assert_eq!(texts(10), ["1", "2", "3", "4"]);
+        assert!(texts(0).is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_added_comes_line_by_line() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let reading = file.reopen().unwrap();
+        let watch = Watch::new(&reading);
+        let (lines, mut out) = mpsc::channel(8);
+        let (mut at, mut rest) = (0, Vec::new());
+        file.write_all(b"t out one\nt out tw").unwrap();
+        assert!(!watch.changed().await);
+        assert!(added(&reading, &mut at, &mut rest, &lines).await.unwrap());
+        assert_eq!(out.recv().await.unwrap().text, "one");
+        file.write_all(b"o\n").unwrap();
+        assert!(added(&reading, &mut at, &mut rest, &lines).await.unwrap());
+        assert_eq!(out.recv().await.unwrap().text, "two");
+        let moved = file.path().with_extension("1");
+        std::fs::rename(file.path(), &moved).unwrap();
+        while !watch.changed().await {}
+        std::fs::remove_file(moved).unwrap();
+    }
+}

@@ -1,0 +1,78 @@
+//! A stored spec and what was looked up for it become what the host is asked to run. Pure.
+
+use std::net::IpAddr;
+
+use model::{
+    LayerId, RunSpec, VpsName, VpsSpec,
+    run::{Link, Ready, Root},
+    spec::ReadySpec,
+};
+
+/// The run spec of one start.
+pub fn run_spec(name: &VpsName, spec: &VpsSpec, layers: &[LayerId], link: &Link, resolvers: &[IpAddr]) -> RunSpec {
+    RunSpec {
+        name: name.clone(),
+        hostname: spec.hostname.clone(),
+        root: Root::Layers(layers.to_vec()),
+        command: spec.command.clone(),
+        env: spec.env.clone(),
+        cwd: spec.cwd.clone(),
+        user: spec.user.clone(),
+        files: spec.files.clone(),
+        limits: spec.limits.clone(),
+        link: Some(link.clone()),
+        resolvers: resolvers.to_vec(),
+        setuid: spec.setuid,
+        nesting: spec.nesting,
+        ready: ready(spec),
+        stop: spec.stop.clone(),
+    }
+}
+
+fn ready(spec: &VpsSpec) -> Ready {
+    match spec.ready {
+        ReadySpec::Notify => Ready::Notify,
+        ReadySpec::Listen(Some(port)) => Ready::Listen(port),
+        ReadySpec::Listen(None) => spec.routes.values().next().map_or(Ready::Started, |port| Ready::Listen(*port)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{link, spec};
+
+    #[test]
+    fn ready_follows_the_spec_then_the_routes() {
+        let mut site = spec("acme", &[("http://a.example", 8080)]);
+        let port = |site: &VpsSpec| run_spec(&"a".parse().unwrap(), site, &[], &link(), &[]).ready;
+        assert_eq!(port(&site), Ready::Listen(8080));
+        site.ready = ReadySpec::Listen(Some(9000));
+        assert_eq!(port(&site), Ready::Listen(9000));
+        site.ready = ReadySpec::Notify;
+        assert_eq!(port(&site), Ready::Notify);
+        site.ready = ReadySpec::Listen(None);
+        site.routes.clear();
+        assert_eq!(port(&site), Ready::Started);
+    }
+
+    #[test]
+    fn everything_a_person_wrote_arrives() {
+        let mut site = spec("acme", &[]);
+        site.hostname = Some("web".parse().unwrap());
+        site.limits.memory = Some(1 << 20);
+        site.env.insert("A".into(), "b".into());
+        site.files.insert("/etc/a".into(), "b".into());
+        site.setuid = false;
+        site.nesting = true;
+        let layer = LayerId::try_from("0".repeat(64)).unwrap();
+        let run = run_spec(&"a".parse().unwrap(), &site, &[layer.clone()], &link(), &["9.9.9.9".parse().unwrap()]);
+        assert_eq!(run.root, Root::Layers(vec![layer]));
+        assert_eq!(run.hostname, site.hostname);
+        assert_eq!((run.limits, run.env, run.files), (site.limits, site.env, site.files));
+        assert_eq!((run.command, run.cwd, run.user, run.stop), (site.command, site.cwd, site.user, site.stop));
+        assert_eq!((run.setuid, run.nesting), (false, true));
+        assert_eq!(run.link, Some(link()));
+        assert_eq!(run.resolvers.len(), 1);
+    }
+}

@@ -1,0 +1,149 @@
+//! What all parts of this service share.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use model::{HostConfig, VpsName, VpsSpec, VpsStatus};
+use tokio::sync::mpsc;
+use wire::Client;
+
+use crate::{
+    driver::Vps,
+    history::History,
+    images::Images,
+    machine::Machine,
+    routes::{Routes, table},
+    store::{Store, Stored, Wakes},
+};
+
+/// Wakes are written together, so many at once at most.
+const WAKES: usize = 1024;
+/// How long wakes are collected before they are written.
+const COLLECT: Duration = Duration::from_millis(200);
+
+/// The service.
+#[derive(Debug)]
+pub struct Control {
+    /// The host daemon.
+    pub host: Client,
+    /// The service that has addresses and links.
+    pub network: Client,
+    /// The service that listens.
+    pub gateway: Client,
+    /// The service that has images.
+    pub apps: Client,
+    /// `host.toml`.
+    pub config: HostConfig,
+    /// Desired state on disk.
+    pub store: Store,
+    /// What happened.
+    pub history: History,
+    /// For the gateway.
+    pub routes: Routes,
+    /// Images that are there.
+    pub images: Images,
+    /// What the machine has.
+    pub machine: Machine,
+    /// Held by who changes desired state: one at a time.
+    pub changing: tokio::sync::Mutex<()>,
+    vps: Mutex<BTreeMap<VpsName, Arc<Vps>>>,
+    /// Those that are being deleted: not there for anybody, but their names are not free yet.
+    deleting: Mutex<BTreeMap<VpsName, Arc<Vps>>>,
+    /// Statuses of the designated VPSs.
+    designated: Mutex<BTreeMap<VpsName, VpsStatus>>,
+    /// Wakes on their way to the store.
+    pub wakes: mpsc::Sender<(VpsName, Wakes)>,
+}
+
+impl Control {
+    /// Opens the store and starts one driver per VPS.
+    pub async fn open(context: &service::Context) -> anyhow::Result<Arc<Self>> {
+        let path = context.data.join("state.redb");
+        let store = Store::open(&path).with_context(|| format!("opening {}", path.display()))?;
+        let stored = store.load().with_context(|| format!("reading {}", path.display()))?;
+        let (wakes, inbox) = mpsc::channel(WAKES);
+        let control = Arc::new(Self {
+            host: context.host.clone(),
+            network: context.client("network"),
+            gateway: context.client("gateway"),
+            apps: context.client("apps"),
+            config: context.config.clone(),
+            history: History::default(),
+            routes: Routes::default(),
+            images: Images::new(stored.images.clone()),
+            machine: Machine::read(&context.config).context("reading the machine's size")?,
+            changing: tokio::sync::Mutex::new(()),
+            vps: Mutex::default(),
+            deleting: Mutex::default(),
+            designated: Mutex::default(),
+            wakes,
+            store: store.clone(),
+        });
+        tokio::spawn(keep_wakes(store, inbox));
+        control.fill(stored);
+        Ok(control)
+    }
+
+    fn fill(self: &Arc<Self>, stored: Stored) {
+        for (name, spec) in stored.specs {
+            let link = stored.links.get(&name).filter(|_| stored.created.contains(&name)).cloned();
+            let wakes = stored.wakes.get(&name).cloned().unwrap_or_default();
+            let vps = Vps::spawn(self.clone(), name.clone(), spec, link, wakes);
+            let deleted = stored.deleting.contains(&name);
+            if deleted { &self.deleting } else { &self.vps }
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(name, vps);
+        }
+        self.publish_table();
+    }
+
+    /// The VPSs that are there.
+    pub fn all(&self) -> MutexGuard<'_, BTreeMap<VpsName, Arc<Vps>>> {
+        self.vps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One VPS.
+    pub fn get(&self, name: &VpsName) -> Option<Arc<Vps>> {
+        self.all().get(name).cloned()
+    }
+
+    /// The specs of all VPSs.
+    pub fn specs(&self) -> BTreeMap<VpsName, VpsSpec> {
+        self.all().iter().map(|(name, vps)| (name.clone(), VpsSpec::clone(&vps.spec()))).collect()
+    }
+
+    /// Makes the table of routes what the specs say.
+    pub fn publish_table(&self) {
+        let specs = self.specs();
+        self.routes.set_table(table(&specs));
+    }
+
+    /// The designated VPSs' statuses.
+    pub fn designated(&self) -> MutexGuard<'_, BTreeMap<VpsName, VpsStatus>> {
+        self.designated.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The VPSs that are being deleted.
+    pub fn deleting(&self) -> MutexGuard<'_, BTreeMap<VpsName, Arc<Vps>>> {
+        self.deleting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Writes wakes, several with one commit: a wake waits for none of this.
+async fn keep_wakes(store: Store, mut inbox: mpsc::Receiver<(VpsName, Wakes)>) {
+    while let Some((name, wakes)) = inbox.recv().await {
+        let mut batch = BTreeMap::from([(name, wakes)]);
+        tokio::time::sleep(COLLECT).await;
+        while let Ok((name, wakes)) = inbox.try_recv() {
+            batch.insert(name, wakes);
+        }
+        if let Err(error) = store.run(move |store| store.put_wakes(&batch)).await {
+            tracing::error!(%error, "last wakes could not be kept");
+        }
+    }
+}

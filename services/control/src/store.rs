@@ -1,0 +1,245 @@
+//! Desired state on disk: one redb file, one transaction per change.
+
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use model::{
+    ImageRef, VpsName, VpsSpec,
+    api::LastWake,
+    image::ImageInfo,
+    run::Link,
+};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+const VPS: TableDefinition<&str, &[u8]> = TableDefinition::new("vps");
+const FACTS: TableDefinition<&str, &[u8]> = TableDefinition::new("facts");
+const WAKES: TableDefinition<&str, &[u8]> = TableDefinition::new("wakes");
+
+/// The file holds a few kilobytes per VPS; redb's own default would let it take a gigabyte.
+const CACHE: usize = 4 << 20;
+
+/// Why the store could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file, or a transaction on it.
+    #[error("the store of desired state failed")]
+    Database(#[from] redb::Error),
+    /// What is in it is not what this version writes.
+    #[error("the store holds an entry `{key}` that can't be read")]
+    Entry {
+        /// Which.
+        key: String,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+macro_rules! from_redb {
+    ($($error:ty),*) => {$(
+        impl From<$error> for StoreError {
+            fn from(error: $error) -> Self {
+                Self::Database(error.into())
+            }
+        }
+    )*};
+}
+from_redb!(redb::DatabaseError, redb::TransactionError, redb::TableError, redb::StorageError, redb::CommitError);
+
+/// What is remembered of a VPS's wakes.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Wakes {
+    /// The last one.
+    pub last: Option<LastWake>,
+    /// How many starts came to be ready.
+    pub starts: u64,
+}
+
+/// Everything that is stored.
+#[derive(Debug, Clone, Default)]
+pub struct Stored {
+    /// The specs.
+    pub specs: BTreeMap<VpsName, VpsSpec>,
+    /// VPSs that are to be deleted: the host's and the network's part may not be done yet.
+    pub deleting: Vec<VpsName>,
+    /// VPSs that have their place on the host.
+    pub created: Vec<VpsName>,
+    /// Addresses that were given out.
+    pub links: BTreeMap<VpsName, Link>,
+    /// Images that were there when last asked.
+    pub images: BTreeMap<ImageRef, ImageInfo>,
+    /// Wakes.
+    pub wakes: BTreeMap<VpsName, Wakes>,
+}
+
+/// Something that is true of a VPS or an image, beside the desired state.
+#[derive(Debug, Clone, Copy)]
+enum Fact<'a> {
+    Deleting(&'a VpsName),
+    Created(&'a VpsName),
+    Link(&'a VpsName),
+    Image(&'a ImageRef),
+}
+
+impl Fact<'_> {
+    fn key(self) -> String {
+        match self {
+            Self::Deleting(name) => format!("deleting/{name}"),
+            Self::Created(name) => format!("created/{name}"),
+            Self::Link(name) => format!("link/{name}"),
+            Self::Image(image) => format!("image/{image}"),
+        }
+    }
+}
+
+/// The store. Calls block for as long as the disk takes: `Store::run` keeps them off the event loop.
+#[derive(Debug, Clone)]
+pub struct Store {
+    database: Arc<Database>,
+}
+
+fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, StoreError> {
+    serde_json::to_vec(value).map_err(|source| StoreError::Entry { key: "(new)".to_owned(), source })
+}
+
+fn decode<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T, StoreError> {
+    serde_json::from_slice(bytes).map_err(|source| StoreError::Entry { key: key.to_owned(), source })
+}
+
+fn name_of(key: &str) -> Result<VpsName, StoreError> {
+    decode(key, &encode(&key)?)
+}
+
+impl Store {
+    /// Opens the file, or makes it. Only one process can have it open.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let database = Database::builder().set_cache_size(CACHE).create(path)?;
+        let write = database.begin_write()?;
+        write.open_table(VPS)?;
+        write.open_table(FACTS)?;
+        write.open_table(WAKES)?;
+        write.commit()?;
+        Ok(Self { database: Arc::new(database) })
+    }
+
+    /// Runs `change` on a thread that may wait for the disk.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&Self) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let store = self.clone();
+        match tokio::task::spawn_blocking(move || change(&store)).await {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+    }
+
+    /// Reads everything.
+    pub fn load(&self) -> Result<Stored, StoreError> {
+        let read = self.database.begin_read()?;
+        let mut stored = Stored::default();
+        for entry in read.open_table(VPS)?.iter()? {
+            let (key, value) = entry?;
+            stored.specs.insert(name_of(key.value())?, decode(key.value(), value.value())?);
+        }
+        for entry in read.open_table(WAKES)?.iter()? {
+            let (key, value) = entry?;
+            stored.wakes.insert(name_of(key.value())?, decode(key.value(), value.value())?);
+        }
+        for entry in read.open_table(FACTS)?.iter()? {
+            let (key, value) = entry?;
+            let (key, value) = (key.value(), value.value());
+            match key.split_once('/') {
+                Some(("deleting", name)) => stored.deleting.push(name_of(name)?),
+                Some(("created", name)) => stored.created.push(name_of(name)?),
+                Some(("link", name)) => drop(stored.links.insert(name_of(name)?, decode(key, value)?)),
+                Some(("image", _)) => {
+                    let info: ImageInfo = decode(key, value)?;
+                    stored.images.insert(info.reference.clone(), info);
+                }
+                _ => tracing::warn!(key, "the store holds a fact this version does not know"),
+            }
+        }
+        Ok(stored)
+    }
+
+    fn write(&self, change: impl FnOnce(&WriteTransaction) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        let write = self.database.begin_write()?;
+        change(&write)?;
+        Ok(write.commit()?)
+    }
+
+    fn put_fact<T: Serialize>(&self, fact: Fact<'_>, value: &T) -> Result<(), StoreError> {
+        let bytes = encode(value)?;
+        self.write(|write| Ok(drop(write.open_table(FACTS)?.insert(fact.key().as_str(), bytes.as_slice())?)))
+    }
+
+    /// Puts all `specs`, or none.
+    pub fn put_specs(&self, specs: &BTreeMap<VpsName, VpsSpec>) -> Result<(), StoreError> {
+        self.write(|write| {
+            let mut table = write.open_table(VPS)?;
+            for (name, spec) in specs {
+                table.insert(name.as_str(), encode(spec)?.as_slice())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Says that a VPS is to be deleted. From here on it is not there for anybody; what follows is tidying up.
+    pub fn begin_delete(&self, name: &VpsName) -> Result<(), StoreError> {
+        self.put_fact(Fact::Deleting(name), &())
+    }
+
+    /// Forgets a VPS.
+    pub fn end_delete(&self, name: &VpsName) -> Result<(), StoreError> {
+        self.write(|write| {
+            write.open_table(VPS)?.remove(name.as_str())?;
+            write.open_table(WAKES)?.remove(name.as_str())?;
+            let mut facts = write.open_table(FACTS)?;
+            for fact in [Fact::Deleting(name), Fact::Created(name), Fact::Link(name)] {
+                facts.remove(fact.key().as_str())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Remembers what a start need not ask for again.
+    pub fn put_place(&self, name: &VpsName, link: &Link) -> Result<(), StoreError> {
+        let (link, created) = (encode(link)?, encode(&())?);
+        self.write(|write| {
+            let mut facts = write.open_table(FACTS)?;
+            facts.insert(Fact::Link(name).key().as_str(), link.as_slice())?;
+            facts.insert(Fact::Created(name).key().as_str(), created.as_slice())?;
+            Ok(())
+        })
+    }
+
+    /// Makes the remembered images those of `images`.
+    pub fn put_images(&self, images: &BTreeMap<ImageRef, ImageInfo>) -> Result<(), StoreError> {
+        self.write(|write| {
+            let mut facts = write.open_table(FACTS)?;
+            facts.retain(|key, _| !key.starts_with("image/"))?;
+            for (reference, info) in images {
+                facts.insert(Fact::Image(reference).key().as_str(), encode(info)?.as_slice())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Remembers wakes; those of VPSs that were deleted meanwhile are dropped.
+    pub fn put_wakes(&self, wakes: &BTreeMap<VpsName, Wakes>) -> Result<(), StoreError> {
+        self.write(|write| {
+            let specs = write.open_table(VPS)?;
+            let mut table = write.open_table(WAKES)?;
+            for (name, wakes) in wakes {
+                if specs.get(name.as_str())?.is_some() {
+                    table.insert(name.as_str(), encode(wakes)?.as_slice())?;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

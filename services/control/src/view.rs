@@ -1,0 +1,101 @@
+//! What a person is shown of a VPS.
+
+use std::collections::BTreeMap;
+
+use model::{
+    VpsName, VpsStatus,
+    api::{State, VpsRow},
+    host::Designated,
+    state::Phase,
+};
+
+use crate::{
+    clock::{now_ms, unix_ms},
+    driver::Vps,
+};
+
+/// The row of a server VPS; `status` adds what only the host knows.
+pub fn row(vps: &Vps, status: Option<&VpsStatus>) -> VpsRow {
+    let spec = vps.spec();
+    let (state, since, failure) = {
+        let (life, now) = (vps.life(), now_ms());
+        (life.state(), now.saturating_sub(life.since()), life.failure(now))
+    };
+    let up = status.filter(|status| status.phase.is_up());
+    VpsRow {
+        name: vps.name.clone(),
+        tenant: Some(spec.tenant.to_string()),
+        state,
+        for_ms: since,
+        routes: spec.routes.iter().map(|(route, port)| (route.to_string(), *port)).collect(),
+        memory: up.and_then(|status| status.memory),
+        memory_limit: spec.limits.memory,
+        processes: up.and_then(|status| status.processes),
+        address: vps.link().map(|link| link.address.to_string()),
+        pid: up.and_then(|status| status.pid),
+        last_wake: vps.wakes().last,
+        failure: failure.map(|failure| format!("{failure}: bailiwick why {}", vps.name)),
+        services: Vec::new(),
+        spec: None,
+    }
+}
+
+/// The row of a designated VPS.
+pub fn designated_row(name: &VpsName, designated: &Designated, status: Option<&VpsStatus>) -> VpsRow {
+    let up = status.filter(|status| status.phase.is_up());
+    VpsRow {
+        name: name.clone(),
+        tenant: None,
+        state: status.map_or(State::Asleep, |status| state_of(&status.phase)),
+        for_ms: status.map_or(0, |status| unix_ms().saturating_sub(status.since_ms)),
+        routes: BTreeMap::new(),
+        memory: up.and_then(|status| status.memory),
+        memory_limit: designated.limits.memory,
+        processes: up.and_then(|status| status.processes),
+        address: None,
+        pid: up.and_then(|status| status.pid),
+        last_wake: None,
+        failure: None,
+        services: designated.services.iter().map(ToString::to_string).collect(),
+        spec: None,
+    }
+}
+
+/// The host's word for a designated VPS's phase, as a person reads it: one that is down was to be up.
+pub fn state_of(phase: &Phase) -> State {
+    match phase {
+        Phase::Down { .. } => State::Failed,
+        Phase::Starting => State::Starting,
+        Phase::Ready => State::Running,
+        Phase::Frozen => State::Frozen,
+        Phase::Stopping => State::Stopping,
+    }
+}
+
+/// One sentence: why it is as it is.
+pub fn summary(vps: &Vps, row: &VpsRow) -> String {
+    let because = vps.life().because().to_owned();
+    let time = model::limits::show_duration_ms(row.for_ms);
+    match row.state {
+        State::Asleep => format!("{} is asleep ({time}): {because}", row.name),
+        State::Starting => format!("{} is starting ({time}): {because}", row.name),
+        State::Running => format!("{} is running ({time}): {because}", row.name),
+        State::Frozen => format!("{} is frozen ({time}): {because}", row.name),
+        State::Stopping => format!("{} is stopping ({time}): {because}", row.name),
+        State::Failed => format!("{} failed ({time} ago): {because}", row.name),
+    }
+}
+
+/// What to do next.
+pub fn next(row: &VpsRow) -> Option<String> {
+    let name = &row.name;
+    match row.state {
+        State::Failed => Some(format!(
+            "see bailiwick logs {name}; change its spec and apply it, then bailiwick start {name}"
+        )),
+        State::Frozen => Some(format!("the next request thaws it, or bailiwick thaw {name}")),
+        State::Asleep if row.routes.is_empty() => Some(format!("nothing leads to it: bailiwick start {name}")),
+        State::Asleep => Some(format!("the next request starts it, or bailiwick start {name}")),
+        State::Starting | State::Running | State::Stopping => None,
+    }
+}
