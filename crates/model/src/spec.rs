@@ -16,7 +16,7 @@ mod tests;
 pub use parse::parse;
 pub(crate) use parse::read_limits;
 pub use problem::Problem;
-pub use render::{fields as written_fields, render};
+pub use render::render;
 
 /// Milliseconds a start may take where the spec does not say.
 const START_DEADLINE_MS: u64 = 30_000;

@@ -25,38 +25,63 @@ impl Check<'_> {
     }
 
     fn table(&mut self, place: &str, span: Range<usize>, table: &DeTable<'_>, fields: &Fields) {
+        let mut meant = Vec::new();
         for (key, value) in table {
             let name = key.get_ref().as_ref();
             match fields.fields.iter().find(|field| field.name == name) {
                 Some(field) => self.value(&inner(place, name), name, key.span(), value, &field.kind),
-                None => self.unknown(place, name, key.span(), value, fields),
+                None => meant.extend(self.unknown(place, name, key.span(), value, fields)),
             }
         }
-        for field in fields.fields.iter().filter(|f| f.required && !table.contains_key(f.name)) {
-            let hint = format!("write: {} = …, {}", field.name, field.kind.expected());
-            self.tell(span.clone(), format!("`{}` is missing{}", field.name, of(place)), Some(hint));
+        // Who wrote `comand` knows that a command is needed.
+        let missing =
+            |field: &&Field| field.required && !table.contains_key(field.name) && !meant.contains(&field.name);
+        for field in fields.fields.iter().filter(missing) {
+            let message = format!("`{}` is missing{}", field.name, of(place));
+            let hint = Some(match field.kind {
+                Kind::Map(_, Kind::Table(_), _) => format!("write: [{}.NAME] and its fields under it", field.name),
+                _ => format!("write: {} = …, {}", field.name, field.kind.expected()),
+            });
+            // What the file lacks has no place in it.
+            let whole = place.is_empty();
+            let problem =
+                if whole { self.source.whole(message, hint) } else { self.source.problem(span.clone(), message, hint) };
+            self.problems.push(problem);
         }
     }
 
-    fn unknown(&mut self, place: &str, name: &str, key: Range<usize>, value: &Value<'_>, fields: &Fields) {
+    /// Tells of a field that is not there; answers the one that was probably meant.
+    fn unknown(
+        &mut self,
+        place: &str,
+        name: &str,
+        key: Range<usize>,
+        value: &Value<'_>,
+        fields: &Fields,
+    ) -> Option<&'static str> {
         let shown = shorten(name);
         if let Some((_, instead)) = fields.later.iter().find(|(later, _)| *later == name) {
-            return self.tell(key, format!("`{name}` is not there yet{}", of(place)), Some((*instead).to_owned()));
+            self.tell(key, format!("`{name}` is not there yet{}", of(place)), Some((*instead).to_owned()));
+            return None;
         }
         let known = fields.fields.iter().map(|field| field.name);
-        let other = fields.otherwise.iter().find(|(other, _)| *other == name).map(|(_, ours)| *ours);
+        let mut meant = None;
         let hint = if let Some(outer) = holder(fields, name) {
             let value = self.source.written(value.span()).unwrap_or("…");
-            Some(format!("write: {outer} = {{ {name} = {value} }}"))
+            format!("write: {outer} = {{ {name} = {value} }}")
         } else if let Some(outer) = named_holder(fields, name) {
-            Some(format!("write it under [{outer}.NAME]"))
-        } else if let Some(ours) = other {
-            Some(ours.to_owned())
+            format!("write it under [{outer}.NAME]")
+        } else if let Some((_, ours)) = fields.otherwise.iter().find(|(other, _)| *other == name) {
+            (*ours).to_owned()
         } else {
-            let near = nearest(name, known.clone()).map(|near| format!("did you mean `{near}`?"));
-            near.or_else(|| Some(format!("there are {}", known.collect::<Vec<_>>().join(", "))))
+            meant = nearest(name, known.clone());
+            match meant {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("there are {}", known.collect::<Vec<_>>().join(", ")),
+            }
         };
-        self.tell(key, format!("unknown field `{shown}`{}", of(place)), hint);
+        self.tell(key, format!("unknown field `{shown}`{}", of(place)), Some(hint));
+        meant
     }
 
     fn value(&mut self, place: &str, name: &str, key: Range<usize>, value: &Value<'_>, kind: &Kind) {

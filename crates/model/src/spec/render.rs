@@ -1,6 +1,6 @@
 //! Specs as TOML: what `get` prints, and what is parsed back to the same spec.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::collections::BTreeMap;
 
 use super::{Idle, IdleAction, ReadySpec, Restart, VpsSpec, fields};
 use crate::{
@@ -12,14 +12,20 @@ use crate::{
 pub fn render(name: &VpsName, spec: &VpsSpec) -> String {
     let mut text = format!("tenant = {}\n\n[vps.{name}]\n", quoted(spec.tenant.as_str()));
     for (field, value) in fields(spec) {
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "{field} = {value}");
+        text.push_str(&format!("{field} = {value}\n"));
+    }
+    // Files have lines of their own, so a table of their own.
+    if !spec.files.is_empty() {
+        text.push_str(&format!("\n[vps.{name}.files]\n"));
+    }
+    for (path, file) in &spec.files {
+        text.push_str(&format!("{} = {}\n", quoted(path), content(file)));
     }
     text
 }
 
-/// The fields that differ from their default, each with its value as TOML: `limits`, `{ memory = "512MiB" }`.
-pub fn fields(spec: &VpsSpec) -> Vec<(&'static str, String)> {
+/// The fields that differ from their default, but for `files`, each with its value as TOML.
+fn fields(spec: &VpsSpec) -> Vec<(&'static str, String)> {
     let mut list = vec![("image", quoted(&spec.image.to_string())), ("command", list_of(&spec.command))];
     let mut add = |field: &'static str, written: bool, value: String| {
         if written {
@@ -32,7 +38,6 @@ pub fn fields(spec: &VpsSpec) -> Vec<(&'static str, String)> {
     let routes = spec.routes.iter().map(|(route, port)| (quoted(&route.to_string()), port.to_string()));
     add("routes", !spec.routes.is_empty(), table(routes));
     add("env", !spec.env.is_empty(), texts(&spec.env));
-    add("files", !spec.files.is_empty(), texts(&spec.files));
     let limits = [
         ("memory", spec.limits.memory.map(|bytes| quoted(&exact_bytes(bytes)))),
         ("cpu", spec.limits.cpu_millis.map(cpus)),
@@ -138,7 +143,7 @@ fn quoted(text: &str) -> String {
             '\t' => out.push_str("\\t"),
             '\r' => out.push_str("\\r"),
             c if c.is_control() => {
-                let _ = write!(out, "\\u{:04X}", u32::from(c));
+                out.push_str(&format!("\\u{:04X}", u32::from(c)));
             }
             c => out.push(c),
         }

@@ -1,4 +1,7 @@
+use proptest::{collection::btree_map, option, prelude::*};
+
 use super::*;
+use crate::{limits::parse_bytes, run::SIGNALS};
 
 const BLOG: &str = r#"
 tenant = "acme"
@@ -14,9 +17,15 @@ server { listen 80; }
 """ }
 "#;
 
+/// What a person reads about a bad file.
 fn problems(text: &str) -> String {
-    let problems = parse("blog.toml", text).expect_err("must be refused");
+    let problems = parse("s.toml", text).expect_err("must be refused");
     problems.iter().map(|problem| format!("{problem}\n")).collect()
+}
+
+/// The same about a VPS with these lines, which begin in line 5 of the file.
+fn in_vps(lines: &str) -> String {
+    problems(&format!("tenant = \"acme\"\n[vps.blog]\nimage = \"debian:\"\ncommand = [\"true\"]\n{lines}\n"))
 }
 
 #[test]
@@ -33,13 +42,269 @@ fn a_spec_is_read() {
 }
 
 #[test]
-fn show() {
-    println!(
-        "{}",
-        problems(
-            "tenant = \"Acme\"\n[vps.blog]\nimage = \"nginx\"\nmemory = \"512MiB\"\nvolumes = {}\ncomand = []\n[vps.db]\nroutes = { \"http://A\" = 80, \"http://a\" = 81 }\nlimits = { memory = 5 }\n"
-        )
+fn what_is_not_written_has_its_default() {
+    let read = |lines: &str| {
+        let text = format!("tenant = \"a\"\n[vps.b]\nimage = \"debian:\"\ncommand = [\"true\"]\n{lines}");
+        parse("s.toml", &text).expect("a good spec").vps["b"].clone()
+    };
+    assert_eq!(read("").idle, Idle::Never);
+    let idle = Idle::After { after_ms: 600_000, then: IdleAction::Stop };
+    assert_eq!(read("routes = { \"tcp://*:1\" = 1 }").idle, idle);
+    assert_eq!(read("idle = { after = \"10m\" }").idle, idle);
+    assert_eq!(read("stop = { grace = \"0s\" }").stop, Stop { signal: 15, grace_ms: 0 });
+    let several = read("routes = { \"tcp://*:9\" = 99, \"tcp://*:1\" = 11 }");
+    assert_eq!(several.ready, ReadySpec::Listen(Some(99)), "the first in the file");
+}
+
+#[test]
+fn all_problems_are_told_with_their_places() {
+    let told = problems(
+        "tenant = \"Acme\"\n[vps.blog]\nimage = \"nginx\"\nmemory = \"512MiB\"\nvolumes = {}\ncomand = []\n\n[vps.db]\nimage = \"debian:redis\"\ncommand = [\"x\"]\nroutes = { \"http://A\" = 80, \"http://a\" = 81 }\nlimits = { memory = 5 }\n",
     );
-    println!("{}", problems("tenant = \"acme\ntenant = 3\n[vps.a]\n[vps.a]\nx = = \n"));
-    println!("{}", render(&"blog".parse().unwrap(), &parse("b", BLOG).unwrap().vps["blog"]));
+    let expected = "\
+s.toml:1:10  `Acme` is not a name: use a-z, 0-9 and `-`, beginning and ending with a letter or digit
+  1 | tenant = \"Acme\"
+    |          ^^^^^^
+s.toml:3:9  `nginx` names no image: write \"debian:PACKAGE[,PACKAGE]\"
+  3 | image = \"nginx\"
+    |         ^^^^^^^
+s.toml:4:1  unknown field `memory` in [vps.blog]
+  4 | memory = \"512MiB\"
+    | ^^^^^^ write: limits = { memory = \"512MiB\" }
+s.toml:5:1  `volumes` is not there yet in [vps.blog]
+  5 | volumes = {}
+    | ^^^^^^^ what is written under / is kept as long as the VPS
+s.toml:6:1  unknown field `comand` in [vps.blog]
+  6 | comand = []
+    | ^^^^^^ did you mean `command`?
+s.toml:11:29  route http://a belongs to vps \"db\" already
+  11 | routes = { \"http://A\" = 80, \"http://a\" = 81 }
+     |                             ^^^^^^^^^^ a route leads to one VPS
+s.toml:12:21  `memory` cannot be a number
+  12 | limits = { memory = 5 }
+     |                     ^ expected a size such as \"512MiB\" or \"2GiB\"
+";
+    assert_eq!(told, expected);
+}
+
+#[test]
+fn what_is_not_toml_is_told_by_its_place() {
+    let told = problems("tenant = \"acme\ntenant = 3\n[vps.a]\nx = =\n[vps.a]\n");
+    for part in ["s.toml:1:15  not TOML", "s.toml:2:1  not TOML: duplicate key", "s.toml:5:6  not TOML: duplicate key"]
+    {
+        assert!(told.contains(part), "{part} is not in\n{told}");
+    }
+}
+
+#[test]
+fn what_is_missing_is_told() {
+    let told = problems("[vps.db]\n");
+    assert!(told.contains("s.toml  `tenant` is missing"), "{told}");
+    assert!(told.contains("s.toml:1:6  `image` is missing in [vps.db]"), "{told}");
+    assert!(told.contains("write: command = …, a list"), "{told}");
+    assert!(problems("tenant = \"a\"").contains("write: [vps.NAME]"));
+}
+
+#[test]
+fn each_illegal_value_is_refused() {
+    for (lines, says) in [
+        ("routes = { \"https://a.b\" = 80 }", "`https` routes are not there yet"),
+        ("routes = { \"htp://x\" = 80 }", "`htp://x` is not a route"),
+        ("routes = { \"tcp://*:1\" = 70000 }", "cannot be 70000"),
+        ("limits = { memory = \"512MB\" }", "`512MB` is not a size"),
+        ("limits = { memory = \"1KiB\" }", "too little"),
+        ("limits = { memory = \"99999999999TiB\" }", "too large"),
+        ("limits = { cpu = 0 }", "expected a number from 0.01 to 1024"),
+        ("limits = { cpu = nan }", "expected a number"),
+        ("limits = { disk = \"1GiB\" }", "`disk` is not there yet"),
+        ("ids = 100000", "write: ids = 131072"),
+        ("idle = \"newer\"", "expected \"never\""),
+        ("idle = { then = \"stop\" }", "`after` is missing in [vps.blog.idle]"),
+        ("idle = { after = \"5\" }", "is not a time such as"),
+        ("idle = { after = \"1s\", quiet = \"5m\" }", "`quiet` is not there yet"),
+        ("idle = 10", "`idle` cannot be a number"),
+        ("ready = { run = [\"x\"] }", "`run` is not there yet"),
+        ("ready = {}", "must say one thing"),
+        ("ready = { listen = 1, notify = true }", "must say one thing"),
+        ("ready = { notify = false }", "must say one thing"),
+        ("stop = { signal = \"TERM\" }", "there are SIGHUP"),
+        ("restart = \"sometimes\"", "\"on-failure\" or \"always\" or \"never\""),
+        ("user = \"a b\"", "expected a user"),
+        ("hostname = \"-x\"", "not a name"),
+        ("cwd = \"tmp\"", "not an absolute path"),
+        ("files = { \"/../x\" = \"\" }", "must not hold `..`"),
+        ("files = { \"/x/\" = \"\" }", "is a directory"),
+        ("env = { \"A=B\" = \"\" }", "without `=`"),
+        ("env = { A = 1 }", "expected a text"),
+        ("setuid = \"yes\"", "expected true or false"),
+        ("ports = [80]", "write: routes ="),
+        ("tenant = \"acme\"", "at the top of the file"),
+        ("after = \"1s\"", "write: idle = { after = \"1s\" }"),
+        ("env_file = \"x\"", "`env_file` is not there yet"),
+        ("[[vps.blog.job]]", "`job` is not there yet"),
+        ("[volume]", "`volume` is not there yet"),
+        ("[vps.\"\"]", "must not be empty"),
+        ("nesting = 1979-05-27", "cannot be a date"),
+    ] {
+        let told = in_vps(lines);
+        assert!(told.contains(says), "{lines}: no {says:?} in\n{told}");
+    }
+    assert!(problems("tenant = \"a\"\nimage = \"debian:\"\n[vps.b]").contains("write it under [vps.NAME]"));
+    assert!(problems("tenant = \"a\"\n[vps.b]\nimage = \"debian:\"\ncommand = []").contains("names no program"));
+}
+
+#[test]
+fn sizes_are_bounded() {
+    let text = "x".repeat(70 << 10);
+    for (lines, says) in [
+        (format!("files = {{ \"/a\" = \"{text}\" }}"), "`/a` is larger than 64 KiB"),
+        (
+            format!(
+                "[vps.blog.files]\n{}",
+                (0..3).map(|i| format!("\"/{i}\" = \"{}\"\n", &text[..60 << 10])).collect::<String>()
+            ),
+            "more than 128 KiB together",
+        ),
+        (format!("env = {{ A = \"{text}\" }}"), "`env` is larger than 64 KiB"),
+        (
+            format!("routes = {{ {} }}", (1..=65).map(|i| format!("\"tcp://*:{i}\" = 1, ")).collect::<String>()),
+            "holds 65 entries, at most 64",
+        ),
+        (format!("# {}", "x".repeat(1 << 20)), "larger than 1 MiB"),
+    ] {
+        let told = in_vps(&lines);
+        assert!(told.contains(says), "no {says:?} in\n{}", &told[..told.len().min(2000)]);
+        assert!(told.len() < 20_000, "{} bytes about it", told.len());
+    }
+    let command = |count: usize, text: &str| {
+        let command = format!("[{}]", vec![format!("\"{text}\""); count].join(","));
+        problems(&format!("tenant = \"a\"\n[vps.b]\nimage = \"debian:\"\ncommand = {command}\n"))
+    };
+    assert!(command(257, "x").contains("257 values, at most 256"));
+    assert!(command(2, &text).contains("longer than 64 KiB"));
+    let many = (0..1000).map(|i| format!("f{i} = 1\n")).collect::<String>();
+    assert!(parse("s.toml", &many).expect_err("unknown fields").len() <= 50);
+}
+
+#[test]
+fn deep_nesting_is_refused_not_followed() {
+    let text = format!("tenant = {}1{}", "[".repeat(100_000), "]".repeat(100_000));
+    assert!(problems(&text).contains("not TOML"));
+}
+
+#[test]
+fn the_schemas_in_docs_are_current() {
+    for (file, schema) in [("spec", json_schema()), ("host", crate::host::json_schema())] {
+        let path = format!("{}/../../docs/{file}.schema.json", env!("CARGO_MANIFEST_DIR"));
+        if std::env::var_os("UPDATE_SCHEMAS").is_some() {
+            std::fs::write(&path, &schema).expect("writing a schema");
+        }
+        let written = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(written == schema, "docs/{file}.schema.json is old: UPDATE_SCHEMAS=1 cargo test -p bailiwick-model");
+    }
+}
+
+fn text() -> impl Strategy<Value = String> {
+    // Quotes, backslashes, line ends and control characters in every order.
+    prop_oneof!["[a-z'\"\\\\\n\r\t#{}=]{0,12}", "\\PC{0,8}", "[^\u{0}]{0,6}"]
+}
+
+fn name() -> impl Strategy<Value = String> {
+    "[a-z0-9]([a-z0-9-]{0,5}[a-z0-9])?"
+}
+
+fn route() -> impl Strategy<Value = Route> {
+    let text = prop_oneof![
+        (1u16.., "[a-z]{1,5}(\\.[a-z]{1,5})?", "(/[a-z.]{0,3}[a-z])?")
+            .prop_map(|(p, h, x)| format!("http://{h}:{p}{x}")),
+        (1u16..).prop_map(|port| format!("tcp://*:{port}")),
+        (1u16.., any::<[u8; 4]>()).prop_map(|(p, a)| format!("tcp://{}:{p}", std::net::Ipv4Addr::from(a))),
+        (1u16.., any::<[u8; 16]>()).prop_map(|(p, a)| format!("tcp://[{}]:{p}", std::net::Ipv6Addr::from(a))),
+    ];
+    text.prop_map(|text| text.parse().expect("a route"))
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    (option::of((1u64 << 20)..(1 << 50)), option::of(10u32..=1_024_000), option::of(1u32..=4_194_304))
+        .prop_map(|(memory, cpu_millis, processes)| Limits { memory, cpu_millis, processes })
+}
+
+prop_compose! {
+    fn spec()(
+        names in (name(), option::of(name()), prop::sample::select(vec!["debian:", "debian:nginx-light,php-fpm"])),
+        command in ("[a-z]{1,5}", prop::collection::vec(text(), 0..4)),
+        place in ("/[^\u{0}/.]{0,6}", "[a-z0-9_-]{1,5}(:[0-9]{1,4})?"),
+        env in btree_map("[^=\u{0}]{1,6}", text(), 0..3),
+        files in btree_map("/[^\u{0}/.]{1,6}", prop_oneof![text(), any::<String>()], 0..3),
+        routes in btree_map(route(), 1u16.., 0..4),
+        limits in limits(),
+        blocks in 1u32..=64,
+        idle in prop_oneof![
+            Just(Idle::Never),
+            (100u64..31_622_400_000, any::<bool>()).prop_map(|(after_ms, freeze)| Idle::After {
+                after_ms, then: if freeze { IdleAction::Freeze } else { IdleAction::Stop },
+            }),
+        ],
+        restart in prop_oneof![Just(Restart::OnFailure), Just(Restart::Always), Just(Restart::Never)],
+        ready in prop_oneof![option::of(1u16..).prop_map(ReadySpec::Listen), Just(ReadySpec::Notify)],
+        start_deadline_ms in 100u64..31_622_400_000,
+        stop in (0..SIGNALS.len(), 0u64..31_622_400_000).prop_map(|(i, grace_ms)| Stop { signal: SIGNALS[i].1, grace_ms }),
+        flags in any::<(bool, bool)>(),
+    ) -> VpsSpec {
+        // Which route is the first is only known to the parser: with several ports it says the one it means.
+        let several = routes.values().any(|port| Some(port) != routes.values().next());
+        let ready = if ready == ReadySpec::Listen(None) && several { ReadySpec::Notify } else { ready };
+        VpsSpec {
+            tenant: names.0.parse().expect("a name"),
+            image: names.2.parse().expect("an image"),
+            command: std::iter::once(command.0).chain(command.1).collect(),
+            cwd: place.0,
+            user: place.1,
+            hostname: names.1.map(|name| name.parse().expect("a name")),
+            env, files, routes, limits, idle, restart, ready, start_deadline_ms, stop,
+            ids: blocks * 65_536,
+            setuid: flags.0,
+            nesting: flags.1,
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_rendered_is_parsed_back(spec in spec()) {
+        let name: VpsName = "blog".parse().expect("a name");
+        let text = render(&name, &spec);
+        let parsed = parse("s.toml", &text);
+        let parsed = parsed.map_err(|p| TestCaseError::fail(format!("{text}\n{}", p[0])))?;
+        prop_assert_eq!(&parsed.vps[&name], &spec, "{}", text);
+    }
+
+    #[test]
+    fn no_file_makes_the_parser_panic(text in "([a-z\\[\\]{}=\".,\n ]|tenant|\\[vps\\.a\\]|image|limits|ä|😀){0,60}") {
+        if let Err(problems) = parse("s.toml", &text) {
+            prop_assert!(!problems.is_empty());
+            problems.iter().for_each(|problem| drop(problem.to_string()));
+        }
+    }
+}
+
+#[test]
+fn a_rendered_spec_is_short() {
+    let blog = &parse("blog.toml", BLOG).expect("a good spec").vps["blog"];
+    assert_eq!(blog.limits.memory, parse_bytes("512MiB").ok());
+    let expected = r#"tenant = "acme"
+
+[vps.blog]
+image = "debian:nginx-light"
+command = ["nginx", "-g", "daemon off;"]
+routes = { "http://blog.example.org:8080" = 80 }
+limits = { memory = "512MiB", cpu = 1.5, processes = 200 }
+idle = { after = "3s", then = "freeze" }
+
+[vps.blog.files]
+"/etc/nginx/conf.d/a.conf" = '''
+server { listen 80; }
+'''
+"#;
+    assert_eq!(render(&"blog".parse().expect("a name"), blog), expected);
 }
