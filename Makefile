@@ -1,8 +1,9 @@
 # make demo    the main job on this machine, until Ctrl-C (CHECK=1: verify each step, clean up, exit)
 # make test    all tests; needs root
+# make test-v2 the same system on a stock Debian 13 host, emulated (slow)
 # make bench   measures, with the peers in the same run (ONLY=start: one group); writes target/bench.json
 # make lint    format, clippy, dependency graph
-.PHONY: all demo test test-unit test-kernel test-system images bench lint packages clean-packages
+.PHONY: all demo test test-unit test-kernel test-system test-v2 images bench lint packages clean-packages
 SHELL    := /bin/bash
 TRIPLE   := $(shell rustc -vV | sed -n 's/^host: //p')
 DEBUG    := target/$(TRIPLE)/debug
@@ -52,6 +53,15 @@ test-system:
 	cargo test --quiet -p bailiwick-system-tests --no-run
 	$(DEBUG)/bailiwick-images debian:nginx-light debian:redis-server debian:
 	$(OWN_NET) cargo test -p bailiwick-system-tests
+
+# On a stock Debian 13 host with systemd and pure cgroup v2, which the program V2_HOST boots.
+V2_HOST ?= ../shared/tools/v2-host
+test-v2:
+	$(call install,$(DEMO_PACKAGES) binutils:strip)
+	cargo build --quiet --release --bins
+	$(RELEASE)/bailiwick-images debian:nginx-light
+	dir=$$(mktemp -d /var/tmp/bailiwick-v2-XXXXXX); trap 'rm -rf "$$dir"' EXIT; \
+	tests/v2/prepare $(RELEASE) "$$dir" && $(V2_HOST) "$$dir"
 
 bench:
 	$(call install,$(BENCH_PACKAGES))
