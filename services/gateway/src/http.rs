@@ -105,7 +105,7 @@ async fn answer(
     forward::response(&mut parts);
     let mut lease = Some(Lease { backend, vps, _in_use: in_use });
     if incoming.is_end_stream() {
-        lease.take().map(Lease::end);
+        end(&mut lease);
     }
     Response::from_parts(parts, Body::Answer { incoming, lease })
 }
@@ -121,8 +121,8 @@ enum Unanswered {
     Broken,
 }
 
-/// Sends a request, again where the first connection turned out to be closed and sending twice does no harm: no byte of
-/// it was written, or it has no body and may be repeated (RFC 9110, 9.2.2).
+/// Sends a request, again where a kept connection turned out to be closed or the VPS went down meanwhile, and sending twice
+/// does no harm: no byte of it was written, or it has no body and may be repeated (RFC 9110, 9.2.2).
 async fn send(
     mut request: Request<Upload>,
     vps: &Vps,
@@ -135,7 +135,7 @@ async fn send(
     for _ in 0..ATTEMPTS {
         let by = || told(&request, client);
         let mut backend = Backend::get(vps, port, fresh, by, deadline).await.map_err(Unanswered::NotReached)?;
-        let copy = (repeatable && backend.reused).then(|| head_of(&request));
+        let copy = repeatable.then(|| head_of(&request));
         let error = match backend.send(request).await {
             Ok(response) => return Ok((backend, response)),
             Err((error, unsent)) => match unsent.or(copy) {
@@ -230,9 +230,9 @@ pub struct Lease {
     _in_use: Use,
 }
 
-impl Lease {
-    fn end(self) {
-        self.backend.keep(&self.vps);
+fn end(lease: &mut Option<Lease>) {
+    if let Some(Lease { backend, vps, .. }) = lease.take() {
+        backend.keep(&vps);
     }
 }
 
@@ -267,7 +267,7 @@ impl hyper::body::Body for Body {
             Self::Answer { incoming, lease } => {
                 let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
                 if frame.is_none() || incoming.is_end_stream() {
-                    lease.take().map(Lease::end);
+                    end(lease);
                 }
                 Poll::Ready(frame)
             }

@@ -148,6 +148,16 @@ impl Listeners {
         self.held.lock().await.faults.clone()
     }
 
+    /// Lets go of all sockets, as the end of the process does.
+    #[cfg(test)]
+    pub(crate) async fn forsake(&self) {
+        for (_, socket) in std::mem::take(&mut self.held.lock().await.sockets) {
+            if let Socket::Accepting(task) = socket {
+                task.abort();
+            }
+        }
+    }
+
     pub(crate) async fn listen(&self, addresses: Vec<ListenAddress>) -> Result<ListenFaults, Fault> {
         if addresses.len() > ADDRESSES {
             let text = format!("{} addresses in one call: at most {ADDRESSES} are taken", addresses.len());

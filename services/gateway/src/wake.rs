@@ -87,6 +87,8 @@ struct State {
     idle_since: Instant,
     idle_after: Option<Duration>,
     routed: bool,
+    /// Something was heard since the last table: its route may be in the next.
+    fresh: bool,
     retired: bool,
     /// Whoever calls `Wake` and `Idle` rests until `work` is notified.
     resting: bool,
@@ -168,7 +170,8 @@ impl Vps {
             waiting: 0,
             idle_since: Instant::now(),
             idle_after: None,
-            routed: true,
+            routed: false,
+            fresh: false,
             retired: false,
             resting: false,
         };
@@ -297,7 +300,7 @@ impl Vps {
                 }
             }
         }
-        state.heard = Some(said);
+        (state.heard, state.fresh) = (Some(said), true);
         self.changed(state);
     }
 
@@ -359,10 +362,11 @@ impl Vps {
         self.work.notify_one();
     }
 
-    /// Ends it when it has no route and no user. Nobody may find it any more.
+    /// Ends it when it has no route, no user and no news. Nobody may find it any more.
     pub fn retire(&self) -> bool {
         let mut state = self.lock();
-        state.retired = !state.routed && state.users == 0;
+        let fresh = std::mem::take(&mut state.fresh);
+        state.retired = !state.routed && state.users == 0 && !fresh;
         if state.retired {
             self.work.notify_one();
         }

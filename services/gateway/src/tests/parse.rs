@@ -39,7 +39,8 @@ fn read(fields: &[&[u8]], uri: &str) -> Result<String, NoHost> {
 
 #[test]
 fn the_longest_prefix_of_whole_segments_wins() {
-    let table = table(&[("a.example", "root"), ("a.example/api", "api"), ("a.example/api/v2", "v2"), ("b.example/x", "x")]);
+    let table =
+        table(&[("a.example", "root"), ("a.example/api", "api"), ("a.example/api/v2", "v2"), ("b.example/x", "x")]);
     let name = |host, path| found(&table, host, path).map(|name| name.to_string());
     assert_eq!(name("a.example", "/").as_deref(), Some("root"));
     assert_eq!(name("a.example", "/api").as_deref(), Some("api"));

@@ -7,7 +7,7 @@ use tokio::{
 };
 use wire::control::{Reachable, VpsState};
 
-use super::rig::{LONG, Rig, at, dial, echo, get, ask, http_route, idle, server, tcp_route, vps};
+use super::rig::{LONG, Rig, ask, at, dial, echo, get, http_route, idle, server, tcp_route, vps};
 
 #[tokio::test]
 async fn the_end_of_one_direction_leaves_the_other() {
@@ -104,8 +104,41 @@ async fn listening_follows_the_table() {
     let mut open = dial(b).await;
     ask(&mut open, &get("a.example", "/")).await;
     rig.fake.lock(|f| f.table(vec![http_route(a, "a.example", "a", port)]));
-    rig.fake.until(|f| f.unlistened() == [b]).await;
+    rig.fake.until(|f| f.unlistened().contains(&b)).await;
     assert!(rig.listeners.faults().await.is_empty());
     // Requests on a connection that was open find no route any more.
     assert!(ask(&mut open, &get("a.example", "/")).await.0.starts_with("HTTP/1.1 404"));
+}
+
+#[tokio::test]
+async fn a_new_gateway_takes_over_what_is_bound() {
+    let mut rig = Rig::start().await;
+    let (used, unused) = (rig.bind(), rig.bind());
+    let port = echo("a").await;
+    rig.fake.lock(|f| {
+        f.say(vps("a", 1, at()));
+        f.table(vec![idle(http_route(used, "a.example", "a", port), 50)]);
+    });
+    ask(&mut dial(used).await, &get("a.example", "/")).await;
+    rig.stop().await;
+    rig.fake.lock(|f| f.bound(vec![used, unused]));
+    let before = rig.fake.idles();
+    let waiting = tokio::spawn(async move { ask(&mut dial(used).await, &get("a.example", "/")).await });
+    tokio::task::yield_now().await;
+    rig.go();
+    assert!(waiting.await.unwrap().0.starts_with("HTTP/1.1 200"));
+    rig.fake.until(|f| f.unlistened() == [unused]).await;
+    rig.fake.until(|f| f.idles() > before).await;
+}
+
+#[tokio::test]
+async fn only_control_may_have_addresses_listened_on() {
+    let rig = Rig::start().await;
+    let listen = rig.bind();
+    for (service, allowed) in [("control", true), ("network", false)] {
+        let answered = rig.call(service, &wire::gateway::Listen { addresses: vec![listen] }).await;
+        assert_eq!(answered.is_ok(), allowed, "{answered:?}");
+    }
+    let many = wire::gateway::Listen { addresses: vec![listen; 1025] };
+    assert!(rig.call("control", &many).await.is_err());
 }

@@ -47,6 +47,7 @@ struct Inner {
     idles: Vec<VpsName>,
     listeners: BTreeMap<ListenAddress, std::net::TcpListener>,
     unlistened: Vec<ListenAddress>,
+    bound: Vec<ListenAddress>,
 }
 
 impl Fake {
@@ -98,6 +99,9 @@ impl FakeView<'_> {
     pub fn table(&mut self, table: Vec<RouteEntry>) {
         self.0.table = table.clone();
         self.0.log.push(RouteUpdate { table: Some(table), states: Vec::new() });
+    }
+    pub fn bound(&mut self, addresses: Vec<ListenAddress>) {
+        self.0.bound = addresses;
     }
     pub fn break_streams(&mut self) {
         self.0.epoch += 1;
@@ -179,7 +183,8 @@ impl Service for Fake {
                 replier.done::<Unlisten>(&Empty {}, &[]).await?;
             }
             Listening::NAME => {
-                replier.done::<Listening>(&Addresses { addresses: Vec::new() }, &[]).await?;
+                let addresses = self.inner.lock().unwrap().bound.clone();
+                replier.done::<Listening>(&Addresses { addresses }, &[]).await?;
             }
             _ => return Err(request.unknown()),
         }
@@ -192,7 +197,9 @@ pub struct Rig {
     pub fake: Arc<Fake>,
     pub directory: Arc<Directory>,
     pub listeners: Arc<Listeners>,
-    _socket: tempfile::TempDir,
+    socket: tempfile::TempDir,
+    head: Duration,
+    gateway: JoinSet<()>,
     _tasks: JoinSet<()>,
 }
 
@@ -215,6 +222,7 @@ impl Rig {
             idles: Vec::new(),
             listeners: BTreeMap::new(),
             unlistened: Vec::new(),
+            bound: Vec::new(),
         };
         let fake = Arc::new(Fake { inner: Mutex::new(inner), changed: Notify::new() });
         let mut tasks = JoinSet::new();
@@ -229,18 +237,42 @@ impl Rig {
                 });
             }
         });
-        let client = Client::host(socket.path().join("s"));
-        let directory = Directory::new(client.clone());
-        let limits = Arc::new(Limits::new(4000, head));
-        let listeners = Listeners::new(client, directory.clone(), limits);
-        let (changed, tables) = tokio::sync::watch::channel(());
-        let follow = directory.clone();
-        tasks.spawn(async move { follow.follow(changed).await });
-        let keep = listeners.clone();
-        tasks.spawn(async move { keep.keep(tables).await });
-        Self { fake, directory, listeners, _socket: socket, _tasks: tasks }
+        let (directory, listeners) = gateway(&socket, head);
+        let mut rig = Self { fake, directory, listeners, socket, head, gateway: JoinSet::new(), _tasks: tasks };
+        rig.go();
+        rig
     }
 
+    /// Ends the gateway at once; connections it has accepted stay, as in no real end.
+    pub async fn stop(&mut self) {
+        self.listeners.forsake().await;
+        self.gateway.shutdown().await;
+        (self.directory, self.listeners) = gateway(&self.socket, self.head);
+    }
+
+    /// Lets the gateway run.
+    pub fn go(&mut self) {
+        let (changed, tables) = tokio::sync::watch::channel(());
+        let (follow, keep) = (self.directory.clone(), self.listeners.clone());
+        self.gateway.spawn(async move { follow.follow(changed).await });
+        self.gateway.spawn(async move { keep.keep(tables).await });
+    }
+
+    /// Calls the gateway as a designated VPS that runs `service`.
+    pub async fn call<M: Method>(&self, service: &str, method: &M) -> Result<M::Reply, Fault> {
+        let path = self.socket.path().join(service);
+        let listener = UnixListener::bind(&path).unwrap();
+        let (served, peer) =
+            (self.listeners.clone(), Peer { vps: "x".parse().unwrap(), services: vec![service.into()] });
+        let server = tokio::spawn(async move {
+            let stream = listener.accept().await.unwrap().0;
+            let _ = serve_connection(&mut Connection::new(stream), &peer, &*served).await;
+        });
+        let answer = Client::host(&path).call(method).await;
+        server.abort();
+        std::fs::remove_file(path).unwrap();
+        answer
+    }
 
     /// A socket the fake host has bound.
     pub fn bind(&self) -> ListenAddress {
@@ -250,6 +282,13 @@ impl Rig {
         self.fake.lock(|f| f.0.listeners.insert(address, listener));
         address
     }
+}
+
+fn gateway(socket: &tempfile::TempDir, head: Duration) -> (Arc<Directory>, Arc<Listeners>) {
+    let client = Client::host(socket.path().join("s"));
+    let directory = Directory::new(client.clone());
+    let listeners = Listeners::new(client, directory.clone(), Arc::new(Limits::new(4000, head)));
+    (directory, listeners)
 }
 
 pub fn http_route(listen: ListenAddress, host_and_path: &str, name: &str, port: u16) -> RouteEntry {
@@ -318,9 +357,9 @@ pub async fn ask(stream: &mut TcpStream, request: &str) -> (String, String) {
 
 pub async fn answer(stream: &mut TcpStream) -> (String, String) {
     let head = timeout(LONG, head(stream)).await.expect("no answer in time").expect("no answer");
-    let length = head
-        .lines()
-        .find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ").map(|n| n.parse::<usize>().unwrap()));
+    let length = head.lines().find_map(|line| {
+        line.to_ascii_lowercase().strip_prefix("content-length: ").map(|n| n.parse::<usize>().unwrap())
+    });
     let mut body = vec![0; length.unwrap_or(0)];
     timeout(LONG, stream.read_exact(&mut body)).await.expect("no body in time").unwrap();
     (head, String::from_utf8(body).unwrap())
