@@ -201,7 +201,8 @@ impl<'a> Check<'a> {
             for route in sent.spec.routes.keys() {
                 let (owner, other) = *first.entry(route.listen()).or_insert((name, route));
                 if other != route && (is_tcp(other) || is_tcp(route)) {
-                    let message = format!("route {route} needs {} for itself, and vps \"{owner}\" has {other}", route.listen());
+                    let message =
+                        format!("route {route} needs {} for itself, and vps \"{owner}\" has {other}", route.listen());
                     found.push((name.clone(), route.clone(), message));
                 }
             }
@@ -228,7 +229,8 @@ pub fn listen_problems(request: &ApplyRequest, plan: &Plan, faults: &[(ListenAdd
         let claims = plan.specs.iter().flat_map(|(name, spec)| spec.routes.keys().map(move |route| (name, route)));
         let claim = claims.into_iter().find(|(_, route)| route.listen() == *address);
         let Some((name, route)) = claim else { continue };
-        let holds = |file: &&SpecFile| model::spec::parse(&file.name, &file.text).is_ok_and(|s| s.vps.contains_key(name));
+        let holds =
+            |file: &&SpecFile| model::spec::parse(&file.name, &file.text).is_ok_and(|s| s.vps.contains_key(name));
         let Some(file) = request.files.iter().find(holds) else { continue };
         let hint = format!("choose another port, or end what listens there (ss -ltnp 'sport = :{}')", address.port());
         problems.push(problem(&file.name, &file.text, name, Target::Route(route), message, Some(hint)));

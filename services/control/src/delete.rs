@@ -5,13 +5,7 @@ use std::{sync::Arc, time::Duration};
 use model::{VpsName, api::ErrorKind};
 use wire::{Fault, host, network};
 
-use crate::{
-    calls::insist,
-    driver::Vps,
-    life::Input,
-    shared::Control,
-    store::StoreError,
-};
+use crate::{calls::insist, driver::Vps, life::Input, shared::Control, store::StoreError};
 
 /// How long each part is tried before the whole is tried again.
 const LIMIT: Duration = Duration::from_secs(30);

@@ -3,7 +3,11 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use model::VpsStatus;
-use wire::{Fault, host::{Events, Statuses}, varlink::ReplyStream};
+use wire::{
+    Fault,
+    host::{Events, Statuses},
+    varlink::ReplyStream,
+};
 
 use crate::{driver::by_name, life::Input, shared::Control};
 

@@ -69,7 +69,8 @@ pub async fn layers(control: &Arc<Control>, image: &ImageRef, limit: Duration) -
         return Ok(layers);
     }
     refresh(control, limit).await?;
-    let missing = || Fault::new(ErrorKind::NotFound, format!("image {image} is not there: bailiwick image build {image}"));
+    let missing =
+        || Fault::new(ErrorKind::NotFound, format!("image {image} is not there: bailiwick image build {image}"));
     control.images.layers_of(image).ok_or_else(missing)
 }
 

@@ -354,15 +354,8 @@ impl Life {
         let launch = self.next();
         self.record("waking", "", by.clone());
         let because = format!("being started: {by}");
-        let starting = Starting {
-            launch,
-            began: now,
-            by: Some(by),
-            run: None,
-            ready: false,
-            attached: false,
-            cancel: None,
-        };
+        let starting =
+            Starting { launch, began: now, by: Some(by), run: None, ready: false, attached: false, cancel: None };
         self.set(now, State::Starting(starting), because);
         self.actions.push(Action::Launch(launch));
         self.set_timer(self.rules.start_deadline_ms);

@@ -14,7 +14,14 @@ pub enum Target<'a> {
 }
 
 /// A problem at the place of `target`; at the header where it can't be found, and about the whole file without one.
-pub fn problem(file: &str, text: &str, vps: &VpsName, target: Target<'_>, message: String, hint: Option<String>) -> Problem {
+pub fn problem(
+    file: &str,
+    text: &str,
+    vps: &VpsName,
+    target: Target<'_>,
+    message: String,
+    hint: Option<String>,
+) -> Problem {
     let found = find(text, vps, target).or_else(|| find(text, vps, Target::Header));
     let (line, column, width) = found.unwrap_or((0, 1, 1));
     let shown = line.checked_sub(1).and_then(|index| text.lines().nth(index)).unwrap_or_default();

@@ -3,16 +3,19 @@
 use std::{
     fs::File,
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
+        fd::AsRawFd,
         unix::fs::{FileExt, MetadataExt},
     },
     sync::Arc,
     time::Duration,
 };
 
-use model::{VpsName, api::ErrorKind, api::LogLine};
+use model::{
+    VpsName,
+    api::{ErrorKind, LogLine},
+};
 use rustix::fs::inotify;
-use tokio::{io::unix::AsyncFd, sync::mpsc};
+use tokio::{net::unix::pipe, sync::mpsc};
 use wire::{Fault, host};
 
 use crate::shared::Control;
@@ -191,7 +194,8 @@ async fn added(file: &File, at: &mut u64, rest: &mut Vec<u8>, lines: &mpsc::Send
 
 /// Tells when a file was written to. The log belongs to its shim, so the kernel may refuse to watch it.
 struct Watch {
-    events: Option<AsyncFd<OwnedFd>>,
+    /// An inotify descriptor: it is read as a pipe is.
+    events: Option<pipe::Receiver>,
 }
 
 impl Watch {
@@ -201,30 +205,41 @@ impl Watch {
             let events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
             let path = format!("/proc/self/fd/{}", file.as_raw_fd());
             inotify::add_watch(&events, path, WatchFlags::MODIFY | WatchFlags::MOVE_SELF | WatchFlags::ATTRIB)?;
-            AsyncFd::register(events)
+            pipe::Receiver::from_owned_fd_unchecked(events)
         };
         Self { events: watch().inspect_err(|error| tracing::debug!(%error, "polling a log")).ok() }
     }
 
     /// Waits for a change; true: it may have been moved away.
     async fn changed(&self) -> bool {
-        let Some(events) = &self.events else {
-            tokio::time::sleep(POLL).await;
-            return false;
-        };
-        let Ok(mut ready) = events.readable().await else {
-            tokio::time::sleep(POLL).await;
-            return false;
-        };
-        let mut buffer = [std::mem::MaybeUninit::uninit(); 1024];
-        let mut reader = inotify::Reader::new(events.as_fd(), &mut buffer);
-        let mut moved = false;
-        while let Ok(event) = reader.next() {
-            moved |= event.events().intersects(inotify::ReadFlags::MOVE_SELF | inotify::ReadFlags::ATTRIB);
+        let mut buffer = [0; 1024];
+        if let Some(events) = &self.events {
+            while events.readable().await.is_ok() {
+                match events.try_read(&mut buffer) {
+                    Ok(n) => return moved(&buffer[..n]),
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                    Err(_) => break,
+                }
+            }
         }
-        ready.clear_ready();
-        moved
+        tokio::time::sleep(POLL).await;
+        false
     }
+}
+
+/// Whether events (inotify(7): descriptor, mask, cookie, length of the name, name) say more than "written to".
+fn moved(events: &[u8]) -> bool {
+    let written = inotify::ReadFlags::MODIFY.bits();
+    let word =
+        |event: &[u8], at: usize| event.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes);
+    let mut rest = events;
+    while rest.len() >= 16 {
+        if word(rest, 4) != written {
+            return true;
+        }
+        rest = rest.get(16 + word(rest, 12) as usize..).unwrap_or_default();
+    }
+    false
 }
 
 #[cfg(test)]

@@ -41,7 +41,8 @@ fn total_memory(meminfo: &str) -> Option<u64> {
 }
 
 fn online_cpus(stat: &str) -> u32 {
-    let numbered = |line: &&str| line.strip_prefix("cpu").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    let numbered =
+        |line: &&str| line.strip_prefix("cpu").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
     stat.lines().filter(numbered).count() as u32
 }
 

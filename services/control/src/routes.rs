@@ -8,10 +8,7 @@ use std::{
     time::Duration,
 };
 
-use model::{
-    VpsName, VpsSpec,
-    spec::Idle,
-};
+use model::{VpsName, VpsSpec, spec::Idle};
 use tokio::sync::watch;
 use wire::control::{Reachable, RouteEntry, RouteUpdate, VpsState};
 
@@ -48,10 +45,9 @@ impl Known {
     fn say(&self, name: &VpsName) -> VpsState {
         let state = match (&self.reach, self.address) {
             (Reach::Yes, Some(address)) => Reachable::At(address),
-            (Reach::Failed(public, until), _) => Reachable::Failed {
-                public: (*public).to_owned(),
-                retry_after_ms: until.saturating_sub(now_ms()),
-            },
+            (Reach::Failed(public, until), _) => {
+                Reachable::Failed { public: (*public).to_owned(), retry_after_ms: until.saturating_sub(now_ms()) }
+            }
             _ => Reachable::No,
         };
         VpsState { name: name.clone(), generation: self.generation, state }

@@ -2,12 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-use model::{
-    ImageRef, VpsName, VpsSpec,
-    api::LastWake,
-    image::ImageInfo,
-    run::Link,
-};
+use model::{ImageRef, VpsName, VpsSpec, api::LastWake, image::ImageInfo, run::Link};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 

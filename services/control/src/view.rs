@@ -90,9 +90,9 @@ pub fn summary(vps: &Vps, row: &VpsRow) -> String {
 pub fn next(row: &VpsRow) -> Option<String> {
     let name = &row.name;
     match row.state {
-        State::Failed => Some(format!(
-            "see bailiwick logs {name}; change its spec and apply it, then bailiwick start {name}"
-        )),
+        State::Failed => {
+            Some(format!("see bailiwick logs {name}; change its spec and apply it, then bailiwick start {name}"))
+        }
         State::Frozen => Some(format!("the next request thaws it, or bailiwick thaw {name}")),
         State::Asleep if row.routes.is_empty() => Some(format!("nothing leads to it: bailiwick start {name}")),
         State::Asleep => Some(format!("the next request starts it, or bailiwick start {name}")),

@@ -1,6 +1,9 @@
 //! `POST /v1/vps/{name}/exec`: a program inside, its streams as frames on the upgraded connection.
 
-use std::{os::fd::{AsFd, OwnedFd}, sync::Arc};
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+};
 
 use axum::{
     body::Body,

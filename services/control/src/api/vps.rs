@@ -21,7 +21,15 @@ use super::{
     error::{ApiError, vps_name},
     stream,
 };
-use crate::{calls::insist, delete, driver::{Vps, by_name}, life::Input, logs, shared::Control, view};
+use crate::{
+    calls::insist,
+    delete,
+    driver::{Vps, by_name},
+    life::Input,
+    logs,
+    shared::Control,
+    view,
+};
 
 /// How long the host is asked for numbers that only it knows.
 const NUMBERS: Duration = Duration::from_secs(1);
@@ -126,7 +134,8 @@ pub async fn logs(
     }
     let files = logs::open(&control, &name).await?;
     let lines = logs::tail(&files, count);
-    let lines = lines.map_err(|error| ApiError::new(ErrorKind::Failed, format!("reading the log of {name}: {error}")))?;
+    let lines =
+        lines.map_err(|error| ApiError::new(ErrorKind::Failed, format!("reading the log of {name}: {error}")))?;
     tokio::spawn(async move {
         for line in lines {
             if sender.send(line).await.is_err() {

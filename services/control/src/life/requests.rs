@@ -5,7 +5,7 @@ use model::{
     spec::{Idle, IdleAction},
 };
 
-use super::{Action, Cancel, KILL_AGAIN_MS, Life, State, Starting, TRIES};
+use super::{Action, Cancel, KILL_AGAIN_MS, Life, Starting, State, TRIES};
 
 impl Life {
     pub(super) fn wake(&mut self, now: u64, by: String) {
