@@ -9,3 +9,4 @@ pub mod namespace;
 pub mod netlink;
 pub mod process;
 pub mod seccomp;
+pub mod signal;

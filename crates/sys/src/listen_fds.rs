@@ -36,3 +36,37 @@ pub fn listen_fds() -> Vec<(String, OwnedFd)> {
     }
     list
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use rustix::io::fcntl_getfd;
+
+    use super::*;
+
+    /// Descriptors can only be passed to a new process: this test runs itself again, behind a shell that opens them.
+    #[test]
+    fn passed_descriptors_have_names_and_close_on_exec() {
+        const AGAIN: &str = "BAILIWICK_TEST_LISTEN_FDS";
+        if std::env::var_os(AGAIN).is_some() {
+            let list = listen_fds();
+            let names: Vec<_> = list.iter().map(|(name, _)| name.as_str()).collect();
+            assert_eq!(names, ["control", "api", "unknown"]);
+            assert!(list.iter().all(|(_, fd)| fcntl_getfd(fd).is_ok_and(|flags| flags.contains(FdFlags::CLOEXEC))));
+            assert!(listen_fds().is_empty(), "taken twice");
+            return;
+        }
+        let script = "exec 3</dev/null 4</dev/null 5</dev/null 6<&-; \
+                      LISTEN_FDS=4 LISTEN_FDNAMES=control:api exec \"$0\" --exact \"$1\"";
+        let output = Command::new("sh")
+            .args(["-c", script])
+            .arg(std::env::current_exe().expect("this program"))
+            .arg("listen_fds::tests::passed_descriptors_have_names_and_close_on_exec")
+            .env(AGAIN, "1")
+            .output()
+            .expect("a shell");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    }
+}

@@ -5,6 +5,7 @@ use std::{
     io,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
@@ -159,6 +160,28 @@ pub fn default_signals() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Takes over the socket that this process inherited under `number`, once.
+pub fn inherited_socket(number: i32) -> io::Result<OwnedFd> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    // SAFETY: F_SETFD takes integers; it fails when nothing is open under this number.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open; whoever executed this program left it to it, and `TAKEN` lets one owner have it.
+    let socket = unsafe { OwnedFd::from_raw_fd(number) };
+    rustix::net::sockopt::socket_type(&socket)?;
+    Ok(socket)
+}
+
+/// Sends a signal by its number (kill(2)), also one without a name.
+pub fn send_signal(pid: Pid, number: i32) -> io::Result<()> {
+    // SAFETY: kill takes integers.
+    if unsafe { libc::kill(pid.as_raw_nonzero().get(), number) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Makes descriptor `number` a copy of `fd` without close-on-exec. Meant for a child between fork and exec: what was

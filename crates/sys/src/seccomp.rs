@@ -94,8 +94,7 @@ impl Filter {
     /// Loads it for the calling thread and all that it starts, without `no_new_privs`: the caller needs CAP_SYS_ADMIN
     /// in its user namespace. With `listen`, returns the descriptor that `Notify` calls come out of.
     pub fn load(&self, listen: bool) -> io::Result<Option<OwnedFd>> {
-        let program =
-            libc::sock_fprog { len: self.program.len() as u16, filter: self.program.as_ptr().cast_mut() };
+        let program = libc::sock_fprog { len: self.program.len() as u16, filter: self.program.as_ptr().cast_mut() };
         let load = |flags: libc::c_ulong| {
             // SAFETY: `program` points to `len` instructions that outlive the call; the kernel copies them and writes
             // nothing through the pointer.

@@ -1,1 +1,35 @@
-fn main() {}
+//! `bailiwick-shim`: builds one VPS, supervises it, and ends with it.
+//!
+//! One per run of a VPS, one thread, as a uid of its own without capabilities; descriptor 3 is the daemon's socket. May
+//! touch: what came with `Start`, and its VPS. Must never: decide; wait for anything its tenant can hold back; outlive
+//! its VPS or be outlived by it.
+#![forbid(unsafe_code)]
+
+mod channel;
+mod init;
+mod listen;
+mod log;
+mod start;
+mod supervise;
+
+use std::os::fd::AsFd;
+
+use anyhow::{Context, bail};
+use wire::shim::{FromShim, ToShim, recv, send};
+
+/// The descriptor that the daemon's socket is inherited as.
+const DAEMON: i32 = 3;
+
+fn main() -> anyhow::Result<()> {
+    let daemon = sys::process::inherited_socket(DAEMON)
+        .context("descriptor 3 is not a socket: bailiwickd starts this program, not a person")?;
+    let Some((message, fds)) = recv::<ToShim>(daemon.as_fd()).context("receiving the start message")? else {
+        return Ok(());
+    };
+    let ToShim::Start { run, fds: count, binds, .. } = message else { bail!("the first message is not a start") };
+    let request = start::Request::new(*run, &count, binds, fds)?;
+    match start::start(request) {
+        Ok(vps) => supervise::Supervisor::new(daemon, vps).run(),
+        Err(reason) => Ok(send(daemon.as_fd(), &FromShim::NotStarted { reason }, &[])?),
+    }
+}

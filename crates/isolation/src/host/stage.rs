@@ -88,7 +88,11 @@ fn fault<E: Into<io::Error>>(action: &'static str, path: impl Into<PathBuf>) -> 
 fn become_shim(start: &ShimStart<'_>) -> Result<std::convert::Infallible, HostError> {
     umask(Mode::empty());
     // Root's alone: the shim could not lower it later.
-    std::fs::write("/proc/self/oom_score_adj", "-900").map_err(fault("setting", "oom_score_adj"))?;
+    match std::fs::write("/proc/self/oom_score_adj", "-900") {
+        // A host that is itself a container may lack CAP_SYS_RESOURCE; the shim is then as likely a victim as any.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+        done => done.map_err(fault("setting", "oom_score_adj"))?,
+    }
     unshare(UnshareFlags::NEWNS).map_err(fault("making", "a mount namespace"))?;
     mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
         .map_err(fault("making private", "/"))?;
@@ -150,6 +154,12 @@ fn clone_tree(source: &Path, flags: Attributes, map: Option<BorrowedFd<'_>>) -> 
     let tree = open_tree(CWD, source, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
     set_attributes(tree.as_fd(), flags, map, false)?;
     Ok(tree)
+}
+
+/// A directory of the host as a mount of its own that is attached nowhere: who holds it can't reach what lies above.
+pub fn detached(directory: &Path) -> Result<OwnedFd, HostError> {
+    let flags = Attributes::NODEV | Attributes::NOSUID | Attributes::NOEXEC;
+    clone_tree(directory, flags, None).map_err(fault("detaching", directory))
 }
 
 /// Mounts `source` at `target`, which is made a directory or an empty file as `source` is.

@@ -1,0 +1,180 @@
+//! The log of a VPS: one line per line of its program's output, `TIME out|err|vps TEXT`, in `log` and, older, `log.1`.
+//! Bounded on disk and in memory, whatever is written.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use rustix::{
+    fs::{Mode, OFlags, fstat, openat, renameat},
+    io::{Errno, read, write},
+};
+
+/// Bytes of a file before it becomes `log.1`.
+const MAX_FILE: u64 = 8 << 20;
+/// Bytes of a line; a longer one goes on in the next.
+const MAX_LINE: usize = 8 << 10;
+/// Bytes that are read from a stream at once.
+const CHUNK: usize = 4 << 10;
+/// Bytes that are gathered before they are written.
+const GATHER: usize = 16 << 10;
+
+/// Where a line comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Err,
+    /// The shim.
+    Vps,
+}
+
+impl Source {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Out => "out",
+            Self::Err => "err",
+            Self::Vps => "vps",
+        }
+    }
+}
+
+/// What a stream had to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pumped {
+    /// Something.
+    Some,
+    /// Nothing now.
+    Nothing,
+    /// All ends that could write are closed.
+    End,
+}
+
+/// The log.
+#[derive(Debug)]
+pub struct Log {
+    directory: OwnedFd,
+    file: Option<OwnedFd>,
+    size: u64,
+    /// The beginnings of the streams' next lines.
+    partial: [Vec<u8>; 2],
+    gathered: Vec<u8>,
+}
+
+impl Log {
+    /// Goes on in `directory`'s `log`.
+    pub fn open(directory: OwnedFd) -> Self {
+        let mut log = Self { directory, file: None, size: 0, partial: [Vec::new(), Vec::new()], gathered: Vec::new() };
+        log.reopen();
+        log
+    }
+
+    fn reopen(&mut self) {
+        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        self.file = openat(&self.directory, "log", flags, Mode::from(0o644)).ok();
+        self.size = self.file.as_ref().and_then(|f| fstat(f).ok()).map_or(0, |s| s.st_size as u64);
+    }
+
+    /// Writes a line of the shim's own.
+    pub fn say(&mut self, text: &str) {
+        self.line(Source::Vps, text.as_bytes(), SystemTime::now());
+        self.flush();
+    }
+
+    /// Reads once from a stream that does not block, and writes the lines that are complete.
+    pub fn pump(&mut self, source: Source, stream: impl AsFd) -> Pumped {
+        let mut chunk = [0; CHUNK];
+        match read(stream, chunk.as_mut_slice()) {
+            Ok(0) => Pumped::End,
+            Ok(n) => {
+                self.take(source, &chunk[..n], SystemTime::now());
+                self.flush();
+                Pumped::Some
+            }
+            Err(Errno::AGAIN | Errno::INTR) => Pumped::Nothing,
+            Err(_) => Pumped::End,
+        }
+    }
+
+    /// Writes what came without a line end.
+    pub fn finish(&mut self) {
+        for (n, source) in [Source::Out, Source::Err].into_iter().enumerate() {
+            let rest = std::mem::take(&mut self.partial[n]);
+            if !rest.is_empty() {
+                self.line(source, &rest, SystemTime::now());
+            }
+        }
+        self.flush();
+    }
+
+    fn take(&mut self, source: Source, mut bytes: &[u8], now: SystemTime) {
+        let n = usize::from(source == Source::Err);
+        while let Some(end) = bytes.iter().position(|b| *b == b'\n') {
+            let mut line = std::mem::take(&mut self.partial[n]);
+            line.extend_from_slice(&bytes[..end]);
+            bytes = &bytes[end + 1..];
+            self.line(source, &line, now);
+            line.clear();
+            self.partial[n] = line;
+        }
+        self.partial[n].extend_from_slice(bytes);
+        if self.partial[n].len() >= MAX_LINE {
+            let line = std::mem::take(&mut self.partial[n]);
+            self.line(source, &line, now);
+        }
+    }
+
+    fn line(&mut self, source: Source, text: &[u8], now: SystemTime) {
+        let text = text.strip_suffix(b"\r").unwrap_or(text);
+        self.gathered.extend_from_slice(stamp(now).as_bytes());
+        self.gathered.push(b' ');
+        self.gathered.extend_from_slice(source.word().as_bytes());
+        self.gathered.push(b' ');
+        self.gathered.extend_from_slice(text);
+        self.gathered.push(b'\n');
+        if self.gathered.len() >= GATHER {
+            self.flush();
+        }
+    }
+
+    /// A disk that is full loses lines, not the VPS.
+    fn flush(&mut self) {
+        let bytes = std::mem::take(&mut self.gathered);
+        if self.size > 0 && self.size + bytes.len() as u64 > MAX_FILE {
+            let _ = renameat(&self.directory, "log", &self.directory, "log.1");
+            self.reopen();
+        }
+        let mut rest = bytes.as_slice();
+        while let (Some(file), false) = (&self.file, rest.is_empty()) {
+            let Ok(n) = write(file, rest) else { break };
+            self.size += n as u64;
+            rest = &rest[n..];
+        }
+        self.gathered = bytes;
+        self.gathered.clear();
+        self.gathered.shrink_to(2 * GATHER);
+    }
+}
+
+/// `2026-11-22T13:00:00.123456Z`.
+fn stamp(now: SystemTime) -> String {
+    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (seconds, micros) = (since.as_secs(), since.subsec_micros());
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Years that begin in March, in eras of 400 of them, so that the leap day comes last.
+    let z = days + 719_468;
+    let (era, day_of_era) = (z / 146_097, z % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
+}
+
+#[cfg(test)]
+mod tests;

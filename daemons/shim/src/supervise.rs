@@ -1,0 +1,308 @@
+//! The shim's loop: daemon, init, held calls, output and deadline, until the VPS has no process any more.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use model::{ExitStatus, run::Ready};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::{Errno, ioctl_fionbio, read},
+    process::{Signal, WaitOptions, pidfd_send_signal, waitpid},
+};
+use wire::shim::{FromShim, ShimState, ToShim, VERSION, recv, send};
+
+use crate::{
+    channel::{self, FROM_INIT, FromInit, Received, ToInit},
+    init::exit_status,
+    listen::{self, Heard},
+    log::{Log, Pumped, Source},
+    start::Vps,
+};
+
+/// Messages of one kind that are heard before it is somebody else's turn.
+const TURN: usize = 32;
+
+/// What poll(2) says can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum From {
+    Daemon,
+    Init,
+    InitEnd,
+    Held,
+    Notify,
+    Out,
+    Err,
+}
+
+/// Supervises one VPS.
+#[derive(Debug)]
+pub struct Supervisor {
+    daemon: OwnedFd,
+    init: Option<OwnedFd>,
+    pid: rustix::process::Pid,
+    pidfd: OwnedFd,
+    out: Option<OwnedFd>,
+    err: Option<OwnedFd>,
+    held: Option<OwnedFd>,
+    notify: Option<OwnedFd>,
+    log: Log,
+    ready: Ready,
+    stop_signal: i32,
+    state: ShimState,
+    /// When init is killed.
+    deadline: Option<Instant>,
+    ended: Option<ExitStatus>,
+    not_started: Option<String>,
+}
+
+impl Supervisor {
+    /// Takes over a VPS that is being built.
+    pub fn new(daemon: OwnedFd, vps: Vps) -> Self {
+        Self {
+            daemon,
+            init: Some(vps.init),
+            pid: vps.pid,
+            pidfd: vps.pidfd,
+            out: Some(vps.output),
+            err: Some(vps.errors),
+            held: None,
+            notify: None,
+            log: Log::open(vps.log),
+            ready: vps.run.ready,
+            stop_signal: vps.run.stop.signal,
+            state: ShimState::Building,
+            deadline: None,
+            ended: None,
+            not_started: None,
+        }
+    }
+
+    /// Until the VPS is gone.
+    pub fn run(mut self) -> anyhow::Result<()> {
+        // A daemon that does not read, because it is being started again, is no reason to wait.
+        ioctl_fionbio(&self.daemon, true)?;
+        self.report();
+        loop {
+            for from in self.wait()? {
+                match from {
+                    From::Daemon => self.hear_daemon(),
+                    From::Init => self.hear_init(),
+                    From::InitEnd => return self.finish(),
+                    From::Held => self.hear_held(),
+                    From::Notify => self.hear_notify(),
+                    From::Out | From::Err => self.pump(from),
+                }
+            }
+            if self.deadline.is_some_and(|at| Instant::now() >= at) {
+                self.deadline = None;
+                self.kill();
+            }
+        }
+    }
+
+    fn wait(&self) -> io::Result<Vec<From>> {
+        let mut sources = vec![(From::Daemon, &self.daemon)];
+        let optional = [
+            (From::Init, &self.init),
+            (From::Held, &self.held),
+            (From::Notify, &self.notify),
+            (From::Out, &self.out),
+            (From::Err, &self.err),
+        ];
+        sources.extend(optional.into_iter().filter_map(|(from, fd)| Some((from, fd.as_ref()?))));
+        // Last, so that what init said before its end is heard first.
+        sources.push((From::InitEnd, &self.pidfd));
+        let mut fds: Vec<_> = sources.iter().map(|(_, fd)| PollFd::new(*fd, PollFlags::IN)).collect();
+        let left = self.deadline.map(|at| at.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
+        let timeout = left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(sources.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty()).map(|((from, _), _)| *from).collect())
+    }
+
+    /// What does not reach a daemon that is away, its successor asks for (`Report`).
+    fn tell(&self, message: &FromShim) {
+        let _ = send(self.daemon.as_fd(), message, &[]);
+    }
+
+    fn report(&self) {
+        self.tell(&FromShim::State { version: VERSION, state: self.state, pid: Some(self.pid.as_raw_nonzero().get()) });
+    }
+
+    fn enter(&mut self, state: ShimState) {
+        // A VPS that was asked to end does not become ready any more.
+        if self.state != state && self.state != ShimState::Stopping {
+            self.state = state;
+            self.report();
+        }
+    }
+
+    fn kill(&self) {
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+    }
+
+    fn hear_daemon(&mut self) {
+        match recv::<ToShim>(self.daemon.as_fd()) {
+            Ok(Some((message, fds))) => self.obey(message, &fds),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                self.log.say(&format!("a message of the host was not understood: {error}"));
+            }
+            // Neither daemon nor keeper: nobody could ever stop this VPS.
+            Ok(None) | Err(_) => {
+                self.log.say("the host daemon and its keeper are gone; ending");
+                self.state = ShimState::Stopping;
+                self.kill();
+            }
+        }
+    }
+
+    fn obey(&mut self, message: ToShim, fds: &[OwnedFd]) {
+        match message {
+            ToShim::Start { .. } => {}
+            ToShim::Report => self.report(),
+            ToShim::Stop { grace_ms } => self.stop(grace_ms),
+            ToShim::Exec { id, command, env, user, cwd } => {
+                let asked = self.ask(&ToInit::Exec { id, command, env, user, cwd }, fds);
+                if let Err(error) = asked {
+                    let error = Some(format!("init of the VPS takes no requests: {error}"));
+                    self.tell(&FromShim::ExecEnded { id, status: ExitStatus::Code(126), error });
+                }
+            }
+            ToShim::ExecKill { id } => {
+                let _ = self.ask(&ToInit::ExecKill { id }, &[]);
+            }
+        }
+    }
+
+    fn ask(&self, message: &ToInit, fds: &[OwnedFd]) -> io::Result<()> {
+        let init = self.init.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        channel::send(init, message, &fds)
+    }
+
+    fn stop(&mut self, grace_ms: u64) {
+        let started = matches!(self.state, ShimState::Started | ShimState::Ready | ShimState::Stopping);
+        self.enter(ShimState::Stopping);
+        let asked = grace_ms > 0 && started && self.ask(&ToInit::Signal { number: self.stop_signal }, &[]).is_ok();
+        if !asked {
+            return self.kill();
+        }
+        let at = Instant::now() + Duration::from_millis(grace_ms);
+        // A second stop may shorten the first one's grace, not lengthen it.
+        self.deadline = Some(self.deadline.map_or(at, |before| before.min(at)));
+    }
+
+    fn hear_init(&mut self) {
+        for _ in 0..TURN {
+            let Some(init) = &self.init else { return };
+            match channel::receive::<FromInit>(init, FROM_INIT) {
+                Ok(Received::Message(message, fds)) => self.believe(message, fds),
+                Ok(Received::Nothing) => return,
+                // Its end is seen by its pidfd.
+                Ok(Received::Closed) | Err(_) => self.init = None,
+            }
+        }
+    }
+
+    fn believe(&mut self, message: FromInit, fds: Vec<OwnedFd>) {
+        match message {
+            FromInit::Built { listener, notify } => {
+                let mut fds = fds.into_iter();
+                self.held = if listener { fds.next() } else { None };
+                self.notify = if notify { fds.next().filter(|fd| ioctl_fionbio(fd, true).is_ok()) } else { None };
+            }
+            FromInit::Started => {
+                self.enter(ShimState::Started);
+                if self.ready == Ready::Started {
+                    self.enter(ShimState::Ready);
+                }
+            }
+            FromInit::NotStarted { reason } => {
+                self.log.say(&reason);
+                self.not_started.get_or_insert(reason);
+            }
+            FromInit::ExecEnded { id, status, error } => self.tell(&FromShim::ExecEnded { id, status, error }),
+            FromInit::Ended { status } => {
+                self.ended.get_or_insert(status);
+            }
+        }
+    }
+
+    fn hear_held(&mut self) {
+        let Some(listener) = &self.held else { return };
+        let port = match (&self.ready, self.state) {
+            (Ready::Listen(port), ShimState::Building | ShimState::Started) => Some(*port),
+            _ => None,
+        };
+        match listen::answer_one(listener.as_fd(), port) {
+            Ok(Heard::Ready) => self.enter(ShimState::Ready),
+            Ok(Heard::Other) => {}
+            Ok(Heard::Failed(why)) => self.log.say(&why),
+            // No process has the filter any more, or the kernel lacks what is needed: calls fail with ENOSYS then.
+            Err(error) => {
+                self.log.say(&format!("listen calls are not seen any more: {error}"));
+                self.held = None;
+            }
+        }
+    }
+
+    fn hear_notify(&mut self) {
+        let mut text = [0; 4096];
+        for _ in 0..TURN {
+            let Some(socket) = &self.notify else { return };
+            match read(socket, text.as_mut_slice()) {
+                Ok(n) if text[..n].split(|b| *b == b'\n').any(|line| line == b"READY=1") => {
+                    self.enter(ShimState::Ready)
+                }
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return,
+                Err(_) => self.notify = None,
+            }
+        }
+    }
+
+    fn pump(&mut self, from: From) {
+        let (source, stream) = match from {
+            From::Out => (Source::Out, &mut self.out),
+            _ => (Source::Err, &mut self.err),
+        };
+        if stream.as_ref().is_some_and(|fd| self.log.pump(source, fd) == Pumped::End) {
+            *stream = None;
+        }
+    }
+
+    /// Init is dead, and the kernel has killed all others before: what is still to be read is bounded.
+    fn finish(mut self) -> anyhow::Result<()> {
+        self.hear_init();
+        for (source, stream) in [(Source::Out, &self.out), (Source::Err, &self.err)] {
+            // A pipe holds 64 KiB unless the tenant enlarged it, at most to 1 MiB.
+            for _ in 0..256 {
+                if stream.as_ref().is_none_or(|fd| self.log.pump(source, fd) != Pumped::Some) {
+                    break;
+                }
+            }
+        }
+        self.log.finish();
+        let reaped = loop {
+            match waitpid(Some(self.pid), WaitOptions::empty()) {
+                Err(Errno::INTR) => {}
+                done => break done.ok().flatten(),
+            }
+        };
+        ioctl_fionbio(&self.daemon, false)?;
+        match self.not_started.take() {
+            Some(reason) => self.tell(&FromShim::NotStarted { reason }),
+            None => {
+                let of_init = reaped.map_or(ExitStatus::Signal(9), |(_, status)| exit_status(status));
+                self.tell(&FromShim::Ended { status: self.ended.unwrap_or(of_init) });
+            }
+        }
+        Ok(())
+    }
+}
