@@ -97,6 +97,8 @@ impl Debian {
         progress.say(&step, 0, BASE_STEPS.len() as u64);
         let mut command = isolated().await;
         command.args(["mmdebstrap", "--variant=minbase", "--mode=root", "--format=directory"]);
+        // mmdebstrap copies these from the host
+        command.arg(r#"--customize-hook=rm -f "$1/etc/resolv.conf" "$1/etc/hostname""#);
         let entries = sources::entries(Path::new("/etc/apt"), &release);
         if entries.iter().any(|entry| entry.contains(" https://")) {
             command.arg("--include=ca-certificates");
