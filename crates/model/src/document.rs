@@ -88,7 +88,7 @@ fn syntax_message(message: &str) -> String {
 
 /// Sorts problems by their place and bounds their number.
 pub(crate) fn in_order(mut problems: Vec<Problem>) -> Vec<Problem> {
-    problems.sort_by(|a, b| (a.line, a.column).cmp(&(b.line, b.column)));
+    problems.sort_by_key(|problem| (problem.line, problem.column));
     problems.truncate(MAX_PROBLEMS);
     problems
 }

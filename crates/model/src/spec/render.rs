@@ -92,7 +92,7 @@ fn cpus(millis: u32) -> String {
 
 /// The largest unit in which a quantity is a whole number.
 fn exact(quantity: u64, units: &[(u64, &str)]) -> String {
-    let fits = units.iter().find(|(factor, _)| quantity >= *factor && quantity % factor == 0);
+    let fits = units.iter().find(|(factor, _)| quantity >= *factor && quantity.is_multiple_of(*factor));
     let (factor, unit) = fits.or(units.last()).copied().unwrap_or((1, ""));
     format!("{}{unit}", quantity / factor)
 }
