@@ -12,7 +12,7 @@ use std::{io, path::PathBuf};
 pub use cgroup::{Cgroup, Hierarchies, Usage};
 pub use link::Linker;
 pub use namespaces::{BLOCK, IdRange, LAYER_IDS, Namespaces, layer_map, make_namespaces};
-pub use stage::{HostBind, ShimStart, spawn_shim};
+pub use stage::{HostBind, ShimStart, detached, spawn_shim};
 
 /// Which step failed.
 #[derive(Debug, thiserror::Error)]

@@ -1,1 +1,67 @@
-fn main() {}
+//! `bailiwickd`: the keeper, and under it the host daemon.
+//!
+//! The keeper starts the daemon again when it dies, and holds what must outlive it. The daemon makes VPSs, kills them,
+//! and serves `io.bailiwick.Host` to designated VPSs within their grants. May touch: everything on the host, as root; that is
+//! why it is small. Must never: hold policy, read what a tenant wrote, or wait on a service.
+#![forbid(unsafe_code)]
+
+mod config;
+mod daemon;
+mod designated;
+mod events;
+mod grants;
+mod held;
+mod host;
+mod ids;
+mod keeper;
+mod life;
+mod listeners;
+mod place;
+mod record;
+mod serve;
+mod shim;
+mod start;
+mod stop;
+mod table;
+mod watch;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use model::host::Paths;
+
+const USAGE: &str = "usage: bailiwickd [--root DIR]";
+
+fn main() -> ExitCode {
+    let (daemon, root) = match arguments(std::env::args().skip(1)) {
+        Ok(arguments) => arguments,
+        Err(message) => {
+            eprintln!("bailiwickd: {message}\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    let paths = Paths::new(root.as_deref());
+    let ended = if daemon { daemon::run(paths) } else { keeper::run(&paths, root.as_deref()) };
+    match ended {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("bailiwickd: {error:#}");
+            ExitCode::from(if error.is::<config::Refused>() { 2 } else { 1 })
+        }
+    }
+}
+
+/// Whether this is the daemon, and the root if one is given, absolute.
+fn arguments(mut words: impl Iterator<Item = String>) -> Result<(bool, Option<PathBuf>), String> {
+    let (mut daemon, mut root) = (false, None);
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "daemon" => daemon = true,
+            "--root" => {
+                let path = words.next().ok_or("--root needs a directory")?;
+                root = Some(std::path::absolute(&path).map_err(|e| format!("--root {path}: {e}"))?);
+            }
+            other => return Err(format!("unknown argument `{other}`")),
+        }
+    }
+    Ok((daemon, root))
+}

@@ -1,0 +1,249 @@
+//! The daemon: takes up what an earlier one left, serves, and stops the host when asked.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use isolation::host::{Cgroup, Hierarchies, Linker, Namespaces};
+use model::{HostConfig, VpsName, host::Paths};
+use rustix::{
+    fs::{Mode, OFlags, open},
+    process::{Resource, Rlimit, WaitOptions, getrlimit, setrlimit, umask, waitpid},
+};
+use tokio::{
+    net::UnixListener,
+    signal::unix::{SignalKind, signal},
+};
+use tracing::{info, warn};
+use wire::shim::ToShim;
+
+use crate::{
+    config,
+    designated::make_directory,
+    held::Keeper,
+    host::{Host, Pinned, lock},
+    ids::Allocation,
+    life::{Life, Step, Up},
+    place::{Place, open_layers},
+    record::Record,
+    serve::serve,
+    shim::{attend, await_cgroup},
+    table::{Table, Vps, now_ms},
+    watch::watch,
+};
+
+/// Directories under `run` that are there while a host is.
+const DIRECTORIES: [(&str, u32); 3] = [("designated", 0o711), ("service", 0o700), ("vps", 0o700)];
+
+/// Runs the daemon; the exit code.
+pub fn run(paths: Paths) -> anyhow::Result<u8> {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("BAILIWICK_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+        )
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    umask(Mode::from(0o022));
+    raise_limits();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async move {
+        // First, so that a signal that comes early stops the host in order.
+        let mut stop = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        tokio::spawn(reap(signal(SignalKind::child())?));
+        let (keeper, held) = Keeper::connect().context("the daemon is started by the keeper: run `bailiwickd`")?;
+        let keeper_end = watch(keeper.end()?)?;
+        let host = start(paths, keeper, held).await?;
+        tokio::select! {
+            _ = stop.0.recv() => {}
+            _ = stop.1.recv() => {}
+            _ = keeper_end.readable() => warn!("the keeper is gone"),
+        }
+        info!("stopping the host");
+        host.stop_all().await;
+        leave_nothing(&host).await;
+        host.keeper.stop();
+        Ok(0)
+    })
+}
+
+/// Sockets of all VPSs need descriptors.
+fn raise_limits() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
+/// Reaps shims and other children.
+async fn reap(mut ended: tokio::signal::unix::Signal) {
+    while ended.recv().await.is_some() {
+        while matches!(waitpid(None, WaitOptions::NOHANG), Ok(Some(_))) {}
+    }
+}
+
+async fn start(paths: Paths, keeper: Keeper, mut held: BTreeMap<String, OwnedFd>) -> anyhow::Result<Arc<Host>> {
+    let config = config::read(&paths)?;
+    let bailiwick = config::sibling("bailiwick")?;
+    let shim = config::sibling("bailiwick-shim")?;
+    let shim = open(&shim, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context("opening bailiwick-shim")?;
+    for (name, mode) in DIRECTORIES {
+        make_directory(&paths.run.join(name), mode)
+            .with_context(|| format!("making {name} under the run directory"))?;
+    }
+    let place = Place::open(&paths, config.ids)?;
+    open_layers(&config::layer_store(&config, &paths))?;
+    let cgroups = Hierarchies::find(&config::cgroup_name(&config, &paths)).map_err(explained)?;
+    cgroups.prepare().map_err(explained)?;
+    let table = load(&config, &place)?;
+    let mut take = |prefix: &str| -> BTreeMap<String, OwnedFd> {
+        let names: Vec<_> = held.keys().filter(|name| name.starts_with(prefix)).cloned().collect();
+        names.into_iter().filter_map(|name| held.remove_entry(&name)).collect()
+    };
+    let (shims, userns, netns) = (take("shim/"), take("userns/"), take("netns/"));
+    let host = Arc::new(Host::new(config, paths, place, cgroups, keeper, (shim, bailiwick), table, held));
+    let namespaces = userns.into_values().next().zip(netns.into_values().next());
+    if let Some((user, network)) = namespaces {
+        let linker = Linker::new(network.as_fd()).map_err(explained)?;
+        *lock(&host.pinned) = Some(Pinned { namespaces: Namespaces { user, network: Some(network) }, linker });
+    }
+    adopt(&host, shims)?;
+    remove_leftovers(&host).await;
+    serve_designated(&host)?;
+    Ok(host)
+}
+
+fn explained(error: isolation::host::HostError) -> anyhow::Error {
+    anyhow::anyhow!(error.explain())
+}
+
+/// All VPSs on disk; designated ones are made where missing.
+fn load(config: &HostConfig, place: &Place) -> anyhow::Result<Table> {
+    let mut table = Table::default();
+    for (name, allocation) in place.load()? {
+        let designated = config.designated.contains_key(&name);
+        let run = place.runs(&name);
+        table.vps.insert(name, Vps::new(allocation, designated, run));
+    }
+    for name in config.designated.keys() {
+        if !table.vps.contains_key(name) {
+            let allocation = table.allocate(config, 1, None).context("no ids are free; raise `blocks` of [ids]")?;
+            place.create(name, &allocation).with_context(|| format!("making the directory of vps \"{name}\""))?;
+            table.vps.insert(name.clone(), Vps::new(allocation, true, 0));
+        } else if let Some(Vps { allocation: Allocation { tenant: Some(tenant), .. }, .. }) = table.vps.get(name) {
+            anyhow::bail!("vps \"{name}\" is tenant {tenant}'s; name the designated VPS in host.toml otherwise");
+        }
+    }
+    Ok(table)
+}
+
+/// Takes up the VPSs whose shims' sockets the keeper held.
+fn adopt(host: &Arc<Host>, shims: BTreeMap<String, OwnedFd>) -> anyhow::Result<()> {
+    let mut table = host.table();
+    for (name, vps) in &mut table.vps {
+        let Some(record) = Record::load(&host.paths.run, name) else { continue };
+        (vps.run, vps.since_ms, vps.start_ms) = (record.run.max(vps.run), record.since_ms, record.start_ms);
+        if let model::Phase::Down { ended } = record.phase {
+            vps.life = Life::Down(ended);
+        }
+    }
+    for (key, socket) in shims {
+        let Some(name) = key.strip_prefix("shim/").and_then(|name| name.parse::<VpsName>().ok()) else { continue };
+        let record = Record::load(&host.paths.run, &name);
+        let (Some(vps), Some(record)) = (table.vps.get_mut(&name), record) else {
+            host.keeper.drop(&key);
+            continue;
+        };
+        // An earlier daemon died between spawning the shim and recording it: the shim ends when its socket is closed.
+        let Some(up) = record.up else {
+            host.keeper.drop(&key);
+            continue;
+        };
+        let cgroup = host.cgroups.of(name.as_str());
+        let step = if cgroup.is_frozen() { Step::Frozen } else { Step::of(&record.phase) };
+        let socket = Arc::new(watch(socket)?);
+        let up = Up { step, socket: socket.clone(), pid: None, cgroup, record: up, execs: [].into() };
+        // An error means that it has ended; its last words wait in the socket.
+        let _ = up.say(&ToShim::Report, &[]);
+        vps.life = Life::Up(Box::new(up));
+        info!(vps = %name, run = vps.run, "adopted");
+        tokio::spawn(attend(host.clone(), name, vps.run, socket));
+    }
+    Ok(())
+}
+
+/// Ends what a crashed host left in cgroups of ours.
+async fn remove_leftovers(host: &Host) {
+    let names = host.cgroups.names();
+    for name in names {
+        let adopted = name.parse::<VpsName>().is_ok_and(|name| host.table().get(&name).is_ok_and(|v| v.up().is_some()));
+        if adopted {
+            continue;
+        }
+        let cgroup = host.cgroups.of(&name);
+        let _ = cgroup.kill();
+        await_cgroup(&cgroup, Cgroup::is_empty, Duration::from_secs(5)).await;
+        match cgroup.remove() {
+            Ok(()) => info!(name, "removed a leftover cgroup"),
+            Err(error) => warn!(error = error.explain(), "a leftover cgroup stays"),
+        }
+    }
+}
+
+/// Serves designated VPSs' capabilities, and starts them: the one where links end first.
+fn serve_designated(host: &Arc<Host>) -> anyhow::Result<()> {
+    for (name, designated) in &host.config.designated {
+        host.make_sockets(name, designated).with_context(|| format!("making the sockets of vps \"{name}\""))?;
+        let listener = host.held(&format!("host/{name}")).context("a capability's socket")??;
+        let listener = UnixListener::from_std(listener.into())?;
+        tokio::spawn(serve(host.clone(), name.clone(), listener));
+    }
+    let network = host.config.vps_of("network").cloned();
+    let others = host.config.designated.keys().filter(|name| Some(*name) != network.as_ref()).cloned();
+    for name in network.iter().cloned().chain(others) {
+        tokio::spawn(host.clone().supervise(name));
+    }
+    let host = host.clone();
+    tokio::spawn(async move {
+        let since = now_ms();
+        host.await_designated().await;
+        info!(ms = now_ms() - since, "all designated VPSs have been started");
+        notify_ready();
+    });
+    Ok(())
+}
+
+/// sd_notify(3), for who started the keeper.
+fn notify_ready() {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let send = || -> std::io::Result<()> {
+        use std::os::{linux::net::SocketAddrExt, unix::net::SocketAddr, unix::net::UnixDatagram};
+        let bytes = path.as_encoded_bytes();
+        let address = match bytes.strip_prefix(b"@") {
+            Some(name) => SocketAddr::from_abstract_name(name)?,
+            None => SocketAddr::from_pathname(&path)?,
+        };
+        UnixDatagram::unbound()?.send_to_addr(b"READY=1\n", &address).map(drop)
+    };
+    if let Err(error) = send() {
+        warn!(%error, "saying READY=1");
+    }
+}
+
+/// Removes all that a host has while it runs.
+async fn leave_nothing(host: &Host) {
+    remove_leftovers(host).await;
+    if let Err(error) = host.cgroups.remove() {
+        warn!(error = error.explain(), "a cgroup stays");
+    }
+    for (name, _) in DIRECTORIES {
+        if let Err(error) = fs::remove_dir_all(host.paths.run.join(name)) {
+            warn!(name, %error, "a directory stays");
+        }
+    }
+    let _ = fs::remove_file(host.paths.api());
+}

@@ -1,0 +1,136 @@
+//! The host: what all parts of the daemon share.
+
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use isolation::host::{Hierarchies, Linker, Namespaces};
+use model::{HostConfig, VpsName, host::Paths};
+use tracing::warn;
+
+use crate::{
+    events::Events,
+    held::Keeper,
+    place::Place,
+    table::{Table, Vps},
+};
+
+/// One host. Locks are held for single steps, never while waiting.
+#[derive(Debug)]
+pub struct Host {
+    /// `host.toml`.
+    pub config: HostConfig,
+    /// Where its files are.
+    pub paths: Paths,
+    /// What VPSs have on disk.
+    pub place: Place,
+    /// Its cgroups.
+    pub cgroups: Hierarchies,
+    /// Who holds what outlives this daemon.
+    pub keeper: Keeper,
+    /// Who follows changes.
+    pub events: Events,
+    /// The layer store.
+    pub layers: PathBuf,
+    /// The program `bailiwick-shim`.
+    pub shim: OwnedFd,
+    /// The program `bailiwick`, which all services are.
+    pub bailiwick: PathBuf,
+    /// Whether it is being stopped: nothing starts any more.
+    pub stopping: AtomicBool,
+    /// The network VPS's namespaces and a socket in them, once it was started.
+    pub pinned: Mutex<Option<Pinned>>,
+    /// Listening sockets by the keeper's name for them: `listen/…`, `service/…`, `host/…`, `api`.
+    pub sockets: Mutex<BTreeMap<String, OwnedFd>>,
+    table: Mutex<Table>,
+    exec_id: AtomicU64,
+}
+
+/// What is kept of the network VPS while it is being restarted.
+#[derive(Debug)]
+pub struct Pinned {
+    /// Its namespaces.
+    pub namespaces: Namespaces,
+    /// Makes links there.
+    pub linker: Linker,
+}
+
+/// Locks, whatever a panic in another task left behind: each change of what is locked is one step.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Host {
+    /// Puts the parts together.
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        config: HostConfig,
+        paths: Paths,
+        place: Place,
+        cgroups: Hierarchies,
+        keeper: Keeper,
+        programs: (OwnedFd, PathBuf),
+        table: Table,
+        sockets: BTreeMap<String, OwnedFd>,
+    ) -> Self {
+        let layers = crate::config::layer_store(&config, &paths);
+        Self {
+            config,
+            paths,
+            place,
+            cgroups,
+            keeper,
+            events: Events::default(),
+            layers,
+            shim: programs.0,
+            bailiwick: programs.1,
+            stopping: AtomicBool::new(false),
+            pinned: Mutex::new(None),
+            sockets: Mutex::new(sockets),
+            table: Mutex::new(table),
+            // Ids of programs that an earlier daemon started must not be met again.
+            exec_id: AtomicU64::new(crate::table::now_ms() << 16),
+        }
+    }
+
+    /// All VPSs.
+    pub fn table(&self) -> MutexGuard<'_, Table> {
+        lock(&self.table)
+    }
+
+    /// Whether nothing may start any more.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// A number for a program that is started inside a VPS.
+    pub fn next_exec(&self) -> u64 {
+        self.exec_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Says that a VPS changed: to followers, and to the daemon after this one.
+    pub fn changed(&self, name: &VpsName, vps: &Vps) {
+        if let Err(error) = vps.record().save(&self.paths.run, name) {
+            warn!(vps = %name, %error, "the record of its state can't be written");
+        }
+        self.events.changed(name, vps.tenant());
+    }
+
+    /// Has a listening socket held.
+    pub fn hold(&self, name: String, socket: OwnedFd) -> std::io::Result<()> {
+        self.keeper.keep(&name, socket.as_fd())?;
+        lock(&self.sockets).insert(name, socket);
+        Ok(())
+    }
+
+    /// A copy of a listening socket that is held.
+    pub fn held(&self, name: &str) -> Option<std::io::Result<OwnedFd>> {
+        lock(&self.sockets).get(name).map(OwnedFd::try_clone)
+    }
+}

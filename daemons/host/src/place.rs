@@ -1,0 +1,168 @@
+//! What VPSs have on disk. A VPS's directory appears and goes whole, by rename.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::{DirBuilderExt, MetadataExt, chown},
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use isolation::host::LAYER_IDS;
+use model::{
+    VpsName,
+    host::{Ids, Paths},
+};
+use sys::process::spawn_child;
+
+use crate::ids::Allocation;
+
+/// Prefixes of what is on its way in and out; no name begins with a dot.
+const NEW: &str = ".new-";
+const DEAD: &str = ".dead-";
+
+/// The directory `vps`, and beside it `designated`.
+#[derive(Debug, Clone)]
+pub struct Place {
+    state: PathBuf,
+    ids: Ids,
+}
+
+fn make(path: &Path, mode: u32, owner: u32) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(mode).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        done => done?,
+    }
+    chown(path, Some(owner), Some(owner))
+}
+
+impl Place {
+    /// The places of this host, made where missing. What a crash left half-made is removed.
+    pub fn open(paths: &Paths, ids: Ids) -> anyhow::Result<Self> {
+        let place = Self { state: paths.state.clone(), ids };
+        for directory in [place.state.clone(), place.vps_root(), place.state.join("designated")] {
+            fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
+        }
+        for entry in fs::read_dir(place.vps_root())?.flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(NEW) || name.starts_with(DEAD) {
+                remove_aside(entry.path())?;
+            }
+        }
+        Ok(place)
+    }
+
+    fn vps_root(&self) -> PathBuf {
+        self.state.join("vps")
+    }
+
+    /// One VPS's directory.
+    pub fn vps(&self, name: &VpsName) -> PathBuf {
+        self.vps_root().join(name.as_str())
+    }
+
+    /// All VPSs there are. One whose `ids` can't be read is an error: its ids must not be given to another.
+    pub fn load(&self) -> anyhow::Result<BTreeMap<VpsName, Allocation>> {
+        let mut all = BTreeMap::new();
+        for entry in fs::read_dir(self.vps_root())?.flatten() {
+            let Ok(name) = entry.file_name().to_string_lossy().parse::<VpsName>() else { continue };
+            let path = entry.path().join("ids");
+            let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+            let ids = serde_json::from_slice(&text).with_context(|| {
+                format!(
+                    "{} is damaged; write it anew, or remove the directory with all that VPS's files",
+                    path.display()
+                )
+            })?;
+            all.insert(name, ids);
+        }
+        Ok(all)
+    }
+
+    /// Makes a VPS's directory.
+    pub fn create(&self, name: &VpsName, allocation: &Allocation) -> io::Result<()> {
+        let new = self.vps_root().join(format!("{NEW}{name}"));
+        let _ = fs::remove_dir_all(&new);
+        let (root, shim) = (allocation.range(&self.ids).first, allocation.shim(&self.ids));
+        make(&new, 0o700, 0)?;
+        make(&new.join("state"), 0o700, root)?;
+        make(&new.join("state/upper"), 0o755, root)?;
+        make(&new.join("state/work"), 0o700, root)?;
+        make(&new.join("log"), 0o700, shim)?;
+        fs::write(new.join("ids"), serde_json::to_vec(allocation)?)?;
+        fs::rename(&new, self.vps(name))
+    }
+
+    /// Takes a VPS's directory away at once; its files go in a child process.
+    pub fn delete(&self, name: &VpsName) -> io::Result<()> {
+        let dead = self.vps_root().join(format!("{DEAD}{name}-{}", crate::table::now_ms()));
+        fs::rename(self.vps(name), &dead)?;
+        remove_aside(dead)
+    }
+
+    /// Counts a start.
+    pub fn next_run(&self, name: &VpsName) -> io::Result<u64> {
+        let run = self.runs(name) + 1;
+        // Always as many bytes, so that a write is never seen in part.
+        fs::write(self.vps(name).join("runs"), format!("{run:020}"))?;
+        Ok(run)
+    }
+
+    /// How many starts there were.
+    pub fn runs(&self, name: &VpsName) -> u64 {
+        let text = fs::read_to_string(self.vps(name).join("runs")).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    }
+
+    /// A designated VPS's `/data`, owned by its root.
+    pub fn data(&self, name: &VpsName, owner: u32) -> io::Result<PathBuf> {
+        let path = self.state.join("designated").join(name.as_str());
+        make(&path, 0o700, owner)?;
+        Ok(path)
+    }
+}
+
+/// Makes the layer store; layers belong to a range of ids of their own, never to root.
+pub fn open_layers(store: &Path) -> anyhow::Result<()> {
+    let with = || format!("making the layer store {}", store.display());
+    fs::create_dir_all(store).with_context(with)?;
+    let layers = store.join("layers");
+    match fs::create_dir(&layers) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error).with_context(with),
+        _ => {}
+    }
+    for path in [store, &layers] {
+        if fs::metadata(path)?.uid() == 0 {
+            chown(path, Some(LAYER_IDS), Some(LAYER_IDS)).with_context(with)?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_aside(path: PathBuf) -> io::Result<()> {
+    // A child, since a tree may be large and the daemon has one thread. It is reaped with all others.
+    spawn_child(|| i32::from(fs::remove_dir_all(&path).is_err())).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vps_appears_with_its_ids_and_counts_its_starts() {
+        let state = std::env::temp_dir().join(format!("bailiwick-place-{}", std::process::id()));
+        let paths = Paths { config: state.join("host.toml"), state: state.clone(), run: state.join("run") };
+        let place = Place::open(&paths, Ids { first: 1_048_576, blocks: 10, shims: 600_000 }).unwrap();
+        let name: VpsName = "blog".parse().unwrap();
+        let allocation = Allocation { first: 3, blocks: 1, tenant: Some("acme".parse().unwrap()) };
+        place.create(&name, &allocation).unwrap();
+        assert_eq!(place.load().unwrap(), [(name.clone(), allocation)].into());
+        assert_eq!((place.next_run(&name).unwrap(), place.next_run(&name).unwrap(), place.runs(&name)), (1, 2, 2));
+        let owner = |path: &str| fs::metadata(place.vps(&name).join(path)).unwrap().uid();
+        assert_eq!((owner("state/upper"), owner("log")), (1_048_576 + 3 * 65_536, 600_003));
+        fs::write(place.vps(&name).join("ids"), "half").unwrap();
+        assert!(place.load().is_err(), "ids that can't be read must not be given out again");
+        fs::remove_dir_all(&state).unwrap();
+    }
+}

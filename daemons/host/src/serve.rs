@@ -1,0 +1,212 @@
+//! `io.bailiwick.Host`: each call is checked against the grants of the capability it came on, then done.
+
+use std::{pin::Pin, sync::Arc};
+
+use model::{Verb, VpsName, api::ErrorKind};
+use tokio::net::UnixListener;
+use tracing::{debug, warn};
+use wire::{
+    Connection, Fault, Method, Peer, Replier, Request, host,
+    host::{
+        Config, Connect, Create, Delete, Events, Exec, Freeze, List, Listen, Listening, Logs, Narrow, Start, Statuses,
+        Stop, Thaw, Unlisten,
+    },
+    varlink::{Empty, Service, serve_connection},
+};
+
+use crate::{
+    events::Changed,
+    grants::Grants,
+    host::Host,
+    start::{Launch, Network, blocks},
+    table::{Table, Vps},
+};
+
+mod inside;
+mod sockets;
+
+/// Connections on one capability at once.
+const CONNECTIONS: usize = 256;
+
+/// A capability: a connected socket, bound to grants.
+#[derive(Debug)]
+pub struct Capability {
+    host: Arc<Host>,
+    grants: Grants,
+    peer: Peer,
+}
+
+/// Accepts connections of one designated VPS, which are its capabilities.
+pub async fn serve(host: Arc<Host>, name: VpsName, listener: UnixListener) {
+    let Some(designated) = host.config.designated.get(&name) else { return };
+    let services = designated.services.iter().map(|s| s.as_str().to_owned()).collect();
+    let peer = Peer { vps: name.clone(), services };
+    let capability = Arc::new(Capability { grants: Grants(designated.grants.clone()), peer, host });
+    let places = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let capability = capability.clone();
+                tokio::spawn(async move {
+                    capability.attend(Connection::new(stream)).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                warn!(vps = %name, %error, "accepting on its capability");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+impl Capability {
+    /// Serves one connection. Boxed, since a call may make another capability that is served like this one.
+    fn attend(self: Arc<Self>, mut connection: Connection) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move {
+            if let Err(error) = serve_connection(&mut connection, &self.peer, &*self).await {
+                debug!(vps = %self.peer.vps, %error, "a connection ended");
+            }
+        })
+    }
+
+    /// A VPS that exists and that the grants hold `verb` for. Who may see nothing learns nothing of what exists.
+    fn check(&self, verb: Verb, name: &VpsName) -> Result<(), Fault> {
+        let table = self.host.table();
+        let tenant = table.get(name).ok().and_then(Vps::tenant).cloned();
+        self.grants.check(verb, name, tenant.as_ref())?;
+        table.get(name).map(drop)
+    }
+
+    fn statuses(&self, table: &Table, figures: bool) -> Statuses {
+        let seen = |(name, vps): &(&VpsName, &Vps)| self.grants.allows(Verb::Watch, name, vps.tenant());
+        let vps = table.vps.iter().filter(seen).map(|(name, vps)| vps.status(name, figures)).collect();
+        Statuses { vps, gone: Vec::new() }
+    }
+
+    fn create(&self, create: Create) -> Result<(), Fault> {
+        let Create { name, tenant, ids } = create;
+        self.grants.check(Verb::Create, &name, Some(&tenant))?;
+        let blocks = blocks(ids)?;
+        let mut table = self.host.table();
+        if let Some(vps) = table.vps.get(&name) {
+            if vps.tenant() == Some(&tenant) && vps.allocation.blocks == blocks {
+                return Ok(());
+            }
+            return Err(Fault::new(ErrorKind::Conflict, format!("vps \"{name}\" is there already, another one")));
+        }
+        let Some(allocation) = table.allocate(&self.host.config, blocks, Some(tenant)) else {
+            let message =
+                format!("vps \"{name}\": no {ids} ids in a row are free; raise `blocks` of [ids] in host.toml");
+            return Err(Fault::new(ErrorKind::Lacking, message));
+        };
+        let made = self.host.place.create(&name, &allocation);
+        made.map_err(|e| Fault::new(ErrorKind::Failed, format!("vps \"{name}\": making its directory: {e}")))?;
+        let vps = Vps::new(allocation, false, 0);
+        self.host.changed(&name, &vps);
+        table.vps.insert(name, vps);
+        Ok(())
+    }
+
+    fn start(&self, start: Start) -> Result<host::Started, Fault> {
+        self.check(Verb::Start, &start.run.name)?;
+        if self.host.config.designated.contains_key(&start.run.name) {
+            let message = format!("vps \"{}\" is a designated VPS; the host starts it", start.run.name);
+            return Err(Fault::new(ErrorKind::Conflict, message));
+        }
+        let launch = Launch { run: start.run, binds: Vec::new(), listeners: Vec::new(), network: Network::Own };
+        Ok(host::Started { run: self.host.start(launch)? })
+    }
+
+    async fn events(&self, more: bool, replier: &mut Replier<'_>) -> Result<(), Fault> {
+        self.grants.check_any(Verb::Watch)?;
+        let changes = self.host.events.follow();
+        let all = self.statuses(&self.host.table(), false);
+        if !more {
+            return Ok(replier.done::<Events>(&all, &[]).await?);
+        }
+        replier.more::<Events>(&all).await?;
+        loop {
+            let changed = tokio::select! {
+                changed = changes.next() => changed,
+                () = replier.gone() => return Ok(()),
+            };
+            let changed = self.visible(changed);
+            if !changed.vps.is_empty() || !changed.gone.is_empty() {
+                replier.more::<Events>(&changed).await?;
+            }
+        }
+    }
+
+    fn visible(&self, changed: Changed) -> Statuses {
+        let table = self.host.table();
+        let mut statuses = Statuses { vps: Vec::new(), gone: Vec::new() };
+        for (name, tenant) in changed {
+            if !self.grants.allows(Verb::Watch, &name, tenant.as_ref()) {
+                continue;
+            }
+            match table.vps.get(&name) {
+                Some(vps) => statuses.vps.push(vps.status(&name, false)),
+                None => statuses.gone.push(name),
+            }
+        }
+        statuses
+    }
+}
+
+impl Service for Capability {
+    async fn call(&self, _: &Peer, request: Request, replier: &mut Replier<'_>) -> Result<(), Fault> {
+        let empty = Empty {};
+        match request.method.as_str() {
+            Config::NAME => replier.done::<Config>(&self.host.config, &[]).await?,
+            Create::NAME => {
+                self.create(request.parse()?)?;
+                replier.done::<Create>(&empty, &[]).await?;
+            }
+            Start::NAME => {
+                let started = self.start(request.parse()?)?;
+                replier.done::<Start>(&started, &[]).await?;
+            }
+            Stop::NAME => {
+                let Stop { name, grace_ms } = request.parse()?;
+                self.check(Verb::Stop, &name)?;
+                self.host.stop(&name, grace_ms)?;
+                replier.done::<Stop>(&empty, &[]).await?;
+            }
+            Freeze::NAME => {
+                let Freeze { name } = request.parse()?;
+                self.check(Verb::Freeze, &name)?;
+                self.host.freeze(&name).await?;
+                replier.done::<Freeze>(&empty, &[]).await?;
+            }
+            Thaw::NAME => {
+                let Thaw { name } = request.parse()?;
+                self.check(Verb::Freeze, &name)?;
+                self.host.thaw(&name)?;
+                replier.done::<Thaw>(&empty, &[]).await?;
+            }
+            Delete::NAME => {
+                let Delete { name } = request.parse()?;
+                self.check(Verb::Delete, &name)?;
+                self.host.delete(&name)?;
+                replier.done::<Delete>(&empty, &[]).await?;
+            }
+            List::NAME => {
+                self.grants.check_any(Verb::Watch)?;
+                let all = self.statuses(&self.host.table(), true);
+                replier.done::<List>(&all, &[]).await?;
+            }
+            Events::NAME => self.events(request.more, replier).await?,
+            Exec::NAME => self.exec(request, replier).await?,
+            Logs::NAME => self.logs(request.parse()?, replier).await?,
+            Listen::NAME => self.listen(request.parse()?, replier).await?,
+            Unlisten::NAME => self.unlisten(request.parse()?, replier).await?,
+            Listening::NAME => self.listening(replier).await?,
+            Connect::NAME => self.connect(request.parse()?, replier).await?,
+            Narrow::NAME => self.narrow(request.parse()?, replier).await?,
+            _ => return Err(request.unknown()),
+        }
+        Ok(())
+    }
+}

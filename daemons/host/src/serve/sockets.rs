@@ -1,0 +1,97 @@
+//! Calls about sockets: `Listen`, `Unlisten`, `Listening`, `Connect`, `Narrow`.
+
+use std::{
+    io::{self, Write},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    sync::Arc,
+};
+
+use model::{ListenAddress, Verb, api::ErrorKind};
+use wire::{
+    Connection, Fault, Peer, Replier,
+    host::{Addresses, Connect, Listen, Listening, Narrow, Unlisten},
+    varlink::Empty,
+};
+
+use super::Capability;
+use crate::{
+    host::lock,
+    listeners::{connect_unix, listen_tcp},
+};
+
+/// Addresses listened on at most.
+const ADDRESSES: usize = 1024;
+
+impl Capability {
+    pub(super) async fn listen(&self, listen: Listen, replier: &mut Replier<'_>) -> Result<(), Fault> {
+        let address = listen.address;
+        self.grants.check_listen(&address)?;
+        let key = format!("listen/{address}");
+        if self.host.held(&key).is_none() {
+            if lock(&self.host.sockets).keys().filter(|key| key.starts_with("listen/")).count() >= ADDRESSES {
+                return Err(Fault::new(
+                    ErrorKind::Conflict,
+                    format!("{address}: {ADDRESSES} addresses are listened on"),
+                ));
+            }
+            self.host.hold(key.clone(), listen_tcp(&address)?)?;
+        }
+        let socket = self.host.held(&key).ok_or_else(|| Fault::not_found(format!("{address} was closed again")))??;
+        Ok(replier.done::<Listen>(&Empty {}, &[socket.as_fd()]).await?)
+    }
+
+    pub(super) async fn unlisten(&self, unlisten: Unlisten, replier: &mut Replier<'_>) -> Result<(), Fault> {
+        self.grants.check_listen(&unlisten.address)?;
+        let key = format!("listen/{}", unlisten.address);
+        let socket = lock(&self.host.sockets).remove(&key);
+        if let Some(socket) = socket {
+            self.host.keeper.drop(&key);
+            // Copies that its holders have not closed yet must not keep the port.
+            let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both);
+        }
+        Ok(replier.done::<Unlisten>(&Empty {}, &[]).await?)
+    }
+
+    pub(super) async fn listening(&self, replier: &mut Replier<'_>) -> Result<(), Fault> {
+        self.grants.check_any(Verb::Listen)?;
+        let address = |key: &String| key.strip_prefix("listen/")?.parse().ok().map(ListenAddress);
+        let addresses: Vec<_> = lock(&self.host.sockets).keys().filter_map(address).collect();
+        let addresses = addresses.into_iter().filter(|address| self.grants.check_listen(address).is_ok()).collect();
+        Ok(replier.done::<Listening>(&Addresses { addresses }, &[]).await?)
+    }
+
+    pub(super) async fn connect(&self, connect: Connect, replier: &mut Replier<'_>) -> Result<(), Fault> {
+        let service = connect.service;
+        self.grants.check_connect(&service)?;
+        if self.host.config.vps_of(&service).is_none() {
+            return Err(Fault::not_found(format!("no designated VPS runs service \"{service}\"")));
+        }
+        let socket = self.introduce(&service).map_err(|error| {
+            Fault::new(ErrorKind::Unavailable, format!("service \"{service}\" does not take connections: {error}"))
+        })?;
+        Ok(replier.done::<Connect>(&Empty {}, &[socket.as_fd()]).await?)
+    }
+
+    /// A connection whose first message says who is at this end.
+    fn introduce(&self, service: &str) -> io::Result<OwnedFd> {
+        let directory = self.host.paths.run.join("service");
+        let mut stream = UnixStream::from(connect_unix(&directory, &format!("{service}.sock"))?);
+        let mut message = serde_json::to_vec(&self.peer)?;
+        message.push(0);
+        stream.write_all(&message)?;
+        Ok(stream.into())
+    }
+
+    pub(super) async fn narrow(&self, narrow: Narrow, replier: &mut Replier<'_>) -> Result<(), Fault> {
+        let grants = self.grants.narrow(narrow.grants)?;
+        let peer = Peer { vps: self.peer.vps.clone(), services: self.peer.services.clone() };
+        let capability = Self { host: self.host.clone(), grants, peer };
+        let (ours, theirs) = UnixStream::pair()?;
+        let connection = Connection::from_fd(ours.into())?;
+        tokio::spawn(Arc::new(capability).attend(connection));
+        Ok(replier.done::<Narrow>(&Empty {}, &[theirs.as_fd()]).await?)
+    }
+}

@@ -1,0 +1,148 @@
+//! What shims say, and what follows from it until a VPS has no process any more.
+
+use std::{io, os::fd::AsFd, sync::Arc, time::Duration};
+
+use isolation::host::Cgroup;
+use model::{ExitStatus, VpsName, state::Ended};
+use tokio::io::Interest;
+use tracing::{info, warn};
+use wire::shim::{FromShim, recv};
+
+use crate::{
+    host::{Host, lock},
+    life::{Life, ShimSocket, Step},
+    table::now_ms,
+    watch::watch_for,
+};
+
+/// How long killed processes may take to be gone.
+const GONE: Duration = Duration::from_secs(10);
+
+/// How a run ended, as its shim said it.
+enum Said {
+    Ended(ExitStatus),
+    NotStarted(String),
+}
+
+/// Hears a shim out, then takes away what its VPS had.
+pub async fn attend(host: Arc<Host>, name: VpsName, run: u64, socket: ShimSocket) {
+    let mut said = None;
+    loop {
+        match receive(&socket).await {
+            Ok(Some(FromShim::Ended { status })) => said = Some(Said::Ended(status)),
+            Ok(Some(FromShim::NotStarted { reason })) => said = Some(Said::NotStarted(reason)),
+            Ok(Some(message)) => host.heard(&name, run, message),
+            Ok(None) => break,
+            Err(error) => {
+                warn!(vps = %name, %error, "its shim can't be understood");
+                break;
+            }
+        }
+    }
+    host.finish(&name, run, said).await;
+}
+
+async fn receive(socket: &ShimSocket) -> io::Result<Option<FromShim>> {
+    loop {
+        let mut guard = socket.readable().await?;
+        match guard.try_io(|socket| recv::<FromShim>(socket.as_fd())) {
+            Ok(Ok(message)) => return Ok(message.map(|(message, _)| message)),
+            // A shim that was killed with messages of ours unread.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+            Ok(Err(error)) => return Err(error),
+            Err(_) => {}
+        }
+    }
+}
+
+/// Waits until `reached`, which a change of the group's `cgroup.events` can bring.
+pub async fn await_cgroup(cgroup: &Cgroup, reached: impl Fn(&Cgroup) -> bool, limit: Duration) -> bool {
+    let Ok(events) = cgroup.events() else { return reached(cgroup) };
+    let Ok(events) = watch_for(events, Interest::PRIORITY) else { return reached(cgroup) };
+    let wait = async {
+        while !reached(cgroup) {
+            match events.ready(Interest::PRIORITY).await {
+                Ok(mut guard) => guard.clear_ready(),
+                Err(_) => return,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(limit, wait).await;
+    reached(cgroup)
+}
+
+impl Host {
+    fn heard(&self, name: &VpsName, run: u64, message: FromShim) {
+        let mut table = self.table();
+        let Some(vps) = table.run_mut(name, run) else { return };
+        let Life::Up(up) = &mut vps.life else { return };
+        match message {
+            FromShim::State { state, pid, .. } => {
+                let step = up.step.heard(state);
+                if (step, pid) == (up.step, up.pid) {
+                    return;
+                }
+                let now = now_ms();
+                if step == Step::Ready && up.step == Step::Starting {
+                    vps.start_ms = Some(now.saturating_sub(up.record.begun_ms));
+                }
+                if step != up.step {
+                    vps.since_ms = now;
+                }
+                (up.step, up.pid) = (step, pid);
+                self.changed(name, vps);
+            }
+            FromShim::ExecEnded { id, status, error } => {
+                if let Some(waits) = up.execs.remove(&id) {
+                    let _ = waits.send(error.map_or(Ok(status), Err));
+                }
+            }
+            FromShim::Ended { .. } | FromShim::NotStarted { .. } => {}
+        }
+    }
+
+    async fn finish(self: &Arc<Self>, name: &VpsName, run: u64, said: Option<Said>) {
+        let Some((cgroup, record)) =
+            self.table().run_mut(name, run).and_then(|vps| vps.up().map(|up| (up.cgroup.clone(), up.record.clone())))
+        else {
+            return;
+        };
+        if !cgroup.is_empty() {
+            // Frozen processes die too.
+            if let Err(error) = cgroup.kill() {
+                warn!(vps = %name, error = error.explain(), "its processes can't be killed");
+            }
+            if !await_cgroup(&cgroup, Cgroup::is_empty, GONE).await {
+                warn!(vps = %name, "processes are left after SIGKILL");
+            }
+        }
+        let oom = cgroup.oom_kills() > 0;
+        if let Err(error) = cgroup.remove() {
+            warn!(vps = %name, error = error.explain(), "its cgroup can't be removed");
+        }
+        if let (Some(link), Some(pinned)) = (&record.link, lock(&self.pinned).as_mut())
+            && let Err(error) = pinned.linker.delete(link)
+        {
+            warn!(vps = %name, error = error.explain(), "its link can't be removed");
+        }
+        self.keeper.drop(&format!("shim/{name}"));
+        let mut table = self.table();
+        let Some(vps) = table.run_mut(name, run) else { return };
+        // Asked for between the two locks counts too.
+        let asked = vps.up().is_some_and(|up| up.record.asked);
+        let ended = match said {
+            Some(Said::Ended(status)) => Ended::Exited { status, oom, asked },
+            Some(Said::NotStarted(reason)) => Ended::NotStarted { reason },
+            None if asked => Ended::Exited { status: ExitStatus::Signal(9), oom, asked },
+            None => Ended::ShimLost,
+        };
+        info!(vps = %name, run, ?ended, "down");
+        vps.life = Life::Down(Some(ended));
+        vps.since_ms = now_ms();
+        self.changed(name, vps);
+        if vps.designated {
+            drop(table);
+            self.repair_listeners(name);
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! A start: steps 1 to 5 of docs/ARCHITECTURE.md.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use isolation::host::{
+    BLOCK, Cgroup, HostBind, HostError, IdRange, Linker, Namespaces, ShimStart, detached, layer_map, make_namespaces,
+    spawn_shim,
+};
+use model::{
+    RunSpec,
+    api::ErrorKind,
+    run::{Link, Root},
+};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use tracing::info;
+use wire::{
+    Fault,
+    shim::{Bind, Descriptors, FromShim, ToShim, VERSION},
+};
+
+use crate::{
+    host::{Host, Pinned, lock},
+    life::{Life, Step, Up},
+    record::UpRecord,
+    shim::attend,
+    table::now_ms,
+    watch::watch,
+};
+
+/// Layers one root may have.
+const LAYERS: usize = 64;
+
+/// What is started.
+#[derive(Debug)]
+pub struct Launch {
+    /// What to run.
+    pub run: RunSpec,
+    /// What it sees of the host.
+    pub binds: Vec<HostBind>,
+    /// Listening sockets it gets, with their names.
+    pub listeners: Vec<(String, OwnedFd)>,
+    /// Its network namespace.
+    pub network: Network,
+}
+
+/// Which network namespace a VPS gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// A fresh one.
+    Own,
+    /// The one of the network VPS, made once.
+    Pinned,
+    /// The host's.
+    Host,
+}
+
+impl From<HostError> for StartError {
+    fn from(error: HostError) -> Self {
+        Self(error.explain())
+    }
+}
+
+/// Why a start failed, for a person.
+struct StartError(String);
+
+impl From<std::io::Error> for StartError {
+    fn from(error: std::io::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<rustix::io::Errno> for StartError {
+    fn from(error: rustix::io::Errno) -> Self {
+        Self(std::io::Error::from(error).to_string())
+    }
+}
+
+impl Host {
+    /// Starts a VPS that has no process; the number of the run.
+    pub fn start(self: &Arc<Self>, launch: Launch) -> Result<u64, Fault> {
+        let begun_ms = now_ms();
+        let name = launch.run.name.clone();
+        if self.is_stopping() {
+            return Err(Fault::new(ErrorKind::Unavailable, "the host is being stopped"));
+        }
+        let (range, shim) = self.startable(&launch)?;
+        let failed = |error: StartError| Fault::new(ErrorKind::Failed, format!("vps \"{name}\": {}", error.0));
+        let run = self.place.next_run(&name).map_err(|e| failed(e.into()))?;
+        let record = UpRecord {
+            begun_ms,
+            grace_ms: launch.run.stop.grace_ms,
+            link: launch.run.link.as_ref().map(|link| link.name.clone()),
+            asked: false,
+        };
+        let (socket, cgroup) = self.build(launch, range, shim).map_err(|error| {
+            self.unbuild(&name, record.link.as_deref());
+            failed(error)
+        })?;
+        {
+            let mut table = self.table();
+            let vps = table.get_mut(&name)?;
+            let up = Up { step: Step::Starting, socket: socket.clone(), pid: None, cgroup, record, execs: [].into() };
+            vps.life = Life::Up(Box::new(up));
+            (vps.run, vps.since_ms) = (run, begun_ms);
+            self.changed(&name, vps);
+        }
+        info!(vps = %name, run, "started");
+        tokio::spawn(attend(self.clone(), name, run, socket));
+        Ok(run)
+    }
+
+    /// Its ids and its shim's uid, if it may be started like that now.
+    fn startable(&self, launch: &Launch) -> Result<(IdRange, u32), Fault> {
+        let name = &launch.run.name;
+        let table = self.table();
+        let vps = table.get(name)?;
+        if vps.up().is_some() {
+            return Err(Fault::new(ErrorKind::Conflict, format!("vps \"{name}\" is up already (run {})", vps.run)));
+        }
+        if let Root::Layers(layers) = &launch.run.root
+            && layers.len() > LAYERS
+        {
+            return Err(Fault::new(ErrorKind::Invalid, format!("vps \"{name}\": more than {LAYERS} layers")));
+        }
+        if let Some(link) = &launch.run.link {
+            self.check_link(link, vps.designated)?;
+            let same = |up: &Up| up.record.link.as_ref() == Some(&link.name);
+            if let Some((other, _)) = table.vps.iter().find(|(_, vps)| vps.up().is_some_and(same)) {
+                let message = format!("vps \"{name}\": address {} is in use by vps \"{other}\"", link.address);
+                return Err(Fault::new(ErrorKind::Conflict, message));
+            }
+        }
+        Ok((vps.allocation.range(&self.config.ids), vps.allocation.shim(&self.config.ids)))
+    }
+
+    /// A link is within the subnet, is named after its address, and takes none of the designated VPSs' addresses.
+    fn check_link(&self, link: &Link, designated: bool) -> Result<(), Fault> {
+        let network = &self.config.network;
+        let prefix = network.subnet6.addr();
+        let expected = Link::new(link.address, Link::address6_for(prefix, link.address));
+        let offset = u32::from(link.address).wrapping_sub(u32::from(network.subnet.network()));
+        if *link == expected && network.subnet.contains(&link.address) && (designated || offset >= 16) {
+            return Ok(());
+        }
+        Err(Fault::new(
+            ErrorKind::Invalid,
+            format!("{} is not the address of a link in {}", link.address, network.subnet),
+        ))
+    }
+
+    /// The steps. The shim is forked first, since it mounts while the rest is being made.
+    fn build(
+        &self,
+        launch: Launch,
+        range: IdRange,
+        shim: u32,
+    ) -> Result<(crate::life::ShimSocket, Cgroup), StartError> {
+        let Launch { run, binds, listeners, network } = launch;
+        let directory = self.place.vps(&run.name);
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        rustix::io::ioctl_fionbio(&ours, true)?;
+        let layers: Vec<PathBuf> = match &run.root {
+            Root::Layers(ids) => ids.iter().map(|id| self.layers.join("layers").join(id.as_str())).collect(),
+            Root::Bare => Vec::new(),
+        };
+        let mapped = !layers.is_empty() || binds.iter().any(|bind| bind.layer_map);
+        let map = if mapped { Some(layer_map(range.first)?) } else { None };
+        let start = ShimStart {
+            binary: self.shim.as_fd(),
+            socket: theirs.as_fd(),
+            user: shim,
+            first: range.first,
+            mount_point: &self.paths.run,
+            layers: &layers,
+            layer_map: map.as_ref().map(AsFd::as_fd),
+            state: &directory.join("state"),
+            binds: &binds,
+        };
+        spawn_shim(&start, |error| {
+            let _ = wire::shim::send(theirs.as_fd(), &FromShim::NotStarted { reason: error.explain() }, &[]);
+        })?;
+        drop(theirs);
+        let cgroup = self.cgroups.create(run.name.as_str(), &run.limits)?;
+        let procs = cgroup.procs()?;
+        let namespaces = self.namespaces(network, shim, range)?;
+        if let Some(link) = &run.link {
+            let mut pinned = lock(&self.pinned);
+            let pinned =
+                pinned.as_mut().ok_or_else(|| StartError("the network VPS has not been started".to_owned()))?;
+            let inner = namespaces.network.as_ref().ok_or_else(|| StartError("a link needs a network".to_owned()))?;
+            pinned.linker.create(link, inner.as_fd())?;
+        }
+        let log = detached(&directory.join("log"))?;
+        let mut fds = vec![namespaces.user.as_fd()];
+        fds.extend(namespaces.network.as_ref().map(AsFd::as_fd));
+        fds.push(log.as_fd());
+        fds.extend(procs.iter().map(AsFd::as_fd));
+        fds.extend(listeners.iter().map(|(_, fd)| fd.as_fd()));
+        let descriptors = Descriptors {
+            network: namespaces.network.is_some(),
+            cgroups: procs.len(),
+            listeners: listeners.iter().map(|(name, _)| name.clone()).collect(),
+        };
+        let seen = |bind: &HostBind| Bind { target: bind.target.clone(), directory: bind.source.is_dir() };
+        let name = run.name.clone();
+        let binds = binds.iter().map(seen).collect();
+        let message = ToShim::Start { version: VERSION, run: Box::new(run), fds: descriptors, binds };
+        wire::shim::send(ours.as_fd(), &message, &fds)?;
+        self.keeper.keep(&format!("shim/{name}"), &ours)?;
+        Ok((Arc::new(watch(ours)?), cgroup))
+    }
+
+    fn namespaces(&self, network: Network, shim: u32, range: IdRange) -> Result<Namespaces, StartError> {
+        match network {
+            Network::Own => Ok(make_namespaces(shim, range, true)?),
+            Network::Host => Ok(make_namespaces(shim, range, false)?),
+            Network::Pinned => {
+                let mut pinned = lock(&self.pinned);
+                if pinned.is_none() {
+                    let made = make_namespaces(shim, range, true)?;
+                    *pinned = Some(self.pin(made)?);
+                }
+                let pinned = pinned.as_ref().ok_or_else(|| StartError("no network namespace".to_owned()))?;
+                let network = pinned.namespaces.network.as_ref().map(OwnedFd::try_clone).transpose()?;
+                Ok(Namespaces { user: pinned.namespaces.user.try_clone()?, network })
+            }
+        }
+    }
+
+    /// Has the network VPS's namespaces outlive it and this daemon.
+    fn pin(&self, namespaces: Namespaces) -> Result<Pinned, StartError> {
+        let missing = || StartError("the network VPS needs a network namespace".to_owned());
+        let network = namespaces.network.as_ref().ok_or_else(missing)?;
+        let linker = Linker::new(network.as_fd())?;
+        if let Some(name) = self.config.vps_of("network") {
+            self.keeper.keep(&format!("userns/{name}"), &namespaces.user)?;
+            self.keeper.keep(&format!("netns/{name}"), network)?;
+        }
+        Ok(Pinned { namespaces, linker })
+    }
+
+    /// Takes away what a failed start has made.
+    fn unbuild(&self, name: &model::VpsName, link: Option<&str>) {
+        let cgroup = self.cgroups.of(name.as_str());
+        let _ = cgroup.kill().and_then(|()| cgroup.remove());
+        if let (Some(link), Some(pinned)) = (link, lock(&self.pinned).as_mut()) {
+            let _ = pinned.linker.delete(link);
+        }
+    }
+}
+
+/// How many blocks `ids` ids are; they must be whole ones.
+pub fn blocks(ids: u32) -> Result<u32, Fault> {
+    if ids == 0 || !ids.is_multiple_of(BLOCK) {
+        return Err(Fault::new(ErrorKind::Invalid, format!("{ids} ids are not a multiple of {BLOCK}")));
+    }
+    Ok(ids / BLOCK)
+}
