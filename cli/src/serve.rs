@@ -8,6 +8,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use model::host::SERVICES;
 use service::Context;
 
 type Running = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
@@ -30,6 +31,9 @@ pub fn run(services: &[String], listeners: Vec<(String, OwnedFd)>) -> ExitCode {
 }
 
 async fn serve(services: &[String], listeners: Vec<(String, OwnedFd)>) -> anyhow::Result<()> {
+    for name in services {
+        anyhow::ensure!(SERVICES.contains(&name.as_str()), "no service `{name}`; there are {}", SERVICES.join(", "));
+    }
     let listeners = Arc::new(Mutex::new(listeners.into_iter().collect()));
     let mut running = Vec::new();
     for name in services {
@@ -45,6 +49,6 @@ fn start(name: &str, context: Context) -> anyhow::Result<Running> {
         "control" => Box::pin(control::run(context)),
         "gateway" => Box::pin(gateway::run(context)),
         "network" => Box::pin(network::run(context)),
-        _ => anyhow::bail!("no service `{name}`; there are {}", model::host::SERVICES.join(", ")),
+        _ => anyhow::bail!("no service `{name}`"),
     })
 }

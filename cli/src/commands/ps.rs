@@ -14,7 +14,7 @@ pub async fn run(host: &Host, tenant: Option<&TenantName>, all: bool, form: Form
     rows.retain(|row| match (tenant, &row.tenant) {
         (Some(asked), Some(tenant)) => asked.as_str() == tenant,
         (None, Some(_)) => true,
-        (_, None) => all,
+        (tenant, None) => all && tenant.is_none(),
     });
     if form.json {
         return output::json(&rows);

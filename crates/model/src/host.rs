@@ -219,6 +219,15 @@ mod tests {
     }
 
     #[test]
+    fn a_grant_is_checked_in_whole() {
+        let told = problems(
+            "[designated.a]\nservices = [\"control\", \"gateway\", \"network\", \"apps\"]\ngrants = [\"fly : *\", \"connect : control,mail\"]\n",
+        );
+        assert!(told.contains("host.toml:3:11  grant verb `fly` is not known"), "{told}");
+        assert!(told.contains("host.toml:3:22  `mail` is not a service"), "{told}");
+    }
+
+    #[test]
     fn ranges_of_ids_do_not_overlap() {
         assert!(problems("ids = { first = 655360 }").contains("would belong to VPSs and to image layers"));
         assert!(

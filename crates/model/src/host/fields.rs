@@ -1,7 +1,7 @@
 //! The fields of host.toml.
 
 use crate::{
-    Grant,
+    Grant, Selector,
     document::{Field, Fields, Kind, Word, words},
     spec::fields::LIMIT_FIELDS,
 };
@@ -66,7 +66,12 @@ const RESOLVER: Word = Word {
 const GRANT: Word = Word {
     expected: "a grant such as \"start,stop : *\"",
     pattern: Some("^[a-z, ]+:.+$"),
-    check: |text| told(text.parse::<Grant>()),
+    check: |text| match text.parse::<Grant>() {
+        Ok(Grant { selector: Selector::Services(services), .. }) => {
+            services.iter().try_for_each(|s| (SERVICE.check)(s))
+        }
+        other => told(other),
+    },
 };
 const SERVICE: Word = Word {
     expected: "a service: apps, control, gateway or network",
