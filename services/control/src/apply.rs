@@ -77,7 +77,8 @@ pub fn plan(world: &World<'_>, request: &ApplyRequest) -> Result<Plan, Refusal> 
     Ok(changes(world, sent, taken))
 }
 
-fn refusal(found: Vec<(ErrorKind, Problem)>) -> Refusal {
+fn refusal(mut found: Vec<(ErrorKind, Problem)>) -> Refusal {
+    found.sort_by(|(_, a), (_, b)| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
     let weight = |kind: ErrorKind| match kind {
         ErrorKind::Invalid => 0,
         ErrorKind::Conflict => 1,

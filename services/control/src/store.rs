@@ -198,13 +198,16 @@ impl Store {
         })
     }
 
-    /// Remembers what a start need not ask for again.
+    /// Remembers what a start need not ask for again; nothing of a VPS that was deleted meanwhile.
     pub fn put_place(&self, name: &VpsName, link: &Link) -> Result<(), StoreError> {
         let (link, created) = (encode(link)?, encode(&())?);
         self.write(|write| {
             let mut facts = write.open_table(FACTS)?;
-            facts.insert(Fact::Link(name).key().as_str(), link.as_slice())?;
-            facts.insert(Fact::Created(name).key().as_str(), created.as_slice())?;
+            let deleting = facts.get(Fact::Deleting(name).key().as_str())?.is_some();
+            if !deleting && write.open_table(VPS)?.get(name.as_str())?.is_some() {
+                facts.insert(Fact::Link(name).key().as_str(), link.as_slice())?;
+                facts.insert(Fact::Created(name).key().as_str(), created.as_slice())?;
+            }
             Ok(())
         })
     }

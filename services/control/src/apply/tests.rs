@@ -1,1 +1,150 @@
+use super::*;
+use crate::fixtures::spec;
 
+struct House {
+    specs: BTreeMap<VpsName, VpsSpec>,
+    up: BTreeSet<VpsName>,
+    deleting: BTreeSet<VpsName>,
+}
+
+fn name(text: &str) -> VpsName {
+    text.parse().unwrap()
+}
+
+impl House {
+    fn with(vps: &[(&str, VpsSpec)]) -> Self {
+        let specs = vps.iter().map(|(n, spec)| (name(n), spec.clone())).collect();
+        Self { specs, up: BTreeSet::new(), deleting: BTreeSet::new() }
+    }
+
+    fn plan(&self, request: &ApplyRequest) -> Result<Plan, Refusal> {
+        let designated = BTreeSet::from([name("gateway")]);
+        let machine = Machine { memory: 1 << 30, cpus: 2 };
+        let (specs, up, deleting) = (&self.specs, &self.up, &self.deleting);
+        plan(&World { specs, designated: &designated, deleting, up, machine }, request)
+    }
+}
+
+fn file(name: &str, tenant: &str, vps: &str) -> SpecFile {
+    SpecFile { name: name.to_owned(), text: format!("tenant = \"{tenant}\"\n{vps}") }
+}
+
+fn vps(name: &str, more: &str) -> String {
+    format!("\n[vps.{name}]\nimage = \"debian:nginx-light\"\ncommand = [\"nginx\"]\n{more}\n")
+}
+
+fn request(files: Vec<SpecFile>) -> ApplyRequest {
+    ApplyRequest { files, dry_run: false, take_routes: false }
+}
+
+fn refused(plan: Result<Plan, Refusal>) -> (ErrorKind, Vec<String>) {
+    let refusal = plan.expect_err("was not refused");
+    let show = |p: Problem| format!("{}:{}:{} {}", p.file, p.line, p.column, p.message);
+    (refusal.kind, refusal.problems.into_iter().map(show).collect())
+}
+
+#[test]
+fn a_second_apply_changes_nothing() {
+    let site = request(vec![file("a.toml", "acme", &vps("a", "routes = { \"http://a.example\" = 80 }"))]);
+    let first = House::with(&[]).plan(&site).unwrap();
+    assert_eq!(first.changes[0].kind, ChangeKind::Create);
+    assert_eq!((first.specs.len(), first.listen.len(), first.images.len()), (1, 1, 1));
+    let house = House { specs: first.specs, up: BTreeSet::new(), deleting: BTreeSet::new() };
+    let second = house.plan(&site).unwrap();
+    assert_eq!(second.changes[0].kind, ChangeKind::None);
+    assert!(second.specs.is_empty() && second.listen.is_empty() && second.changes[0].fields.is_empty());
+}
+
+#[test]
+fn a_running_vps_keeps_its_spec_but_not_its_routes() {
+    let before = request(vec![file("a.toml", "acme", &vps("a", ""))]);
+    let mut house = House::with(&[]);
+    house.specs = house.plan(&before).unwrap().specs;
+    house.up.insert(name("a"));
+    let routed =
+        request(vec![file("a.toml", "acme", &vps("a", "routes = { \"http://a.example\" = 80 }\nidle = \"never\""))]);
+    assert!(!house.plan(&routed).unwrap().changes[0].at_next_start);
+    let limited = request(vec![file("a.toml", "acme", &vps("a", "limits = { memory = \"64MiB\" }"))]);
+    let change = &house.plan(&limited).unwrap().changes[0];
+    assert!(change.at_next_start);
+    assert_eq!(change.fields[0].field, "limits.memory");
+}
+
+#[test]
+fn all_problems_are_said_at_once_each_at_its_place() {
+    let house = House::with(&[("old", spec("acme", &[("http://a.example", 80)]))]);
+    let files = vec![
+        file("a.toml", "acme", &vps("a", "routes = { \"http://A.example\" = 80 }\nlimits = { memory = \"2GiB\" }")),
+        file("b.toml", "acme", &(vps("a", "") + &vps("gateway", ""))),
+        file("c.toml", "acme", "\n[vps.c]\nimag = \"debian:nginx-light\"\n"),
+    ];
+    let (kind, problems) = refused(house.plan(&request(files)));
+    assert_eq!(kind, ErrorKind::Invalid);
+    let has = |text: &str| assert!(problems.iter().any(|p| p.starts_with(text)), "{text} is not in {problems:#?}");
+    has("a.toml:6:13 route http://a.example belongs to vps \"old\"");
+    has("a.toml:7:12 limits.memory is 2.0 GiB, and this machine has 1.0 GiB");
+    has("b.toml:3:1 vps a is also in a.toml");
+    has("b.toml:8:1 gateway is the name of a designated vps");
+    has("c.toml:4:1");
+}
+
+#[test]
+fn kinds_decide_the_exit_status() {
+    let taken = House::with(&[("old", spec("acme", &[("http://a.example", 80)]))]);
+    let route = request(vec![file("a.toml", "acme", &vps("a", "routes = { \"http://a.example\" = 80 }"))]);
+    assert_eq!(refused(taken.plan(&route)).0, ErrorKind::Conflict);
+    let large = request(vec![file("a.toml", "acme", &vps("a", "limits = { cpu = 3.0 }"))]);
+    assert_eq!(refused(taken.plan(&large)).0, ErrorKind::Lacking);
+}
+
+#[test]
+fn routes_can_be_taken() {
+    let house = House::with(&[("old", spec("acme", &[("http://a.example", 80), ("http://b.example", 80)]))]);
+    let mut take = request(vec![file("a.toml", "acme", &vps("a", "routes = { \"http://a.example\" = 80 }"))]);
+    take.take_routes = true;
+    let plan = house.plan(&take).unwrap();
+    assert_eq!(plan.specs[&name("old")].routes.len(), 1);
+    assert_eq!(plan.specs[&name("a")].routes.len(), 1);
+    assert!(plan.listen.is_empty(), "the port is listened on already");
+    let kinds: Vec<_> = plan.changes.iter().map(|change| (change.vps.as_str(), change.kind)).collect();
+    assert_eq!(kinds, [("a", ChangeKind::Create), ("old", ChangeKind::Change)]);
+}
+
+#[test]
+fn one_address_is_http_or_one_servers() {
+    let house = House::with(&[("web", spec("acme", &[("http://a.example:90", 80)]))]);
+    let raw = request(vec![file("a.toml", "acme", &vps("a", "routes = { \"tcp://*:90\" = 80 }"))]);
+    let (kind, problems) = refused(house.plan(&raw));
+    assert_eq!(kind, ErrorKind::Conflict);
+    assert!(problems[0].starts_with("a.toml:6:13 route tcp://*:90 needs [::]:90 for itself"), "{problems:?}");
+    let beside = request(vec![file("a.toml", "acme", &vps("a", "routes = { \"http://b.example:90\" = 80 }"))]);
+    assert!(house.plan(&beside).is_ok());
+}
+
+#[test]
+fn a_name_belongs_to_its_tenant_and_its_ids_to_the_vps() {
+    let house = House::with(&[("a", spec("beta", &[]))]);
+    let (kind, problems) = refused(house.plan(&request(vec![file("a.toml", "acme", &vps("a", ""))])));
+    assert_eq!((kind, problems.len()), (ErrorKind::Conflict, 1));
+    assert!(!problems[0].contains("beta"), "a foreign name was told: {problems:?}");
+    let more = request(vec![file("a.toml", "beta", &vps("a", "ids = 131072"))]);
+    assert_eq!(refused(house.plan(&more)).0, ErrorKind::Conflict);
+}
+
+#[test]
+fn a_name_is_not_free_while_its_deletion_goes_on() {
+    let mut house = House::with(&[]);
+    house.deleting.insert(name("a"));
+    let (kind, _) = refused(house.plan(&request(vec![file("a.toml", "acme", &vps("a", ""))])));
+    assert_eq!(kind, ErrorKind::Conflict);
+}
+
+#[test]
+fn a_port_in_use_is_shown_at_its_route() {
+    let site = request(vec![file("a.toml", "acme", &vps("a", "routes = { \"http://a.example:8080\" = 80 }"))]);
+    let plan = House::with(&[]).plan(&site).unwrap();
+    let address = *plan.listen.first().unwrap();
+    let problems = listen_problems(&site, &plan, &[(address, "address in use".to_owned())]);
+    assert_eq!((problems[0].line, problems[0].column), (6, 13));
+    assert!(problems[0].hint.as_deref().unwrap().contains(":8080"));
+}

@@ -1,0 +1,296 @@
+//! The bodies, one table per type.
+
+use serde_json::{Map, Value, json};
+
+/// What a field holds.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Text,
+    Int,
+    Bool,
+    Type(&'static str),
+    Texts,
+    List(&'static str),
+    Strings,
+    Ports,
+}
+use Kind::{Bool, Int, List, Ports, Strings, Text, Texts, Type};
+
+/// Whether a field is always there, may be left out, or may be null.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    Always,
+    Default,
+    Nullable,
+}
+use Need::{Always, Default, Nullable};
+
+type Field = (&'static str, Kind, Need, &'static str);
+
+const TYPES: &[(&str, &str, &[Field])] = &[
+    (
+        "SpecFile",
+        "One spec file.",
+        &[("name", Text, Always, "Its name, for messages."), ("text", Text, Always, "Its content, TOML.")],
+    ),
+    (
+        "ApplyRequest",
+        "Spec files to be applied together: all or nothing.",
+        &[
+            ("files", List("SpecFile"), Always, "1 to 256 files."),
+            ("dry_run", Bool, Default, "Only say what would change."),
+            ("take_routes", Bool, Default, "Take routes from the VPSs that have them."),
+        ],
+    ),
+    (
+        "FieldChange",
+        "One field that changes.",
+        &[
+            ("field", Text, Always, "Its name, such as limits.memory."),
+            ("old", Text, Nullable, "Before, as TOML; null: it was not there."),
+            ("new", Text, Nullable, "After, as TOML; null: it is gone."),
+        ],
+    ),
+    (
+        "Change",
+        "What happens to one VPS.",
+        &[
+            ("vps", Text, Always, "Which VPS."),
+            ("kind", Type("ChangeKind"), Always, ""),
+            ("fields", List("FieldChange"), Default, "The fields that change."),
+            ("at_next_start", Bool, Default, "Whether a running VPS keeps its old spec until its next start."),
+        ],
+    ),
+    (
+        "ApplyAnswer",
+        "What changed, or would change.",
+        &[
+            ("changes", List("Change"), Always, "One per VPS, those that stay the same too."),
+            ("missing_images", Texts, Default, "Images that are not there (only in a dry run): build them first."),
+        ],
+    ),
+    (
+        "Problem",
+        "One thing that is wrong in a file.",
+        &[
+            ("file", Text, Always, "File name as it was sent."),
+            ("line", Int, Always, "Line, from 1; 0: the file as a whole."),
+            ("column", Int, Always, "Column in characters, from 1."),
+            ("width", Int, Always, "How many characters are wrong."),
+            ("text", Text, Always, "The line's text."),
+            ("message", Text, Always, "What is wrong."),
+            ("hint", Text, Nullable, "What to write or do instead."),
+        ],
+    ),
+    (
+        "ErrorAnswer",
+        "Every answer that is no success.",
+        &[
+            ("message", Text, Always, "What was wrong."),
+            ("next", Text, Nullable, "What to do next."),
+            ("problems", List("Problem"), Default, "Problems in files that were sent."),
+            ("kind", Type("ErrorKind"), Always, ""),
+        ],
+    ),
+    (
+        "LastWake",
+        "How a VPS was woken.",
+        &[
+            ("took_ms", Int, Nullable, "Milliseconds from the wake to ready."),
+            ("by", Text, Always, "What woke it."),
+            ("at_ms", Int, Always, "Unix time in milliseconds."),
+        ],
+    ),
+    (
+        "VpsRow",
+        "One VPS.",
+        &[
+            ("name", Text, Always, ""),
+            ("tenant", Text, Nullable, "Whose it is; null: a designated VPS."),
+            ("state", Type("State"), Always, ""),
+            ("for_ms", Int, Always, "Milliseconds in that state."),
+            ("routes", Ports, Always, "What leads to it, and the port inside."),
+            ("memory", Int, Nullable, "Bytes of memory in use; null: asleep."),
+            ("memory_limit", Int, Nullable, "Limit of memory in bytes."),
+            ("processes", Int, Nullable, "Processes and threads inside."),
+            ("address", Text, Nullable, "Its address."),
+            ("pid", Int, Nullable, "First process as the host numbers it."),
+            ("last_wake", Type("LastWake"), Nullable, "Its last wake."),
+            ("failure", Text, Nullable, "What is wrong, when it failed."),
+            ("services", Texts, Default, "The services it runs, when it is a designated VPS."),
+            ("spec", Text, Default, "The stored spec as TOML, only in GET /v1/vps/{name}."),
+        ],
+    ),
+    (
+        "Event",
+        "One thing that happened.",
+        &[
+            ("at_ms", Int, Always, "Unix time in milliseconds."),
+            ("vps", Text, Nullable, "Which VPS; null: the host."),
+            ("what", Text, Always, "A word, such as waking, ready, idle, failed."),
+            ("detail", Text, Always, "More, for a person."),
+            ("actor", Text, Always, "Who or what caused it."),
+        ],
+    ),
+    (
+        "Why",
+        "Why a VPS is as it is.",
+        &[
+            ("vps", Type("VpsRow"), Always, ""),
+            ("summary", Text, Always, "One sentence."),
+            ("story", List("Event"), Always, "What happened lately, oldest first."),
+            ("log", Texts, Always, "The last lines of its log."),
+            ("next", Text, Nullable, "What to do next."),
+        ],
+    ),
+    (
+        "ImageRow",
+        "One image.",
+        &[
+            ("reference", Text, Always, "Such as debian:nginx-light."),
+            ("layers", Texts, Always, "Ids of its layers, the base first."),
+            ("size", Int, Always, "Bytes of all its layers."),
+            ("own_size", Int, Always, "Bytes of layers that no other image has."),
+            ("built", Int, Always, "Unix time of the build in seconds."),
+            ("used_by", Texts, Always, "The VPSs that use it."),
+        ],
+    ),
+    (
+        "BuildRequest",
+        "An image to be built.",
+        &[
+            ("image", Text, Always, "Such as debian:nginx-light."),
+            ("refresh", Bool, Default, "Build again although it is there."),
+        ],
+    ),
+    (
+        "BuildProgress",
+        "A build goes on.",
+        &[
+            ("step", Text, Always, "What is being done."),
+            ("done", Int, Always, "How much of the step is done, of total."),
+            ("total", Int, Always, "0 when it is not known."),
+        ],
+    ),
+    (
+        "RouteRow",
+        "One route.",
+        &[
+            ("route", Text, Always, "Such as http://blog.example.org."),
+            ("vps", Text, Always, "Where it leads."),
+            ("port", Int, Always, "The port inside."),
+            ("listen", Text, Always, "The address listened on."),
+            ("fault", Text, Nullable, "Why that address is not being listened on."),
+        ],
+    ),
+    (
+        "ServiceRow",
+        "One service.",
+        &[
+            ("service", Text, Always, "Such as gateway."),
+            ("vps", Text, Always, "The designated VPS that runs it."),
+            ("state", Type("State"), Always, ""),
+            ("starts", Int, Always, "How often that VPS has been started since the host was."),
+            ("grants", Texts, Always, "What it may ask of the host."),
+            ("memory", Int, Nullable, "Bytes of memory in use."),
+            ("pid", Int, Nullable, "First process as the host numbers it."),
+        ],
+    ),
+    (
+        "ExecRequest",
+        "A program to be run inside.",
+        &[
+            ("command", Texts, Always, "Program and arguments."),
+            ("env", Strings, Default, "More environment."),
+            ("user", Text, Nullable, "Who it runs as; null: root."),
+            ("cwd", Text, Nullable, "Working directory; null: /."),
+        ],
+    ),
+    (
+        "LogLine",
+        "One line of a log.",
+        &[
+            ("at", Text, Always, "RFC 3339, UTC, microseconds."),
+            ("stream", Text, Always, "out or err of the program, vps for what its shim says."),
+            ("text", Text, Always, "The line without its end."),
+        ],
+    ),
+    (
+        "Health",
+        "That the service answers.",
+        &[
+            ("ok", Bool, Always, "Always true."),
+            ("version", Text, Always, "Version of the service."),
+            ("vps", Int, Always, "How many VPSs are defined."),
+        ],
+    ),
+];
+
+const WORDS: &[(&str, &str, &[&str])] = &[
+    ("ChangeKind", "What happens to a VPS.", &["create", "change", "none"]),
+    ("State", "What a VPS can be.", &["asleep", "starting", "running", "frozen", "stopping", "failed"]),
+    (
+        "ErrorKind",
+        "Decides the exit status of the CLI, 1 to 7 in this order.",
+        &["failed", "invalid", "not-found", "conflict", "denied", "unavailable", "lacking"],
+    ),
+];
+
+/// A reference to a schema.
+pub fn reference(name: &str) -> Value {
+    json!({ "$ref": format!("#/components/schemas/{name}") })
+}
+
+fn kind(kind: Kind) -> Value {
+    match kind {
+        Text => json!({ "type": "string" }),
+        Int => json!({ "type": "integer" }),
+        Bool => json!({ "type": "boolean" }),
+        Type(name) => reference(name),
+        Texts => json!({ "type": "array", "items": { "type": "string" } }),
+        List(name) => json!({ "type": "array", "items": reference(name) }),
+        Strings => json!({ "type": "object", "additionalProperties": { "type": "string" } }),
+        Ports => json!({ "type": "object", "additionalProperties": { "type": "integer" } }),
+    }
+}
+
+fn field(of: Kind, need: Need, about: &str) -> Value {
+    let mut schema = kind(of);
+    if need == Nullable {
+        schema = json!({ "oneOf": [schema, { "type": "null" }] });
+    }
+    if !about.is_empty() {
+        schema["description"] = about.into();
+    }
+    schema
+}
+
+/// All schemas by name.
+pub fn all() -> Map<String, Value> {
+    let mut schemas = Map::new();
+    for (name, about, fields) in TYPES {
+        let properties: Map<_, _> =
+            fields.iter().map(|(name, of, need, about)| ((*name).to_owned(), field(*of, *need, about))).collect();
+        let required: Vec<_> = fields.iter().filter(|(_, _, need, _)| *need == Always).map(|(name, ..)| name).collect();
+        let schema = json!({ "type": "object", "description": about, "properties": properties, "required": required });
+        schemas.insert((*name).to_owned(), schema);
+    }
+    for (name, about, words) in WORDS {
+        schemas.insert((*name).to_owned(), json!({ "type": "string", "description": about, "enum": words }));
+    }
+    schemas.insert(
+        "BuildLine".to_owned(),
+        json!({
+            "description": "One line of a build: progress, then done or failed.",
+            "type": "object",
+            "properties": {
+                "progress": reference("BuildProgress"),
+                "done": reference("ImageRow"),
+                "failed": reference("ErrorAnswer"),
+            },
+            "minProperties": 1,
+            "maxProperties": 1,
+        }),
+    );
+    schemas
+}

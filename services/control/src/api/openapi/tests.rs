@@ -1,0 +1,113 @@
+use std::collections::BTreeSet;
+
+use model::{api::*, spec::Problem};
+use serde::Serialize;
+
+use super::*;
+
+const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../openapi/bailiwick.json");
+
+/// `BAILIWICK_REGENERATE=1 cargo test -p bailiwick-control openapi` writes it anew.
+#[test]
+fn the_committed_document_is_this_one() {
+    let now = serde_json::to_string_pretty(&document()).unwrap() + "\n";
+    if std::env::var_os("BAILIWICK_REGENERATE").is_some() {
+        std::fs::write(FILE, &now).unwrap();
+    }
+    let committed = std::fs::read_to_string(FILE).unwrap_or_default();
+    assert!(committed == now, "openapi/bailiwick.json is old: BAILIWICK_REGENERATE=1 cargo test -p bailiwick-control");
+}
+
+/// Every field that a type writes is in its schema, and every required one is written.
+#[track_caller]
+fn holds<T: Serialize>(name: &str, sample: T) {
+    let schema = &document()["components"]["schemas"][name];
+    let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+    let (written, known) = (keys(&serde_json::to_value(sample).unwrap()), keys(&schema["properties"]));
+    assert_eq!(written, known, "{name}");
+}
+
+fn row() -> VpsRow {
+    VpsRow {
+        name: "a".parse().unwrap(),
+        tenant: None,
+        state: State::Asleep,
+        for_ms: 0,
+        routes: Default::default(),
+        memory: None,
+        memory_limit: None,
+        processes: None,
+        address: None,
+        pid: None,
+        last_wake: None,
+        failure: None,
+        services: Vec::new(),
+        spec: Some(String::new()),
+    }
+}
+
+fn event() -> Event {
+    Event { at_ms: 0, vps: None, what: String::new(), detail: String::new(), actor: String::new() }
+}
+
+#[test]
+fn schemas_hold_what_the_types_write() {
+    let text = String::new;
+    let problem = Problem { file: text(), line: 0, column: 1, width: 1, text: text(), message: text(), hint: None };
+    let change = FieldChange { field: text(), old: None, new: None };
+    let error = ErrorAnswer { message: text(), next: None, problems: vec![problem.clone()], kind: ErrorKind::Failed };
+    let vps = || "a".parse().unwrap();
+    holds("SpecFile", SpecFile { name: text(), text: text() });
+    holds("ApplyRequest", ApplyRequest { files: Vec::new(), dry_run: false, take_routes: false });
+    holds("ApplyAnswer", ApplyAnswer { changes: Vec::new(), missing_images: Vec::new() });
+    holds("FieldChange", change.clone());
+    holds("Change", Change { vps: vps(), kind: ChangeKind::Create, fields: vec![change], at_next_start: false });
+    holds("Problem", problem);
+    holds("ErrorAnswer", error);
+    holds("LastWake", LastWake { took_ms: None, by: text(), at_ms: 0 });
+    holds("VpsRow", row());
+    holds("Event", event());
+    holds("Why", Why { vps: row(), summary: text(), story: Vec::new(), log: Vec::new(), next: None });
+    let image = ImageRow { reference: text(), layers: Vec::new(), size: 0, own_size: 0, built: 0, used_by: Vec::new() };
+    holds("ImageRow", image);
+    holds("BuildRequest", BuildRequest { image: text(), refresh: false });
+    let progress = serde_json::to_value(BuildLine::Progress { step: text(), done: 0, total: 0 }).unwrap();
+    holds("BuildProgress", progress["progress"].clone());
+    holds("RouteRow", RouteRow { route: text(), vps: vps(), port: 1, listen: text(), fault: None });
+    let service = ServiceRow {
+        service: text(),
+        vps: vps(),
+        state: State::Running,
+        starts: 0,
+        grants: Vec::new(),
+        memory: None,
+        pid: None,
+    };
+    holds("ServiceRow", service);
+    holds("ExecRequest", ExecRequest { command: Vec::new(), env: Default::default(), user: None, cwd: None });
+    holds("LogLine", LogLine { at: text(), stream: text(), text: text() });
+    holds("Health", crate::api::lists::Health { ok: true, version: "", vps: 0 });
+}
+
+#[test]
+fn words_are_those_of_the_types() {
+    let words = |name: &str| document()["components"]["schemas"][name]["enum"].clone();
+    let states = [State::Asleep, State::Starting, State::Running, State::Frozen, State::Stopping, State::Failed];
+    assert_eq!(words("State"), serde_json::to_value(states).unwrap());
+    use ErrorKind::{Conflict, Denied, Failed, Invalid, Lacking, NotFound, Unavailable};
+    let kinds = [Failed, Invalid, NotFound, Conflict, Denied, Unavailable, Lacking];
+    assert_eq!(words("ErrorKind"), serde_json::to_value(kinds).unwrap());
+    assert_eq!(kinds.map(|kind| kind as i32), [1, 2, 3, 4, 5, 6, 7]);
+    let changes = [ChangeKind::Create, ChangeKind::Change, ChangeKind::None];
+    assert_eq!(words("ChangeKind"), serde_json::to_value(changes).unwrap());
+}
+
+#[test]
+fn references_lead_somewhere() {
+    let document = document();
+    let text = document.to_string();
+    for part in text.split("#/components/schemas/").skip(1) {
+        let name = part.split('"').next().unwrap();
+        assert!(document["components"]["schemas"].get(name).is_some(), "no schema {name}");
+    }
+}
