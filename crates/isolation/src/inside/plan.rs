@@ -112,7 +112,7 @@ const fn mount(
 
 /// All steps of `run`, in order.
 pub fn plan(run: &RunSpec, setting: Setting<'_>) -> Vec<Step> {
-    let mut steps = vec![Step::Hostname(run.name.to_string()), Step::PrivateMounts];
+    let mut steps = vec![Step::Hostname(run.hostname.as_ref().unwrap_or(&run.name).to_string()), Step::PrivateMounts];
     let bare = run.root == Root::Bare;
     steps.push(match &run.root {
         Root::Layers(layers) => Step::Overlay { layers: layers.len() },
@@ -124,7 +124,7 @@ pub fn plan(run: &RunSpec, setting: Setting<'_>) -> Vec<Step> {
         target: target.clone(),
         directory: *directory,
     }));
-    files(&mut steps, run);
+    files(&mut steps, run, setting.binds);
     if bare {
         steps.push(Step::ReadOnlyRoot);
     }
@@ -173,8 +173,8 @@ fn mounts(steps: &mut Vec<Step>, bare: bool, nesting: bool, network: bool) {
     }
 }
 
-fn files(steps: &mut Vec<Step>, run: &RunSpec) {
-    let name = &run.name;
+fn files(steps: &mut Vec<Step>, run: &RunSpec, binds: &[(String, bool)]) {
+    let name = run.hostname.as_ref().unwrap_or(&run.name);
     let mut hosts = format!("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 {name}\n");
     if let Some(link) = &run.link {
         hosts = hosts.replace("127.0.1.1", &link.address.to_string());
@@ -185,7 +185,7 @@ fn files(steps: &mut Vec<Step>, run: &RunSpec) {
         system.push(("/etc/resolv.conf", lines));
     }
     for (path, content) in system {
-        if !run.files.contains_key(path) {
+        if !run.files.contains_key(path) && !binds.iter().any(|(target, _)| target == path) {
             // A designated VPS may have the host's /etc bound in, read-only.
             steps.push(Step::File { path: path.to_owned(), content, optional: run.root == Root::Bare });
         }
