@@ -95,6 +95,14 @@ impl Link {
     /// MAC of the VPS's end of each link.
     pub const INNER_MAC: [u8; 6] = [0x02, 0xba, 0x11, 0, 0, 0x02];
 
+    /// Name of the network VPS's end of the link to the host, when there is an uplink. It has `OUTER_MAC`, the host's end
+    /// `INNER_MAC`; the host routes the VPSs' subnets to `GATEWAY` and `GATEWAY6`, and masquerades.
+    pub const UPLINK: &str = "uplink";
+    /// The host, as seen from the uplink.
+    pub const HOST: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 2);
+    /// The same for IPv6.
+    pub const HOST6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
+
     /// The link of an address pair.
     pub fn new(address: Ipv4Addr, address6: Ipv6Addr) -> Self {
         let name = format!("v{:08x}", u32::from(address));

@@ -26,17 +26,23 @@ use wire::{
 pub use addresses::{AddressBook, AddressError};
 pub use links::{LinkError, Links};
 pub use netlink::NetlinkError;
+pub use policy::Layout;
 
 /// How long `Attach` waits for a link.
 const ATTACH: Duration = Duration::from_secs(10);
 
 /// Serves `io.bailiwick.Network` and follows the links until the end.
 pub async fn run(context: service::Context) -> anyhow::Result<()> {
-    let network = &context.config.network;
+    let config = &context.config;
+    let layout = Layout {
+        subnet: config.network.subnet,
+        subnet6: config.network.subnet6,
+        gateway: config.vps_of("gateway").and_then(|vps| config.designated_address(vps)),
+        uplink: config.network.uplink.is_some(),
+    };
     let path = context.data.join("addresses.json");
-    let book = AddressBook::open(&path, network.subnet, network.subnet6.network(), FIRST_TENANT)?;
-    let gateway = context.config.vps_of("gateway").and_then(|vps| context.config.designated_address(vps));
-    let links = Links::start(network.subnet, network.subnet6.network(), gateway).await.context("preparing links")?;
+    let book = AddressBook::open(&path, layout.subnet, layout.subnet6.addr(), FIRST_TENANT)?;
+    let links = Links::start(layout).await.context("preparing links")?;
     let network = Arc::new(Network { book: Mutex::new(book), links: links.clone() });
     tokio::select! {
         served = context.serve(network) => served,

@@ -1,10 +1,6 @@
 //! Follows the outer ends of links: the host daemon makes them, this configures them.
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::Arc,
-};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use futures_util::StreamExt;
 use model::run::Link;
@@ -17,7 +13,8 @@ use tokio::sync::{Mutex, mpsc, watch};
 
 use crate::{
     netlink::{self, NetlinkError},
-    policy, sysctl,
+    policy::{self, Layout},
+    sysctl,
 };
 
 /// Why links cannot be looked after.
@@ -44,6 +41,12 @@ enum Event {
     Lost,
 }
 
+/// What is at the other end of a link.
+enum End {
+    Vps(Link),
+    Host,
+}
+
 /// All links of the network VPS's namespace.
 #[derive(Debug, Clone)]
 pub struct Links {
@@ -53,9 +56,7 @@ pub struct Links {
 #[derive(Debug)]
 struct Inner {
     handle: Handle,
-    subnet: ipnet::Ipv4Net,
-    prefix6: Ipv6Addr,
-    gateway: Option<Ipv4Addr>,
+    layout: Layout,
     ipv6: bool,
     /// Those that are configured: index and name. Held while one is being configured.
     configured: Mutex<HashMap<u32, String>>,
@@ -67,11 +68,7 @@ struct Inner {
 impl Links {
     /// Prepares the namespace and configures all links that are there. What is in force already stays untouched, so a
     /// restart does not disturb traffic.
-    pub async fn start(
-        subnet: ipnet::Ipv4Net,
-        prefix6: Ipv6Addr,
-        gateway: Option<Ipv4Addr>,
-    ) -> Result<Self, LinkError> {
+    pub async fn start(layout: Layout) -> Result<Self, LinkError> {
         let (connection, handle, _) = new_connection()?;
         tokio::spawn(connection);
         let ipv6 = sysctl::has_ipv6();
@@ -81,12 +78,10 @@ impl Links {
             netlink::up(&handle, lo).await?;
         }
         sysctl::namespace(ipv6)?;
-        policy::install(&handle, prefix6, gateway, ipv6).await?;
+        policy::install(&handle, &layout, ipv6).await?;
         let inner = Inner {
             handle,
-            subnet,
-            prefix6,
-            gateway,
+            layout,
             ipv6,
             configured: Mutex::default(),
             appeared: watch::Sender::new(0),
@@ -162,15 +157,17 @@ impl Links {
 
     /// Configures a link unless it is; false: it went away, or is not a VPS's.
     async fn ensure(&self, index: u32, name: &str) -> Result<bool, LinkError> {
-        let Some(address) = Link::address_of(name).filter(|address| self.inner.subnet.contains(address)) else {
-            return Ok(false);
+        let layout = &self.inner.layout;
+        let end = match Link::address_of(name).filter(|address| layout.subnet.contains(address)) {
+            Some(address) => End::Vps(layout.link(address)),
+            None if layout.uplink && name == Link::UPLINK => End::Host,
+            None => return Ok(false),
         };
         let mut configured = self.inner.configured.lock().await;
         if configured.get(&index).is_some_and(|known| known == name) {
             return Ok(true);
         }
-        let link = Link::new(address, Link::address6_for(self.inner.prefix6, address));
-        let there = match self.configure(index, &link).await {
+        let there = match self.configure(index, name, &end).await {
             Ok(()) => true,
             Err(LinkError::Netlink(error)) if error.no_device() => false,
             // its settings vanish with it
@@ -186,27 +183,38 @@ impl Links {
         Ok(there)
     }
 
-    async fn configure(&self, index: u32, link: &Link) -> Result<(), LinkError> {
-        let handle = &self.inner.handle;
-        let is_gateway = self.inner.gateway == Some(link.address);
-        sysctl::link(&link.name, self.inner.ipv6)?;
+    async fn configure(&self, index: u32, name: &str, end: &End) -> Result<(), LinkError> {
+        let Inner { handle, layout, ipv6, .. } = &*self.inner;
+        sysctl::link(name, *ipv6)?;
         netlink::up(handle, index).await?;
-        let mut ends = vec![(IpAddr::V4(link.address), IpAddr::V4(Link::GATEWAY), 32)];
-        if self.inner.ipv6 {
-            ends.push((IpAddr::V6(link.address6), IpAddr::V6(Link::GATEWAY6), 64));
+        let (far, far6) = match end {
+            End::Vps(link) => (link.address, link.address6),
+            End::Host => (Link::HOST, Link::HOST6),
+        };
+        let mut pairs = vec![(IpAddr::V4(far), IpAddr::V4(Link::GATEWAY), 32)];
+        if *ipv6 {
+            pairs.push((IpAddr::V6(far6), IpAddr::V6(Link::GATEWAY6), 64));
         }
-        for (inner, outer, length) in ends {
-            netlink::address(handle, index, outer, length).await?;
-            netlink::neighbour(handle, index, inner, &Link::INNER_MAC).await?;
-            netlink::host_route(handle, index, inner, policy::MAIN).await?;
-            if is_gateway {
-                netlink::host_route(handle, index, inner, policy::TENANTS).await?;
+        for (far, near, length) in pairs {
+            netlink::address(handle, index, near, length).await?;
+            netlink::neighbour(handle, index, far, &Link::INNER_MAC).await?;
+            match end {
+                End::Vps(link) => {
+                    netlink::host_route(handle, index, far, policy::MAIN).await?;
+                    if layout.gateway == Some(link.address) {
+                        netlink::host_route(handle, index, far, policy::TENANTS).await?;
+                    }
+                }
+                End::Host => {
+                    netlink::default_route(handle, index, far, policy::MAIN).await?;
+                    netlink::default_route(handle, index, far, policy::TENANTS).await?;
+                }
             }
         }
-        if self.inner.ipv6 && !is_gateway {
-            policy::admit6(handle, link).await?;
+        match end {
+            End::Vps(link) if *ipv6 && layout.gateway != Some(link.address) => Ok(policy::admit6(handle, link).await?),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

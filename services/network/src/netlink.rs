@@ -6,6 +6,7 @@ use std::{
 };
 
 use futures_util::TryStreamExt;
+use ipnet::IpNet;
 use rtnetlink::{
     Handle, LinkUnspec, RouteMessageBuilder,
     packet_route::{
@@ -125,14 +126,36 @@ pub async fn host_route(handle: &Handle, index: u32, address: IpAddr, table: u32
     route(handle, message, || format!("routing {address} to link {index}")).await
 }
 
-/// What `table` has no route for is refused.
-pub async fn unreachable_default(handle: &Handle, ipv6: bool, table: u32) -> Result<(), NetlinkError> {
-    let message = if ipv6 {
-        RouteMessageBuilder::<Ipv6Addr>::new().kind(RouteType::Unreachable).priority(u32::MAX).table_id(table).build()
-    } else {
-        RouteMessageBuilder::<Ipv4Addr>::new().kind(RouteType::Unreachable).priority(u32::MAX).table_id(table).build()
+/// `table` has no way to `network`, unless another route is closer or cheaper.
+pub async fn unreachable(handle: &Handle, network: IpNet, table: u32) -> Result<(), NetlinkError> {
+    let message = match network {
+        IpNet::V4(network) => RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(network.addr(), network.prefix_len())
+            .kind(RouteType::Unreachable)
+            .priority(u32::MAX)
+            .table_id(table)
+            .build(),
+        IpNet::V6(network) => RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(network.addr(), network.prefix_len())
+            .kind(RouteType::Unreachable)
+            .priority(u32::MAX)
+            .table_id(table)
+            .build(),
     };
-    route(handle, message, || format!("closing table {table}")).await
+    route(handle, message, || format!("closing {network} in table {table}")).await
+}
+
+/// All else is reached through `hop` on a link.
+pub async fn default_route(handle: &Handle, index: u32, hop: IpAddr, table: u32) -> Result<(), NetlinkError> {
+    let message = match hop {
+        IpAddr::V4(hop) => {
+            RouteMessageBuilder::<Ipv4Addr>::new().gateway(hop).onlink().output_interface(index).table_id(table).build()
+        }
+        IpAddr::V6(hop) => {
+            RouteMessageBuilder::<Ipv6Addr>::new().gateway(hop).onlink().output_interface(index).table_id(table).build()
+        }
+    };
+    route(handle, message, || format!("routing to {hop} on link {index}")).await
 }
 
 /// One routing rule (ip-rule(8)).

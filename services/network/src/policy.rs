@@ -3,8 +3,8 @@
 //! | order | packets | are looked up in |
 //! |---|---|---|
 //! | 10 | the namespace's own | `local`, `main` |
-//! | 20 | from the gateway's link | `main`: every link |
-//! | 30 | from any other link | `TENANTS`: the gateway's address, and nothing else |
+//! | 20 | from the gateway's link, or the uplink | `main`: every link, the uplink |
+//! | 30 | from any other link | `TENANTS`: the gateway's address and the uplink, but no other VPS |
 //! | 40 | others | refused |
 //!
 //! `local` is only for the namespace's own packets, so nothing that listens here can be reached from a link.
@@ -15,6 +15,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::run::Link;
 use rtnetlink::Handle;
 
@@ -33,15 +34,32 @@ const GATEWAY: u32 = 20;
 const LINK: u32 = 30;
 const REST: u32 = 40;
 
+const LINK_LOCAL6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
+
+/// What the rules depend on.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    /// VPSs' IPv4 addresses.
+    pub subnet: Ipv4Net,
+    /// VPSs' IPv6 addresses.
+    pub subnet6: Ipv6Net,
+    /// The gateway's VPS.
+    pub gateway: Option<Ipv4Addr>,
+    /// Whether VPSs reach the outside through `Link::UPLINK`.
+    pub uplink: bool,
+}
+
+impl Layout {
+    /// The link of an address.
+    pub fn link(&self, address: Ipv4Addr) -> Link {
+        Link::new(address, Link::address6_for(self.subnet6.addr(), address))
+    }
+}
+
 /// Makes the rules that do not depend on which links are there.
-pub async fn install(
-    handle: &Handle,
-    prefix6: Ipv6Addr,
-    gateway: Option<Ipv4Addr>,
-    ipv6: bool,
-) -> Result<(), NetlinkError> {
+pub async fn install(handle: &Handle, layout: &Layout, ipv6: bool) -> Result<(), NetlinkError> {
     for ipv6 in [false, true].into_iter().filter(|v6| ipv6 || !v6) {
-        netlink::unreachable_default(handle, ipv6, TENANTS).await?;
+        close_tenants(handle, layout, ipv6).await?;
         let rule = |priority, input: Option<&str>, table| Rule {
             ipv6,
             priority,
@@ -51,10 +69,12 @@ pub async fn install(
         };
         netlink::add_rule(handle, &rule(OWN, Some("lo"), Some(LOCAL))).await?;
         netlink::add_rule(handle, &rule(OWN_MAIN, Some("lo"), Some(MAIN))).await?;
-        if let Some(address) = gateway {
-            let name = Link::new(address, prefix6).name;
-            let source = ipv6.then(|| Link::address6_for(prefix6, address));
-            netlink::add_rule(handle, &Rule { source, ..rule(GATEWAY, Some(&name), Some(MAIN)) }).await?;
+        if let Some(gateway) = layout.gateway.map(|address| layout.link(address)) {
+            let source = ipv6.then_some(gateway.address6);
+            netlink::add_rule(handle, &Rule { source, ..rule(GATEWAY, Some(&gateway.name), Some(MAIN)) }).await?;
+        }
+        if layout.uplink {
+            netlink::add_rule(handle, &rule(GATEWAY, Some(Link::UPLINK), Some(MAIN))).await?;
         }
         if !ipv6 {
             netlink::add_rule(handle, &rule(LINK, None, Some(TENANTS))).await?;
@@ -67,6 +87,21 @@ pub async fn install(
                 netlink::delete_rule(handle, old).await?;
             }
         }
+    }
+    Ok(())
+}
+
+/// Refuses, in the tenants' table, what the uplink's default route must not lead to: other VPSs (the host would send the
+/// packet back to them), and link-local addresses, where clouds have their metadata servers.
+async fn close_tenants(handle: &Handle, layout: &Layout, ipv6: bool) -> Result<(), NetlinkError> {
+    let closed = match ipv6 {
+        false => {
+            [Ipv4Net::default(), layout.subnet, Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16)].map(IpNet::from)
+        }
+        true => [Ipv6Net::default(), layout.subnet6, Ipv6Net::new_assert(LINK_LOCAL6, 10)].map(IpNet::from),
+    };
+    for network in closed {
+        netlink::unreachable(handle, network.trunc(), TENANTS).await?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use bailiwick_network::Links;
+use bailiwick_network::{Layout, Links};
 use model::run::Link;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -140,8 +140,13 @@ struct Service {
 
 impl Service {
     async fn start() -> Self {
-        let subnet = "10.80.0.0/16".parse().expect("a subnet");
-        let links = Links::start(subnet, prefix6(), Some(Ipv4Addr::new(10, 80, 0, 3))).await.expect("started");
+        let layout = Layout {
+            subnet: "10.80.0.0/16".parse().expect("a subnet"),
+            subnet6: "fd00:ba11::/64".parse().expect("a subnet"),
+            gateway: Some(Ipv4Addr::new(10, 80, 0, 3)),
+            uplink: true,
+        };
+        let links = Links::start(layout).await.expect("started");
         let follower = links.clone();
         let task = tokio::spawn(async move { panic!("{}", follower.follow().await) });
         Self { links, task }
@@ -307,5 +312,59 @@ fn a_restart_of_the_service_disturbs_nothing() {
             let _listener = b.listen(address).await;
             gateway.connect((address, 80).into()).await.expect("connected");
         }
+    });
+}
+
+/// A namespace in the place of the host: the other end of the uplink, with an address outside.
+fn host_with_uplink() -> (Vps, [IpAddr; 2]) {
+    let mut host = Vps::new(1);
+    host.link.name = Link::UPLINK.to_owned();
+    let (pid, outer, inner) = (host.holder.id(), mac(Link::OUTER_MAC), mac(Link::INNER_MAC));
+    ip(&format!("link add uplink address {outer} type veth peer name eth0 address {inner} netns {pid}"));
+    for step in [
+        "link set lo up".to_owned(),
+        "addr add 192.0.2.1/32 dev lo".to_owned(),
+        "addr add 169.254.169.254/32 dev lo".to_owned(),
+        "addr add 2001:db8::1/128 dev lo nodad".to_owned(),
+        "link set eth0 up".to_owned(),
+        "addr add fe80::2/64 dev eth0 nodad".to_owned(),
+        format!("neigh replace 169.254.1.1 lladdr {outer} dev eth0 nud permanent"),
+        format!("neigh replace fe80::1 lladdr {outer} dev eth0 nud permanent"),
+        "route add 10.80.0.0/16 via 169.254.1.1 dev eth0 onlink src 192.0.2.1".to_owned(),
+        "route add fd00:ba11::/64 via fe80::1 dev eth0 src 2001:db8::1".to_owned(),
+    ] {
+        host.ip(&step);
+    }
+    (host, ["192.0.2.1".parse().expect("one"), "2001:db8::1".parse().expect("one")])
+}
+
+#[test]
+fn an_uplink_leads_outside_and_not_to_other_tenants() {
+    run("an_uplink_leads_outside_and_not_to_other_tenants", async || {
+        let (gateway, a, b) = (Vps::new(3), Vps::new(16), Vps::new(17));
+        let service = Service::start().await;
+        for vps in [&gateway, &a, &b] {
+            vps.connect_link();
+            service.attached(vps).await;
+        }
+        let (host, outside) = host_with_uplink();
+        service.attached(&host).await;
+        // so that it would send back what comes for another VPS
+        host.inside(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("set")).await;
+        host.inside(|| std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").expect("set")).await;
+        for family in 0..2 {
+            let listener = host.listen(outside[family]).await;
+            for vps in [&a, &gateway] {
+                vps.connect((outside[family], 80).into()).await.expect("outside is reached");
+                let (_, peer) = listener.accept().expect("accepted");
+                assert_eq!(peer.ip(), vps.addresses()[family]);
+            }
+            let _listener = b.listen(b.addresses()[family]).await;
+            a.connect((b.addresses()[family], 80).into()).await.expect_err("not by way of the host");
+            host.connect((b.addresses()[family], 80).into()).await.expect("the host reaches a tenant");
+        }
+        let metadata: IpAddr = "169.254.169.254".parse().expect("an address");
+        let _listener = host.listen(metadata).await;
+        a.connect((metadata, 80).into()).await.expect_err("the host's link-local addresses are not reached");
     });
 }
