@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// Directories under `run` that are there while a host is.
-const DIRECTORIES: [(&str, u32); 3] = [("designated", 0o711), ("service", 0o700), ("vps", 0o700)];
+const DIRECTORIES: [(&str, u32); 4] = [("designated", 0o711), ("service", 0o700), ("stage", 0o700), ("vps", 0o700)];
 
 /// Runs the daemon; the exit code.
 pub fn run(paths: Paths) -> anyhow::Result<u8> {

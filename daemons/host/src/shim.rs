@@ -47,8 +47,8 @@ async fn receive(socket: &ShimSocket) -> io::Result<Option<FromShim>> {
         let mut guard = socket.readable().await?;
         match guard.try_io(|socket| recv::<FromShim>(socket.as_fd())) {
             Ok(Ok(message)) => return Ok(message.map(|(message, _)| message)),
-            // A shim that was killed with messages of ours unread.
-            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+            // It ended with messages of ours unread. This is said once, before its last words.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => {}
             Ok(Err(error)) => return Err(error),
             Err(_) => {}
         }

@@ -174,7 +174,7 @@ impl Host {
             socket: theirs.as_fd(),
             user: shim,
             first: range.first,
-            mount_point: &self.paths.run,
+            mount_point: &self.paths.run.join("stage"),
             layers: &layers,
             layer_map: map.as_ref().map(AsFd::as_fd),
             state: &directory.join("state"),
@@ -209,7 +209,11 @@ impl Host {
         let name = run.name.clone();
         let binds = binds.iter().map(seen).collect();
         let message = ToShim::Start { version: VERSION, run: Box::new(run), fds: descriptors, binds };
-        wire::shim::send(ours.as_fd(), &message, &fds)?;
+        match wire::shim::send(ours.as_fd(), &message, &fds) {
+            // It ended already; why is in the socket, and is heard like the end of any run.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+            sent => sent?,
+        }
         self.keeper.keep(&format!("shim/{name}"), &ours)?;
         Ok((Arc::new(watch(ours)?), cgroup))
     }
