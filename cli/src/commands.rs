@@ -7,7 +7,10 @@ use std::{
 
 use clap::CommandFactory;
 use hyper::Method;
-use model::{VpsName, api::ErrorKind};
+use model::{
+    VpsName,
+    api::{ErrorKind, VpsRow},
+};
 
 use crate::{
     arguments::{Arguments, Command},
@@ -34,9 +37,7 @@ pub async fn run(host: &Host, command: Command) -> Result<ExitCode> {
         Command::Delete { names, yes } => delete(host, &names, yes).await?,
         Command::Get { name } => output::line(host.get_text(&format!("/v1/vps/{name}/spec")).await?.trim_end())?,
         Command::Ps { tenant, all, form } => ps::run(host, tenant.as_ref(), all, form).await?,
-        Command::Inspect { name, .. } => {
-            output::json(&host.get::<serde_json::Value>(&format!("/v1/vps/{name}")).await?)?
-        }
+        Command::Inspect { name, .. } => output::json(&host.get::<VpsRow>(&format!("/v1/vps/{name}")).await?)?,
         Command::Why { name, form } => why::run(host, &name, form).await?,
         Command::Start(names) => act(host, "start", "started", &names.names).await?,
         Command::Stop(names) => act(host, "stop", "stopped", &names.names).await?,

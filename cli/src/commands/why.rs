@@ -9,6 +9,9 @@ use model::{
 use super::{events, ps};
 use crate::{arguments::Form, client::Host, failure::Result, output};
 
+/// Events that are shown, the last ones; `--json` has all.
+const STORY: usize = 16;
+
 /// Says why.
 pub async fn run(host: &Host, name: &VpsName, form: Form) -> Result<()> {
     let why: Why = host.get(&format!("/v1/vps/{name}/why")).await?;
@@ -24,7 +27,11 @@ fn show(why: &Why) -> String {
     if !why.story.is_empty() {
         text.push_str("\nWhat happened\n");
     }
-    for event in &why.story {
+    let earlier = why.story.len().saturating_sub(STORY);
+    if earlier > 0 {
+        text.push_str(&format!("  … {earlier} earlier: bailiwick events\n"));
+    }
+    for event in &why.story[earlier..] {
         text.push_str(&format!("  {}\n", events::show(event, false)));
     }
     if !why.log.is_empty() {
@@ -61,7 +68,7 @@ mod tests {
                 "last_wake": null, "failure": "exit 1",
             },
             "summary": "failed: its program exits with 1",
-            "story": [{ "at_ms": 0, "vps": "shop", "what": "exited", "detail": "exit 1", "actor": "host" }],
+            "story": vec![json!({ "at_ms": 0, "vps": "shop", "what": "exited", "detail": "exit 1", "actor": "host" }); 17],
             "log": ["no configuration"],
             "next": "bailiwick logs shop",
         });
@@ -70,6 +77,7 @@ shop: failed: its program exits with 1
   failed for 30s · at 10.80.0.17 · http://shop.test -> 80
 
 What happened
+  … 1 earlier: bailiwick events
   1970-01-01T00:00:00Z  exited    exit 1 (host)
 
 Its last words
@@ -77,6 +85,8 @@ Its last words
 
 next: bailiwick logs shop
 ";
+        let event = "  1970-01-01T00:00:00Z  exited    exit 1 (host)\n";
+        let expected = expected.replace(event, &event.repeat(super::STORY));
         assert_eq!(super::show(&serde_json::from_value(why).expect("an answer")), expected);
     }
 }
