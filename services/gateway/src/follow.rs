@@ -47,6 +47,16 @@ impl Directory {
         Some((target.vps.clone(), target.port, target.vps.enter()))
     }
 
+    /// The VPS that `select` finds, without a use.
+    #[cfg(test)]
+    pub(crate) fn look(
+        &self,
+        listen: ListenAddress,
+        select: impl FnOnce(&Site) -> Option<&Target>,
+    ) -> Option<Arc<Vps>> {
+        self.find(listen, select).map(|(vps, ..)| vps)
+    }
+
     /// The addresses of the table; none as long as there is no table.
     pub fn addresses(&self) -> Option<Vec<ListenAddress>> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);

@@ -16,6 +16,7 @@ use tokio::{
 use wire::control::Reachable;
 
 use super::rig::{LONG, Rig, answer, ask, at, dial, echo, get, head, http_route, idle, server, vps};
+use crate::route::{Site, Target};
 
 /// A gateway with one route to a VPS that is up.
 async fn up(port: u16) -> (Rig, model::ListenAddress) {
@@ -26,6 +27,13 @@ async fn up(port: u16) -> (Rig, model::ListenAddress) {
         f.table(vec![http_route(listen, "a.example", "a", port)]);
     });
     (rig, listen)
+}
+
+fn a_example(site: &Site) -> Option<&Target> {
+    match site {
+        Site::Content(hosts) => hosts.find("a.example", "/"),
+        Site::Address(_) => None,
+    }
 }
 
 #[tokio::test]
@@ -40,17 +48,8 @@ async fn a_thousand_cold_requests_are_one_wake() {
     }
     rig.fake.until(|f| f.wakes() > 0).await;
     // Up only once all of them wait.
-    while rig
-        .directory
-        .find(listen, |site| match site {
-            crate::route::Site::Content(hosts) => hosts.find("a.example", "/"),
-            crate::route::Site::Address(_) => None,
-        })
-        .unwrap()
-        .0
-        .waiting()
-        < 1000
-    {
+    let vps = rig.directory.look(listen, a_example).unwrap();
+    while vps.waiting() < 1000 {
         tokio::task::yield_now().await;
     }
     rig.fake.state("a", 1, at());
@@ -185,9 +184,63 @@ async fn a_kept_connection_that_turns_out_closed_is_replaced_once() {
     }
     assert_eq!(served.load(Ordering::SeqCst), 5);
     // What was sent and is not idempotent is not sent again.
-    let (head, _) = ask(&mut client, "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2\r\n\r\nhi").await;
-    assert!(head.starts_with("HTTP/1.1 502"), "{head}");
-    assert_eq!(served.load(Ordering::SeqCst), 5);
+    for body in ["Content-Length: 2\r\n\r\nhi", "Content-Length: 0\r\n\r\n"] {
+        let (head, _) = ask(&mut client, &format!("POST / HTTP/1.1\r\nHost: a.example\r\n{body}")).await;
+        assert!(head.starts_with("HTTP/1.1 502"), "{head}");
+        assert_eq!(ask(&mut client, &get("a.example", "/")).await.1, "ok");
+    }
+    assert_eq!(served.load(Ordering::SeqCst), 7);
+}
+
+/// A server that answers with the number of the connection.
+async fn counting() -> u16 {
+    let connections = AtomicUsize::new(0);
+    server(move |mut stream| {
+        let number = connections.fetch_add(1, Ordering::SeqCst);
+        async move {
+            while head(&mut stream).await.is_some() {
+                let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{number}");
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn kept_connections_end_with_their_generation() {
+    let (rig, listen) = up(counting().await).await;
+    let mut client = dial(listen).await;
+    for _ in 0..3 {
+        assert_eq!(ask(&mut client, &get("a.example", "/")).await.1, "0");
+    }
+    rig.fake.state("a", 2, at());
+    let renewed = async {
+        while ask(&mut client, &get("a.example", "/")).await.1 == "0" {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LONG, renewed).await.expect("a connection outlived its generation");
+    assert_eq!(ask(&mut client, &get("a.example", "/")).await.1, "1");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_does_not_wait_on() {
+    let rig = Rig::start().await;
+    let listen = rig.bind();
+    rig.fake.lock(|f| f.table(vec![http_route(listen, "a.example", "a", 1)]));
+    let mut client = dial(listen).await;
+    client.write_all(get("a.example", "/").as_bytes()).await.unwrap();
+    rig.fake.until(|f| f.wakes() == 1).await;
+    let vps = rig.directory.look(listen, a_example).unwrap();
+    assert_eq!(vps.waiting(), 1);
+    drop(client);
+    let left = async {
+        while vps.waiting() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LONG, left).await.expect("it still waits");
 }
 
 #[tokio::test]
