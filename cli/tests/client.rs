@@ -153,7 +153,7 @@ fn missing_images_are_built_before_anything_changes() {
     std::fs::write(&path, "tenant = \"acme\"\n").expect("a file");
     let output = host.run(&["apply", path.to_str().expect("a path")]);
     assert_eq!((out(&output).as_str(), output.status.code()), ("+ blog\n1 created\n", Some(0)), "{}", err(&output));
-    assert_eq!(err(&output), "debian:a: packages\n");
+    assert_eq!(err(&output), "image debian:a  packages\n");
     let asked = host.asked();
     let requests: Vec<_> = asked.iter().map(|(request, _)| request.as_str()).collect();
     assert_eq!(requests, ["POST /v1/apply", "POST /v1/images/build", "POST /v1/apply"]);

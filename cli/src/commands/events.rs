@@ -27,11 +27,11 @@ pub fn show(event: &Event, named: bool) -> String {
         text.push_str(&format!("  {:<12}", event.vps.as_ref().map_or("-", |name| name.as_str())));
     }
     text.push_str(&format!("  {:<8}", event.what));
-    for part in [&event.detail].into_iter().filter(|part| !part.is_empty()) {
-        text.push_str(&format!("  {part}"));
+    if !event.detail.is_empty() {
+        text.push_str(&format!("  {}", event.detail));
     }
     if !event.actor.is_empty() {
-        text.push_str(&format!(" ({})", event.actor));
+        text.push_str(&format!("  ({})", event.actor));
     }
     text
 }

@@ -33,7 +33,7 @@ pub async fn run(host: &Host, image: Image) -> Result<()> {
         Image::Rm { images } => {
             for image in images.iter().map(ToString::to_string) {
                 host.act(Method::DELETE, &format!("/v1/images/{}", segment(&image))).await?;
-                output::line(&format!("{image}: removed"))?;
+                output::line(&format!("image {image} removed"))?;
             }
             Ok(())
         }
@@ -41,7 +41,8 @@ pub async fn run(host: &Host, image: Image) -> Result<()> {
 }
 
 fn built(row: &ImageRow) -> String {
-    format!("{}: {} in {} layers", row.reference, show_bytes(row.size), row.layers.len())
+    let layers = if row.layers.len() == 1 { "1 layer".to_owned() } else { format!("{} layers", row.layers.len()) };
+    format!("image {} built: {} in {}", row.reference, show_bytes(row.size), layers)
 }
 
 /// Builds an image and shows how it goes: a bar on a terminal, a line for each step otherwise, on standard error.
@@ -79,9 +80,9 @@ impl Progress {
         let step = output::harmless(step);
         if step != self.step {
             if self.bar.is_hidden() {
-                eprintln!("{}: {step}", self.image);
+                eprintln!("image {}  {step}", self.image);
             }
-            self.bar.set_message(format!("{}: {step}", self.image));
+            self.bar.set_message(format!("image {}  {step}", self.image));
             self.bar.set_style(style(total));
             self.step = step;
         }

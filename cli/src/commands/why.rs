@@ -22,7 +22,7 @@ pub async fn run(host: &Host, name: &VpsName, form: Form) -> Result<()> {
 }
 
 fn show(why: &Why) -> String {
-    let mut text = format!("{}: {}\n", why.vps.name, why.summary);
+    let mut text = format!("{}\n", why.summary);
     text.push_str(&format!("  {}\n", facts(&why.vps)));
     if !why.story.is_empty() {
         text.push_str("\nWhat happened\n");
@@ -67,25 +67,25 @@ mod tests {
                 "memory": null, "memory_limit": null, "processes": null, "address": "10.80.0.17", "pid": null,
                 "last_wake": null, "failure": "exit 1",
             },
-            "summary": "failed: its program exits with 1",
+            "summary": "shop failed: its program exits with 1",
             "story": vec![json!({ "at_ms": 0, "vps": "shop", "what": "exited", "detail": "exit 1", "actor": "host" }); 17],
             "log": ["no configuration"],
             "next": "bailiwick logs shop",
         });
         let expected = "\
-shop: failed: its program exits with 1
+shop failed: its program exits with 1
   failed for 30s · at 10.80.0.17 · http://shop.test -> 80
 
 What happened
   … 1 earlier: bailiwick events
-  1970-01-01T00:00:00Z  exited    exit 1 (host)
+  1970-01-01T00:00:00Z  exited    exit 1  (host)
 
 Its last words
   | no configuration
 
 next: bailiwick logs shop
 ";
-        let event = "  1970-01-01T00:00:00Z  exited    exit 1 (host)\n";
+        let event = "  1970-01-01T00:00:00Z  exited    exit 1  (host)\n";
         let expected = expected.replace(event, &event.repeat(super::STORY));
         assert_eq!(super::show(&serde_json::from_value(why).expect("an answer")), expected);
     }
