@@ -136,9 +136,12 @@ mod tests {
 
     #[test]
     fn a_wildcard_takes_both_families_and_can_be_repaired() {
-        let socket = listen_tcp(&ListenAddress("[::]:0".parse().unwrap())).unwrap();
-        let listener = std::net::TcpListener::from(socket);
-        let port = listener.local_addr().unwrap().port();
+        // A number the kernel chose would be given up by the shutdown; ours are always asked for by number.
+        let free = std::net::TcpListener::bind("[::]:0").unwrap();
+        let address = ListenAddress(free.local_addr().unwrap());
+        drop(free);
+        let listener = std::net::TcpListener::from(listen_tcp(&address).unwrap());
+        let port = address.port();
         std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
         rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).unwrap();
         assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_err());
