@@ -16,7 +16,7 @@ pub async fn insist<M: Method>(client: &Client, method: &M, limit: Duration) -> 
     let end = Instant::now() + limit;
     let mut pause = FIRST_PAUSE;
     loop {
-        let silent = |_| Fault::new(ErrorKind::Unavailable, format!("{}: no answer in time", M::NAME));
+        let silent = |_| Fault::new(ErrorKind::Unavailable, format!("{} did not answer in time", whose(M::NAME)));
         match timeout_at(end, client.call(method)).await.map_err(silent)? {
             Err(fault) if fault.kind == ErrorKind::Unavailable && Instant::now() + pause < end => {
                 sleep(pause).await;
@@ -24,5 +24,13 @@ pub async fn insist<M: Method>(client: &Client, method: &M, limit: Duration) -> 
             }
             answer => return answer,
         }
+    }
+}
+
+/// Who serves a method, in a person's words.
+fn whose(method: &str) -> String {
+    match method.split('.').nth(2) {
+        Some("Host") | None => "the host daemon".to_owned(),
+        Some(service) => format!("the service {}", service.to_lowercase()),
     }
 }

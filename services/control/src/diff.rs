@@ -39,7 +39,7 @@ fn flat(name: &VpsName, spec: &VpsSpec) -> BTreeMap<String, String> {
                     flatten("", fields, &mut out);
                 }
             }
-            (_, value) => drop(out.insert(key, value.to_string())),
+            (_, value) => drop(out.insert(key, show(&value))),
         }
     }
     out
@@ -52,8 +52,21 @@ fn flatten(prefix: &str, table: toml::Table, out: &mut BTreeMap<String, String>)
         let full = if prefix.is_empty() { key } else { format!("{prefix}.{key}") };
         match value {
             toml::Value::Table(inner) => flatten(&full, inner, out),
-            value => drop(out.insert(full, value.to_string())),
+            value => drop(out.insert(full, show(&value))),
         }
+    }
+}
+
+/// One line, also of a text of several; the whole of a long one is in the spec.
+fn show(value: &toml::Value) -> String {
+    const LONGEST: usize = 120;
+    let text = match value {
+        toml::Value::String(text) => serde_json::Value::from(text.as_str()).to_string(),
+        value => value.to_string(),
+    };
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
     }
 }
 
@@ -76,6 +89,9 @@ mod tests {
             [("limits.memory", true), ("routes.\"http://a.example\"", false), ("routes.\"http://b.example\"", false)];
         assert_eq!(names, expected);
         assert_eq!((found[0].old.as_deref(), found[0].new.as_deref()), (None, Some("\"512MiB\"")));
+        new.files.insert("/a".into(), "one\ntwo\n".into());
+        let file = fields(&name, Some(&old), &new).remove(0);
+        assert_eq!((file.field.as_str(), file.new.as_deref()), ("files.\"/a\"", Some("\"one\\ntwo\\n\"")));
         assert!(fields(&name, None, &new).iter().any(|f| f.field == "image" && f.old.is_none()));
     }
 }

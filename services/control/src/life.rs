@@ -29,6 +29,9 @@ const TRIES: u32 = 5;
 /// After so long without an end, a kill is repeated and the host is asked what is there.
 const KILL_AGAIN_MS: u64 = 5_000;
 
+/// Why a VPS sleeps whose program had nothing left to do.
+pub const ENDED: &str = "its program ended: exit 0";
+
 /// What of a spec the machine needs. A change counts at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
@@ -372,7 +375,7 @@ impl Life {
         self.tries_left = self.tries_left.saturating_sub(1);
         let delay = back_off(self.fails);
         self.record("failed", failure.what.clone(), "");
-        let because = format!("it failed: {}", failure.what);
+        let because = failure.what.clone();
         self.set(now, State::Failed { failure, until: now + delay, auto }, because);
         if auto {
             self.set_timer(delay);

@@ -34,7 +34,7 @@ pub fn row(vps: &Vps, status: Option<&VpsStatus>) -> VpsRow {
         address: vps.link().map(|link| link.address.to_string()),
         pid: up.and_then(|status| status.pid),
         last_wake: vps.wakes().last,
-        failure: failure.map(|failure| format!("{failure}: bailiwick why {}", vps.name)),
+        failure,
         services: Vec::new(),
         spec: None,
     }
@@ -76,14 +76,15 @@ pub fn state_of(phase: &Phase) -> State {
 pub fn summary(vps: &Vps, row: &VpsRow) -> String {
     let because = vps.life().because().to_owned();
     let time = model::limits::show_duration_ms(row.for_ms);
-    match row.state {
-        State::Asleep => format!("{} is asleep ({time}): {because}", row.name),
-        State::Starting => format!("{} is starting ({time}): {because}", row.name),
-        State::Running => format!("{} is running ({time}): {because}", row.name),
-        State::Frozen => format!("{} is frozen ({time}): {because}", row.name),
-        State::Stopping => format!("{} is stopping ({time}): {because}", row.name),
-        State::Failed => format!("{} failed ({time} ago): {because}", row.name),
-    }
+    let state = match row.state {
+        State::Asleep => "asleep for",
+        State::Starting => "starting for",
+        State::Running => "running for",
+        State::Frozen => "frozen for",
+        State::Stopping => "stopping for",
+        State::Failed => return format!("failed {time} ago: {because}"),
+    };
+    format!("{state} {time}: {because}")
 }
 
 /// What to do next.

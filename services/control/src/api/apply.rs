@@ -102,9 +102,12 @@ fn take_over(control: &Arc<Control>, plan: &Plan) {
         tokio::spawn(launch::prepare(control.clone(), vps));
     }
     control.publish_table();
-    for change in plan.changes.iter().filter(|change| change.kind != ChangeKind::None) {
-        let what = if change.kind == ChangeKind::Create { "created" } else { "changed" };
-        let fields: Vec<_> = change.fields.iter().map(|field| field.field.as_str()).collect();
-        control.history.record(Some(&change.vps), what, fields.join(", "), ACTOR);
+    for change in &plan.changes {
+        let fields = || change.fields.iter().map(|field| field.field.as_str()).collect::<Vec<_>>().join(", ");
+        match change.kind {
+            ChangeKind::Create => control.history.record(Some(&change.vps), "created", "", ACTOR),
+            ChangeKind::Change => control.history.record(Some(&change.vps), "changed", fields(), ACTOR),
+            ChangeKind::None => {}
+        }
     }
 }

@@ -25,7 +25,7 @@ use crate::{
     calls::insist,
     delete,
     driver::{Vps, by_name},
-    life::Input,
+    life::{ENDED, Input},
     logs,
     shared::Control,
     view,
@@ -202,7 +202,11 @@ pub async fn reach(vps: &Vps, input: Input, wanted: VpsState) -> Result<(), ApiE
             let failure = life.failure(crate::clock::now_ms()).unwrap_or_default();
             Err(ApiError::new(ErrorKind::Failed, format!("vps {} failed: {failure}", vps.name)).next(why))
         }
-        // Its program ended at once with success, or a request woke it: both are what was asked for, and more.
+        VpsState::Asleep if life.because() != ENDED => {
+            let message = format!("vps {} is asleep again: {}", vps.name, life.because());
+            Err(ApiError::new(ErrorKind::Conflict, message).next(why))
+        }
+        // Its program had little to do, or a request woke it: what was asked for has been done.
         _ if wanted != VpsState::Frozen => Ok(()),
         _ => Err(ApiError::new(ErrorKind::Conflict, format!("vps {} was woken at once", vps.name)).next(why)),
     }

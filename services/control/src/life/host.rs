@@ -6,7 +6,7 @@ use model::{
     state::{Ended, Phase, VpsStatus},
 };
 
-use super::{Action, Cancel, Failure, Life, STEADY_MS, Starting, State, Step, TRIES};
+use super::{Action, Cancel, ENDED, Failure, Life, STEADY_MS, Starting, State, Step, TRIES};
 
 impl Life {
     pub(super) fn snapshot(&mut self, now: u64, status: Option<VpsStatus>) {
@@ -64,6 +64,11 @@ impl Life {
             }
             (State::Freezing { .. }, Phase::Frozen) => self.frozen(now),
             (State::Thawing { .. }, Phase::Ready) => self.thawed(now),
+            (State::Starting(starting), Phase::Stopping) => {
+                starting.run = Some(run);
+                // It may be this service's own doing; then it is known already what comes after.
+                starting.cancel.get_or_insert(Cancel::Stop { again: None });
+            }
             (State::Stopping { .. }, _) => {}
             (_, Phase::Stopping) => {
                 self.set(now, State::Stopping { again: None }, "the host stops it");
@@ -199,7 +204,7 @@ impl Life {
         };
         let asked = matches!(ended, Some(Ended::Exited { asked: true, .. }));
         if asked || (clean && self.rules.restart != Restart::Always) {
-            self.because = if asked { "the host was asked to stop it" } else { "its program ended: exit 0" }.to_owned();
+            self.because = if asked { "the host was asked to stop it" } else { ENDED }.to_owned();
             return self.stopped(now, again);
         }
         self.fail(now, failure_of(ended, "its program ended"));

@@ -236,6 +236,7 @@ fn a_start_that_is_late_is_killed_and_failed() {
     life.step(1, Input::Launched(launched, Ok(Some(1))));
     let kill = effects(life.step(after, Input::Timer(number)));
     assert_eq!(kill[0], Action::Stop { grace_ms: Some(0), thaw: false });
+    life.step(after, Input::Status(status(1, Phase::Stopping)));
     life.step(after, Input::Status(status(1, Phase::Ready)));
     assert_ne!(life.state(), api::State::Running, "too late is too late");
     life.step(after + 5, Input::Status(status(1, down(137, true))));
