@@ -226,14 +226,15 @@ fn header(file: &SpecFile, vps: &VpsName, message: String, hint: &str) -> Proble
 pub fn listen_problems(request: &ApplyRequest, plan: &Plan, faults: &[(ListenAddress, String)]) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (address, reason) in faults {
-        let message = format!("{address} can't be listened on: {reason}");
+        let named = reason.contains(&address.to_string());
+        let message = if named { reason.clone() } else { format!("{address} can't be listened on: {reason}") };
         let claims = plan.specs.iter().flat_map(|(name, spec)| spec.routes.keys().map(move |route| (name, route)));
         let claim = claims.into_iter().find(|(_, route)| route.listen() == *address);
         let Some((name, route)) = claim else { continue };
         let holds =
             |file: &&SpecFile| model::spec::parse(&file.name, &file.text).is_ok_and(|s| s.vps.contains_key(name));
         let Some(file) = request.files.iter().find(holds) else { continue };
-        let hint = format!("choose another port, or end what listens there (ss -ltnp 'sport = :{}')", address.port());
+        let hint = "choose another port".to_owned();
         problems.push(problem(&file.name, &file.text, name, Target::Route(route), message, Some(hint)));
     }
     problems
