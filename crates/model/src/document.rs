@@ -27,6 +27,8 @@ const MAX_FILE: usize = 1 << 20;
 const MAX_PROBLEMS: usize = 50;
 /// Characters of a line that is still shown.
 const MAX_SHOWN: usize = 200;
+/// Characters of a message, which may hold what was written.
+const MAX_MESSAGE: usize = 500;
 
 /// A file's name and text, which give each problem its place.
 pub(crate) struct Source<'a> {
@@ -86,11 +88,45 @@ fn syntax_message(message: &str) -> String {
     format!("not TOML: {}", message.lines().collect::<Vec<_>>().join(", "))
 }
 
-/// Sorts problems by their place and bounds their number.
-pub(crate) fn in_order(mut problems: Vec<Problem>) -> Vec<Problem> {
-    problems.sort_by_key(|problem| (problem.line, problem.column));
-    problems.truncate(MAX_PROBLEMS);
-    problems
+/// Problems as they are found: so many and no more, since finding the place of each costs a look at the whole file.
+pub(crate) struct Problems<'a> {
+    pub source: &'a Source<'a>,
+    list: Vec<Problem>,
+}
+
+impl<'a> Problems<'a> {
+    pub fn new(source: &'a Source<'a>) -> Self {
+        Self { source, list: Vec::new() }
+    }
+
+    /// Adds one with the part of the text at `span`.
+    pub fn tell(&mut self, span: Range<usize>, message: impl AsRef<str>, hint: Option<String>) {
+        if self.list.len() < MAX_PROBLEMS {
+            self.list.push(self.source.problem(span, shorten(message.as_ref(), MAX_MESSAGE), hint));
+        }
+    }
+
+    /// Adds one with the file as a whole.
+    pub fn tell_whole(&mut self, message: String, hint: Option<String>) {
+        self.list.push(self.source.whole(message, hint));
+    }
+
+    /// `value` where there is no problem, else all of them in the order of the file.
+    pub fn or<T>(mut self, value: impl FnOnce() -> Option<T>) -> Result<T, Vec<Problem>> {
+        if self.list.is_empty() {
+            return value().ok_or_else(|| vec![self.source.whole("not understood", None)]);
+        }
+        self.list.sort_by_key(|problem| (problem.line, problem.column));
+        Err(self.list)
+    }
+}
+
+/// The beginning of a text that is too long.
+pub(crate) fn shorten(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 /// What a table holds under a name, once `check` has told all that does not fit: then a wrong value is as good as none.

@@ -94,3 +94,32 @@ pub fn show_duration_ms(ms: u64) -> String {
         _ => format!("{}d", ms / 86_400_000),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities_have_units() {
+        assert_eq!(parse_bytes("512MiB"), Ok(512 << 20));
+        assert_eq!(parse_bytes("0B"), Ok(0));
+        assert_eq!(parse_duration_ms("90m"), Ok(5_400_000));
+        assert!(matches!(parse_bytes("17179869184GiB"), Err(QuantityError::TooLarge(_))));
+        for text in ["", "512", "MiB", "1.5GiB", "-1MiB", "1 MiB", "1MB", "99999999999999999999B"] {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
+        for text in ["", "10", "m", "1.5h", "10min", "1 s"] {
+            assert!(parse_duration_ms(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn quantities_are_shown_in_their_largest_unit() {
+        assert_eq!(
+            [0, 1023, 1 << 10, 88 << 20, 7_623_566_336].map(show_bytes),
+            ["0 B", "1023 B", "1.0 KiB", "88 MiB", "7.1 GiB"]
+        );
+        let shown = [31, 59_999, 240_000, 7_300_000, 90_000_000].map(show_duration_ms);
+        assert_eq!(shown, ["31ms", "59s", "4m", "2h", "1d"]);
+    }
+}

@@ -74,7 +74,7 @@ impl FromStr for Route {
         if let Some(address) = text.strip_prefix("tcp://") {
             let illegal = || RouteError::IllegalAddress(address.to_owned());
             let parsed = match address.strip_prefix("*:") {
-                Some(port) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, port.parse().map_err(|_| illegal())?)),
+                Some(port) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, parse_port(port).ok_or_else(illegal)?)),
                 None => address.parse().map_err(|_| illegal())?,
             };
             return if parsed.port() == 0 { Err(illegal()) } else { Ok(Self::Tcp(ListenAddress(parsed))) };
@@ -83,7 +83,7 @@ impl FromStr for Route {
         let illegal = || RouteError::IllegalHost(rest.to_owned());
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let (host, port) = match authority.split_once(':') {
-            Some((host, port)) => (host, port.parse().ok().filter(|p| *p != 0).ok_or_else(illegal)?),
+            Some((host, port)) => (host, parse_port(port).ok_or_else(illegal)?),
             None => (authority, 80),
         };
         let host = host.to_ascii_lowercase();
@@ -101,6 +101,12 @@ impl FromStr for Route {
         let prefix = format!("/{}", path.trim_matches('/'));
         Ok(Self::Http { host, port, prefix })
     }
+}
+
+/// A port in digits, not 0; the parser of integers would also take `+80`.
+fn parse_port(text: &str) -> Option<u16> {
+    let digits = text.bytes().all(|b| b.is_ascii_digit());
+    text.parse().ok().filter(|port| digits && *port != 0)
 }
 
 impl TryFrom<String> for Route {
@@ -128,6 +134,52 @@ impl fmt::Display for Route {
                 }
                 f.write_str(if prefix == "/" { "" } else { prefix })
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_are_shown_as_they_are_parsed() {
+        for (text, shown) in [
+            ("http://Blog.Example.org", "http://blog.example.org"),
+            ("http://a:80/", "http://a"),
+            ("http://a:8080/x/y/", "http://a:8080/x/y"),
+            ("tcp://*:6379", "tcp://*:6379"),
+            ("tcp://[::]:6379", "tcp://*:6379"),
+            ("tcp://[::1]:1", "tcp://[::1]:1"),
+            ("tcp://127.0.0.1:65535", "tcp://127.0.0.1:65535"),
+        ] {
+            assert_eq!(text.parse::<Route>().map(|route| route.to_string()), Ok(shown.to_owned()));
+        }
+    }
+
+    #[test]
+    fn what_is_no_route_is_refused() {
+        for text in [
+            "",
+            "a",
+            "https://a",
+            "http://",
+            "http://a:0",
+            "http://a:+80",
+            "http://a:",
+            "http://a b",
+            "http://a..b",
+            "http://a/../b",
+            "http://a//b",
+            "http://a/%2e",
+            "http://a/?q",
+            "http://user@a",
+            "tcp://*",
+            "tcp://*:0",
+            "tcp://*:+1",
+            "tcp://a:1",
+        ] {
+            assert!(text.parse::<Route>().is_err(), "{text}");
         }
     }
 }

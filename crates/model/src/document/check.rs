@@ -4,26 +4,18 @@ use std::ops::Range;
 
 use toml::de::DeTable;
 
-use super::{Field, Fields, Kind, Source, Value, Word, integer, nearest::nearest, number};
-use crate::spec::Problem;
+use super::{Field, Fields, Kind, Problems, Value, Word, integer, nearest::nearest, number};
 
-/// All problems of `table`, whose own place in the file is `span`.
-pub(crate) fn check(source: &Source<'_>, table: &DeTable<'_>, span: Range<usize>, fields: &Fields) -> Vec<Problem> {
-    let mut check = Check { source, problems: Vec::new() };
-    check.table("", span, table, fields);
-    check.problems
+/// Tells what in a whole file does not fit.
+pub(crate) fn check(problems: &mut Problems<'_>, file: &DeTable<'_>, fields: &Fields) {
+    Check { problems }.table("", 0..0, file, fields);
 }
 
-struct Check<'a> {
-    source: &'a Source<'a>,
-    problems: Vec<Problem>,
+struct Check<'a, 'b> {
+    problems: &'a mut Problems<'b>,
 }
 
-impl Check<'_> {
-    fn tell(&mut self, span: Range<usize>, message: String, hint: Option<String>) {
-        self.problems.push(self.source.problem(span, message, hint));
-    }
-
+impl Check<'_, '_> {
     fn table(&mut self, place: &str, span: Range<usize>, table: &DeTable<'_>, fields: &Fields) {
         let mut meant = Vec::new();
         for (key, value) in table {
@@ -43,10 +35,11 @@ impl Check<'_> {
                 _ => format!("write: {} = …, {}", field.name, field.kind.expected()),
             });
             // What the file lacks has no place in it.
-            let whole = place.is_empty();
-            let problem =
-                if whole { self.source.whole(message, hint) } else { self.source.problem(span.clone(), message, hint) };
-            self.problems.push(problem);
+            if place.is_empty() {
+                self.problems.tell_whole(message, hint);
+            } else {
+                self.problems.tell(span.clone(), message, hint);
+            }
         }
     }
 
@@ -61,13 +54,13 @@ impl Check<'_> {
     ) -> Option<&'static str> {
         let shown = shorten(name);
         if let Some((_, instead)) = fields.later.iter().find(|(later, _)| *later == name) {
-            self.tell(key, format!("`{name}` is not there yet{}", of(place)), Some((*instead).to_owned()));
+            self.problems.tell(key, format!("`{name}` is not there yet{}", of(place)), Some((*instead).to_owned()));
             return None;
         }
         let known = fields.fields.iter().map(|field| field.name);
         let mut meant = None;
         let hint = if let Some(outer) = holder(fields, name) {
-            let value = self.source.written(value.span()).unwrap_or("…");
+            let value = self.problems.source.written(value.span()).unwrap_or("…");
             format!("write: {outer} = {{ {name} = {value} }}")
         } else if let Some(outer) = named_holder(fields, name) {
             format!("write it under [{outer}.NAME]")
@@ -80,7 +73,7 @@ impl Check<'_> {
                 None => format!("there are {}", known.collect::<Vec<_>>().join(", ")),
             }
         };
-        self.tell(key, format!("unknown field `{shown}`{}", of(place)), Some(hint));
+        self.problems.tell(key, format!("unknown field `{shown}`{}", of(place)), Some(hint));
         meant
     }
 
@@ -103,20 +96,24 @@ impl Check<'_> {
                 let text = data.as_str().unwrap_or_default();
                 if !choices.contains(&text) {
                     let message = format!("`{name}` cannot be \"{}\"", shorten(text));
-                    self.tell(value.span(), message, Some(format!("expected {}", kind.expected())));
+                    self.problems.tell(value.span(), message, Some(format!("expected {}", kind.expected())));
                 }
             }
             Kind::List(each, most) if data.is_array() => {
                 let list = data.as_array().map_or(&[][..], |list| list);
                 if list.len() > *most {
-                    self.tell(value.span(), format!("`{name}` holds {} values, at most {most}", list.len()), None);
+                    self.problems.tell(
+                        value.span(),
+                        format!("`{name}` holds {} values, at most {most}", list.len()),
+                        None,
+                    );
                 }
                 list.iter().take(*most).for_each(|one| self.value(place, name, one.span(), one, each));
             }
             Kind::Map(key_word, each, most) if data.is_table() => {
                 let Some(table) = data.as_table() else { return };
                 if table.len() > *most {
-                    self.tell(key, format!("`{name}` holds {} entries, at most {most}", table.len()), None);
+                    self.problems.tell(key, format!("`{name}` holds {} entries, at most {most}", table.len()), None);
                 }
                 for (key, one) in table.iter().take(*most) {
                     let text = key.get_ref().as_ref();
@@ -139,15 +136,14 @@ impl Check<'_> {
 
     fn word(&mut self, text: &str, span: Range<usize>, word: &Word) {
         if let Err(message) = (word.check)(text) {
-            let message = if message.len() > 400 { shorten(&message) } else { message };
-            self.tell(span, message, None);
+            self.problems.tell(span, message, None);
         }
     }
 
     fn out_of_range(&mut self, name: &str, value: &Value<'_>, kind: &Kind) {
-        let shown = self.source.written(value.span()).unwrap_or("this").to_owned();
+        let shown = self.problems.source.written(value.span()).unwrap_or("this").to_owned();
         let message = format!("`{}` cannot be {shown}", shorten(name));
-        self.tell(value.span(), message, Some(format!("expected {}", kind.expected())));
+        self.problems.tell(value.span(), message, Some(format!("expected {}", kind.expected())));
     }
 
     fn wrong_type(&mut self, name: &str, value: &Value<'_>, kind: &Kind) {
@@ -160,7 +156,7 @@ impl Check<'_> {
             _ => "a date",
         };
         let message = format!("`{}` cannot be {is}", shorten(name));
-        self.tell(value.span(), message, Some(format!("expected {}", kind.expected())));
+        self.problems.tell(value.span(), message, Some(format!("expected {}", kind.expected())));
     }
 }
 
@@ -209,9 +205,5 @@ fn of(place: &str) -> String {
 }
 
 fn shorten(text: &str) -> String {
-    if text.chars().count() <= 80 {
-        text.to_owned()
-    } else {
-        format!("{}…", text.chars().take(80).collect::<String>())
-    }
+    super::shorten(text, 80)
 }

@@ -3,7 +3,7 @@
 use crate::{
     Grant, Selector,
     document::{Field, Fields, Kind, Word, words},
-    spec::fields::LIMIT_FIELDS,
+    spec::fields::LIMITS,
 };
 
 /// The services there are.
@@ -139,7 +139,7 @@ static DESIGNATED: Fields = Fields {
     fields: &[
         Field::new("services", Kind::List(&Kind::Word(SERVICE), 4), "The services it runs.").required(),
         Field::new("grants", Kind::List(&Kind::Word(GRANT), 64), "What it may ask of the host.").default("[]"),
-        Field::new("limits", Kind::Table(&LIMIT_FIELDS), "What it may use at most."),
+        Field::new("limits", Kind::Table(&LIMITS), "What it may use at most."),
         Field::new("class", Kind::Choice(&["native"]), "How it is isolated.").default("\"native\""),
         Field::new("network", Kind::Choice(&["link", "host", "none"]), "Which network it has.")
             .default("\"link\", and \"none\" for the one that runs `network`"),
@@ -164,6 +164,6 @@ pub(super) static FILE: Fields = Fields {
         )
         .default("one for each service"),
     ],
-    later: &[("volumes", "leave it out"), ("console", "leave it out")],
+    later: &[],
     otherwise: &[],
 };

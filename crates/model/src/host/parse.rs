@@ -7,7 +7,7 @@ use toml::de::DeTable;
 use super::{Designated, DesignatedNetwork, HostConfig, Ids, NetworkConfig, Reserve, fields};
 use crate::{
     VpsName,
-    document::{Get, Source, check, in_order},
+    document::{Get, Problems, Source, check},
     limits::parse_bytes,
     spec::{Problem, read_limits},
 };
@@ -23,17 +23,17 @@ pub fn parse(file: &str, text: &str) -> Result<HostConfig, Vec<Problem>> {
     let source = Source { file, text };
     let document = source.parse()?;
     let root = document.get_ref();
-    let mut problems = check(&source, root, 0..0, &fields::FILE);
+    let mut problems = Problems::new(&source);
+    check(&mut problems, root, &fields::FILE);
     let config = read(root);
-    problems.extend(services(&source, root));
-    problems.extend(ids(&source, root, &config.ids));
-    if problems.is_empty() { Ok(config) } else { Err(in_order(problems)) }
+    services(&mut problems, root);
+    ids(&mut problems, root, &config.ids);
+    problems.or(|| Some(config))
 }
 
 /// Each service must be run once, and the one that makes the network has no link to it.
-fn services(source: &Source<'_>, root: &DeTable<'_>) -> Vec<Problem> {
-    let Some((key, designated)) = root.get_key_value("designated") else { return Vec::new() };
-    let mut problems = Vec::new();
+fn services(problems: &mut Problems<'_>, root: &DeTable<'_>) {
+    let Some((key, designated)) = root.get_key_value("designated") else { return };
     let mut runs = Vec::<(usize, Range<usize>, &str, &str)>::new();
     for (name, vps) in designated.get_ref().as_table().into_iter().flatten() {
         let Some(vps) = vps.get_ref().as_table() else { continue };
@@ -44,18 +44,14 @@ fn services(source: &Source<'_>, root: &DeTable<'_>) -> Vec<Problem> {
         }
         if list.is_some_and(|list| list.is_empty()) {
             let hint = format!("there are {}", fields::SERVICES.join(", "));
-            problems.push(source.problem(
-                name.span(),
-                format!("vps \"{}\" runs no service", name.get_ref()),
-                Some(hint),
-            ));
+            problems.tell(name.span(), format!("vps \"{}\" runs no service", name.get_ref()), Some(hint));
         }
         let makes = vps.texts("services").is_some_and(|list| list.iter().any(|service| service == "network"));
         if let Some((_, network)) =
             vps.get_key_value("network").filter(|(_, v)| makes && v.get_ref().as_str() != Some("none"))
         {
             let message = "the VPS that runs `network` can have no other network";
-            problems.push(source.problem(network.span(), message, Some("write: network = \"none\"".to_owned())));
+            problems.tell(network.span(), message, Some("write: network = \"none\"".to_owned()));
         }
     }
     runs.sort_by_key(|(at, ..)| *at);
@@ -64,29 +60,27 @@ fn services(source: &Source<'_>, root: &DeTable<'_>) -> Vec<Problem> {
         match owners.get(service) {
             Some(owner) => {
                 let message = format!("service `{service}` runs in vps \"{owner}\" already");
-                problems.push(source.problem(span, message, Some("each service runs once".to_owned())));
+                problems.tell(span, message, Some("each service runs once".to_owned()));
             }
             None => drop(owners.insert(service, name)),
         }
     }
     for service in fields::SERVICES.iter().filter(|service| !owners.contains_key(**service)) {
         let hint = format!("write: [designated.{service}] and services = [\"{service}\"]");
-        problems.push(source.problem(key.span(), format!("no designated VPS runs `{service}`"), Some(hint)));
+        problems.tell(key.span(), format!("no designated VPS runs `{service}`"), Some(hint));
     }
-    problems
 }
 
 /// The three ranges of ids must not touch each other.
-fn ids(source: &Source<'_>, root: &DeTable<'_>, ids: &Ids) -> Vec<Problem> {
+fn ids(problems: &mut Problems<'_>, root: &DeTable<'_>, ids: &Ids) {
     let span = root.get_key_value("ids").map_or(0..0, |(key, _)| key.span());
     let vps = u64::from(ids.first)..u64::from(ids.first) + u64::from(ids.blocks) * 65_536;
     let shims = u64::from(ids.shims)..u64::from(ids.shims) + u64::from(ids.blocks);
-    let mut problems = Vec::new();
     // The last two ids mean "none" and "all" to the kernel.
     for (what, range) in [("VPSs", &vps), ("shims", &shims)] {
         if range.end > u64::from(u32::MAX) - 1 {
             let message = format!("the ids of {what} would end at {}, past the last there is", range.end - 1);
-            problems.push(source.problem(span.clone(), message, Some("write fewer blocks".to_owned())));
+            problems.tell(span.clone(), message, Some("write fewer blocks".to_owned()));
         }
     }
     let ranges = [("VPSs", &vps), ("shims", &shims), ("image layers", &LAYER_IDS)];
@@ -96,11 +90,10 @@ fn ids(source: &Source<'_>, root: &DeTable<'_>, ids: &Ids) -> Vec<Problem> {
                 let (first, last) = (a.start.max(b.start), a.end.min(b.end) - 1);
                 let message = format!("ids {first} to {last} would belong to {what} and to {other}");
                 let hint = "leave `ids` out, or write ranges that do not overlap".to_owned();
-                problems.push(source.problem(span.clone(), message, Some(hint)));
+                problems.tell(span.clone(), message, Some(hint));
             }
         }
     }
-    problems
 }
 
 fn read(root: &DeTable<'_>) -> HostConfig {

@@ -59,7 +59,8 @@ const SIGNAL: Word = Word {
     },
 };
 
-const LIMITS: Fields = Fields {
+/// `limits = { … }`, in host.toml too.
+pub(crate) static LIMITS: Fields = Fields {
     fields: &[
         Field::new("memory", Kind::Word(words::MEMORY), "Memory at most, page cache included."),
         Field::new("cpu", Kind::Number(0.01, 1024.0), "CPUs at most: 1.5 is one and a half."),
@@ -75,9 +76,6 @@ const LIMITS: Fields = Fields {
         ("pids", "write: processes = 200"),
     ],
 };
-
-/// `limits = { … }`, in host.toml too.
-pub(crate) static LIMIT_FIELDS: Fields = LIMITS;
 
 static IDLE: Fields = Fields {
     fields: &[
@@ -125,7 +123,7 @@ static VPS: Fields = Fields {
             Kind::Map(ROUTE, &Kind::Integer(1, 65_535), 64),
             "What leads to it, and to which port inside. Left is outside, right is inside.",
         ),
-        Field::new("limits", Kind::Table(&LIMIT_FIELDS), "What it may use at most."),
+        Field::new("limits", Kind::Table(&LIMITS), "What it may use at most."),
         Field::new("ids", Kind::Integer(BLOCK, 64 * BLOCK), "User and group ids it has, a multiple of 65536.")
             .default("65536"),
         Field::new(

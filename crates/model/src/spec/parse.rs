@@ -7,7 +7,7 @@ use toml::de::{DeTable, DeValue};
 use super::{Idle, IdleAction, Problem, ReadySpec, Restart, Spec, VpsSpec, fields};
 use crate::{
     Limits, Route, TenantName, VpsName,
-    document::{Get, Source, Value, check, in_order, integer, number},
+    document::{Get, Problems, Source, Value, check, integer, number},
     limits::{parse_bytes, parse_duration_ms},
     run::{Stop, signal_number},
 };
@@ -26,23 +26,20 @@ const MAX_ARGUMENTS: usize = 64 << 10;
 pub fn parse(file: &str, text: &str) -> Result<Spec, Vec<Problem>> {
     let source = Source { file, text };
     let document = source.parse()?;
-    let mut problems = check(&source, document.get_ref(), 0..0, &fields::FILE);
-    if let Some(vpss) = document.get_ref().table("vps") {
-        problems.extend(across(&source, vpss));
+    let document = document.get_ref();
+    let mut problems = Problems::new(&source);
+    check(&mut problems, document, &fields::FILE);
+    if let Some(vpss) = document.table("vps") {
+        across(&mut problems, vpss);
         for value in vpss.values().filter_map(|v| v.get_ref().as_table()) {
-            problems.extend(within(&source, value));
+            within(&mut problems, value);
         }
     }
-    let spec = problems.is_empty().then(|| read(document.get_ref())).flatten();
-    match spec {
-        Some(spec) => Ok(spec),
-        None if problems.is_empty() => Err(vec![source.whole("not a spec", None)]),
-        None => Err(in_order(problems)),
-    }
+    problems.or(|| read(document))
 }
 
 /// What is wrong between the VPSs of one file: a route written twice.
-fn across(source: &Source<'_>, vpss: &DeTable<'_>) -> Vec<Problem> {
+fn across(problems: &mut Problems<'_>, vpss: &DeTable<'_>) {
     let mut routes = Vec::new();
     for (name, vps) in vpss {
         let table = vps.get_ref().as_table().and_then(|vps| vps.table("routes"));
@@ -55,25 +52,22 @@ fn across(source: &Source<'_>, vpss: &DeTable<'_>) -> Vec<Problem> {
     // In the order of the file, so that the first keeps the route and the later one is wrong.
     routes.sort_by_key(|(span, ..)| span.start);
     let mut owners = BTreeMap::<Route, &str>::new();
-    let mut problems = Vec::new();
     for (span, route, name) in routes {
         match owners.get(&route) {
             Some(owner) => {
                 let message = format!("route {route} belongs to vps \"{owner}\" already");
-                problems.push(source.problem(span, message, Some("a route leads to one VPS".to_owned())));
+                problems.tell(span, message, Some("a route leads to one VPS".to_owned()));
             }
             None => drop(owners.insert(route, name)),
         }
     }
-    problems
 }
 
 /// What is wrong in one VPS beyond the types of its fields.
-fn within(source: &Source<'_>, vps: &DeTable<'_>) -> Vec<Problem> {
-    let mut problems = Vec::new();
+fn within(problems: &mut Problems<'_>, vps: &DeTable<'_>) {
     let mut tell = |name: &str, message: String, hint: Option<&str>| {
         let span = vps.get_key_value(name).map_or(0..0, |(key, _)| key.span());
-        problems.push(source.problem(span, message, hint.map(str::to_owned)));
+        problems.tell(span, message, hint.map(str::to_owned));
     };
     if let Some(command) = vps.texts("command") {
         if command.first().is_none_or(String::is_empty) {
@@ -103,7 +97,9 @@ fn within(source: &Source<'_>, vps: &DeTable<'_>) -> Vec<Problem> {
             tell("files", format!("`{path}` is a directory: name the file"), None);
         }
     }
-    if let Some(ids) = vps.integer("ids").filter(|ids| ids % fields::BLOCK != 0) {
+    if let Some(ids) =
+        vps.integer("ids").filter(|ids| (1..=64 * fields::BLOCK).contains(ids) && ids % fields::BLOCK != 0)
+    {
         let blocks = ids / fields::BLOCK + 1;
         let hint = format!("write: ids = {}", blocks * fields::BLOCK);
         tell("ids", format!("`ids` must be a multiple of 65536, and {ids} is not"), Some(&hint));
@@ -118,7 +114,6 @@ fn within(source: &Source<'_>, vps: &DeTable<'_>) -> Vec<Problem> {
             );
         }
     }
-    problems
 }
 
 fn texts_of<'t>(table: &'t DeTable<'_>) -> impl Iterator<Item = (&'t str, &'t str)> {
