@@ -11,7 +11,9 @@ use std::{io, path::PathBuf};
 
 pub use cgroup::{Cgroup, Hierarchies, Usage};
 pub use link::Linker;
-pub use namespaces::{BLOCK, IdRange, LAYER_IDS, Namespaces, layer_map, make_namespaces};
+pub use namespaces::{
+    BLOCK, IdRange, LAYER_IDS, Namespaces, PendingNamespaces, begin_namespaces, layer_map, make_namespaces,
+};
 pub use stage::{HostBind, ShimStart, detached, spawn_shim};
 
 /// Which step failed.

@@ -14,7 +14,7 @@ use rustix::{
     thread::{Gid, LinkNameSpaceType, Uid, UnshareFlags},
 };
 
-use crate::process::spawn_child;
+use crate::process::{Child, spawn_child};
 
 /// One line of a `uid_map` and `gid_map`: `count` ids from `inside` on are `outside` and following (user_namespaces(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,11 +41,20 @@ pub fn enter(namespace: BorrowedFd<'_>, kind: LinkNameSpaceType) -> io::Result<(
     Ok(rustix::thread::move_into_link_name_space(namespace, Some(kind))?)
 }
 
-/// A user namespace owned by `owner` (uid and gid), with `map` for uids and gids, and with `network` a network
+/// A user namespace that a child is making.
+#[derive(Debug)]
+pub struct PendingUser {
+    child: Child,
+    socket: UnixStream,
+    map: IdMap,
+    network: bool,
+}
+
+/// Begins a user namespace owned by `owner` (uid and gid), with `map` for uids and gids, and with `network` a network
 /// namespace owned by it. The caller needs CAP_SETUID, CAP_SETGID and CAP_SYS_ADMIN.
-pub fn create_user(owner: u32, map: IdMap, network: bool) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
-    let (ours, mut theirs) = UnixStream::pair()?;
-    let mut ours = Some(ours);
+pub fn begin_user(owner: u32, map: IdMap, network: bool) -> io::Result<PendingUser> {
+    let (socket, mut theirs) = UnixStream::pair()?;
+    let mut ours = Some(socket);
     let child = spawn_child(|| {
         // So that the last read ends when the parent does.
         drop(ours.take());
@@ -63,18 +72,26 @@ pub fn create_user(owner: u32, map: IdMap, network: bool) -> io::Result<(OwnedFd
         let _ = theirs.read(&mut [0]);
         0
     })?;
-    drop(theirs);
-    let taken = (|| {
+    let socket = ours.ok_or(io::ErrorKind::NotConnected)?;
+    Ok(PendingUser { child, socket, map, network })
+}
+
+impl PendingUser {
+    /// Waits for the child and takes the namespaces from it.
+    pub fn finish(mut self) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
         let mut errno = [0; 4];
-        let mut ours = ours.take().ok_or(io::ErrorKind::NotConnected)?;
-        ours.read_exact(&mut errno)?;
-        match i32::from_ne_bytes(errno) {
-            0 => take(child.pid, map, network),
+        let taken = self.socket.read_exact(&mut errno).and_then(|()| match i32::from_ne_bytes(errno) {
+            0 => take(self.child.pid, self.map, self.network),
             errno => Err(io::Error::from_raw_os_error(errno)),
-        }
-    })();
-    child.kill();
-    taken
+        });
+        self.child.kill();
+        taken
+    }
+}
+
+/// `begin_user` and `finish` in one.
+pub fn create_user(owner: u32, map: IdMap, network: bool) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
+    begin_user(owner, map, network)?.finish()
 }
 
 fn take(pid: Pid, map: IdMap, network: bool) -> io::Result<(OwnedFd, Option<OwnedFd>)> {

@@ -46,6 +46,8 @@ pub struct Host {
     pub stopping: AtomicBool,
     /// The network VPS's namespaces and a socket in them, once it was started.
     pub pinned: Mutex<Option<Pinned>>,
+    /// Id-mappings of layers by the first id of the VPS they are for.
+    pub layer_maps: Mutex<BTreeMap<u32, OwnedFd>>,
     /// Listening sockets by the keeper's name for them: `listen/…`, `service/…`, `host/…`, `api`.
     pub sockets: Mutex<BTreeMap<String, OwnedFd>>,
     table: Mutex<Table>,
@@ -92,6 +94,7 @@ impl Host {
             bailiwick: programs.1,
             stopping: AtomicBool::new(false),
             pinned: Mutex::new(None),
+            layer_maps: Mutex::new(BTreeMap::new()),
             sockets: Mutex::new(sockets),
             table: Mutex::new(table),
             // Ids of programs that an earlier daemon started must not be met again.

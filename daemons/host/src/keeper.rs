@@ -93,7 +93,7 @@ fn check_machine() -> anyhow::Result<()> {
     let release = uname.release().to_string_lossy();
     ensure!(
         version(&release) >= (6, 9),
-        "Linux {release} is too old: bailiwick needs 6.9 or later, for id-mapped mounts and pidfd of what it isolates"
+        "Linux {release} is too old: bailiwick needs 6.9 or later (pidfd of threads, id-mapped tmpfs)"
     );
     Ok(())
 }

@@ -7,8 +7,8 @@ use std::{
 };
 
 use isolation::host::{
-    BLOCK, Cgroup, HostBind, HostError, IdRange, Linker, Namespaces, ShimStart, detached, layer_map, make_namespaces,
-    spawn_shim,
+    BLOCK, Cgroup, HostBind, HostError, IdRange, Linker, Namespaces, ShimStart, begin_namespaces, detached, layer_map,
+    make_namespaces, spawn_shim,
 };
 use model::{
     RunSpec,
@@ -152,7 +152,7 @@ impl Host {
         ))
     }
 
-    /// The steps. The shim is forked first, since it mounts while the rest is being made.
+    /// The steps. Children make the namespaces and the shim's mounts while this makes the rest.
     fn build(
         &self,
         launch: Launch,
@@ -163,12 +163,17 @@ impl Host {
         let directory = self.place.vps(&run.name);
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         rustix::io::ioctl_fionbio(&ours, true)?;
+        let pending = match network {
+            Network::Own => Some(begin_namespaces(shim, range, true)?),
+            Network::Host => Some(begin_namespaces(shim, range, false)?),
+            Network::Pinned => None,
+        };
         let layers: Vec<PathBuf> = match &run.root {
             Root::Layers(ids) => ids.iter().map(|id| self.layers.join("layers").join(id.as_str())).collect(),
             Root::Bare => Vec::new(),
         };
         let mapped = !layers.is_empty() || binds.iter().any(|bind| bind.layer_map);
-        let map = if mapped { Some(layer_map(range.first)?) } else { None };
+        let map = if mapped { Some(self.layer_map(range.first)?) } else { None };
         let start = ShimStart {
             binary: self.shim.as_fd(),
             socket: theirs.as_fd(),
@@ -186,7 +191,10 @@ impl Host {
         drop(theirs);
         let cgroup = self.cgroups.create(run.name.as_str(), &run.limits)?;
         let procs = cgroup.procs()?;
-        let namespaces = self.namespaces(network, shim, range)?;
+        let namespaces = match pending {
+            Some(pending) => pending.finish()?,
+            None => self.pinned_namespaces(shim, range)?,
+        };
         if let Some(link) = &run.link {
             let mut pinned = lock(&self.pinned);
             let pinned =
@@ -218,21 +226,27 @@ impl Host {
         Ok((Arc::new(watch(ours)?), cgroup))
     }
 
-    fn namespaces(&self, network: Network, shim: u32, range: IdRange) -> Result<Namespaces, StartError> {
-        match network {
-            Network::Own => Ok(make_namespaces(shim, range, true)?),
-            Network::Host => Ok(make_namespaces(shim, range, false)?),
-            Network::Pinned => {
-                let mut pinned = lock(&self.pinned);
-                if pinned.is_none() {
-                    let made = make_namespaces(shim, range, true)?;
-                    *pinned = Some(self.pin(made)?);
-                }
-                let pinned = pinned.as_ref().ok_or_else(|| StartError("no network namespace".to_owned()))?;
-                let network = pinned.namespaces.network.as_ref().map(OwnedFd::try_clone).transpose()?;
-                Ok(Namespaces { user: pinned.namespaces.user.try_clone()?, network })
-            }
+    /// The network VPS's namespaces: made once, then joined.
+    fn pinned_namespaces(&self, shim: u32, range: IdRange) -> Result<Namespaces, StartError> {
+        let mut pinned = lock(&self.pinned);
+        if pinned.is_none() {
+            *pinned = Some(self.pin(make_namespaces(shim, range, true)?)?);
         }
+        let pinned = pinned.as_ref().ok_or_else(|| StartError("no network namespace".to_owned()))?;
+        let network = pinned.namespaces.network.as_ref().map(OwnedFd::try_clone).transpose()?;
+        Ok(Namespaces { user: pinned.namespaces.user.try_clone()?, network })
+    }
+
+    /// The id-mapping of layers for the VPS whose first id is `first`, made once.
+    fn layer_map(&self, first: u32) -> Result<OwnedFd, StartError> {
+        let mut maps = lock(&self.layer_maps);
+        if let Some(map) = maps.get(&first) {
+            return Ok(map.try_clone()?);
+        }
+        let map = layer_map(first)?;
+        let copy = map.try_clone()?;
+        maps.insert(first, map);
+        Ok(copy)
     }
 
     /// Has the network VPS's namespaces outlive it and this daemon.

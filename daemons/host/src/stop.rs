@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use wire::{Fault, shim::ToShim};
 
 use crate::{
-    host::Host,
+    host::{Host, lock},
     life::Step,
     record::Record,
     shim::await_cgroup,
@@ -130,6 +130,7 @@ impl Host {
         removed.map_err(|e| Fault::new(ErrorKind::Failed, format!("vps \"{name}\": removing its files: {e}")))?;
         Record::remove(&self.paths.run, name);
         if let Some(vps) = table.vps.remove(name) {
+            lock(&self.layer_maps).remove(&vps.allocation.range(&self.config.ids).first);
             self.events.changed(name, vps.tenant());
         }
         Ok(())

@@ -14,7 +14,7 @@ use rustix::fs::{Mode, OFlags, open};
 use super::HostError;
 
 /// The leaf of a delegated unit that the daemon itself lives in; no VPS can have this name.
-const OWN_LEAF: &str = "_host";
+const OWN_LEAF: &str = "host_";
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 /// Microseconds over which a CPU limit is counted.
 const CPU_PERIOD: u64 = 100_000;

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use sys::namespace::{IdMap, create_user};
+use sys::namespace::{IdMap, PendingUser, begin_user, create_user};
 
 use super::HostError;
 
@@ -29,12 +29,34 @@ pub struct Namespaces {
     pub network: Option<OwnedFd>,
 }
 
-/// Makes a user namespace owned by the uid `shim`, with `ids` from 0 on, and with `network` a network namespace.
-pub fn make_namespaces(shim: u32, ids: IdRange, network: bool) -> Result<Namespaces, HostError> {
+/// Namespaces that a child is making; other steps can be done meanwhile.
+#[derive(Debug)]
+pub struct PendingNamespaces {
+    pending: PendingUser,
+    first: u32,
+}
+
+/// Begins a user namespace owned by the uid `shim`, with `ids` from 0 on, and with `network` a network namespace.
+pub fn begin_namespaces(shim: u32, ids: IdRange, network: bool) -> Result<PendingNamespaces, HostError> {
     let map = IdMap { inside: 0, outside: ids.first, count: ids.count };
-    let made = create_user(shim, map, network);
-    let (user, network) = made.map_err(|source| HostError::Namespaces { first: ids.first, source })?;
-    Ok(Namespaces { user, network })
+    let pending = begin_user(shim, map, network);
+    let pending = pending.map_err(|source| HostError::Namespaces { first: ids.first, source })?;
+    Ok(PendingNamespaces { pending, first: ids.first })
+}
+
+impl PendingNamespaces {
+    /// The namespaces, once they are there.
+    pub fn finish(self) -> Result<Namespaces, HostError> {
+        let first = self.first;
+        let made = self.pending.finish();
+        let (user, network) = made.map_err(|source| HostError::Namespaces { first, source })?;
+        Ok(Namespaces { user, network })
+    }
+}
+
+/// `begin_namespaces` and `finish` in one.
+pub fn make_namespaces(shim: u32, ids: IdRange, network: bool) -> Result<Namespaces, HostError> {
+    begin_namespaces(shim, ids, network)?.finish()
 }
 
 /// A user namespace that serves as the id-mapping of mounts: layers on disk (`LAYER_IDS`…) are seen as owned by the VPS

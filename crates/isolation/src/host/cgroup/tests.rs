@@ -36,7 +36,7 @@ fn a_delegated_unit_is_the_base_before_and_after_the_daemon_moved_into_its_leaf(
     let first = base(PURE, "0::/system.slice/bailiwick.service\n");
     assert_eq!(first.unified, Path::new("/sys/fs/cgroup/system.slice/bailiwick.service"));
     assert!(first.delegated);
-    assert_eq!(base(PURE, "0::/system.slice/bailiwick.service/_host\n"), first);
+    assert_eq!(base(PURE, "0::/system.slice/bailiwick.service/host_\n"), first);
 }
 
 #[test]
