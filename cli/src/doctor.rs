@@ -64,6 +64,7 @@ pub fn run(paths: &Paths, json: bool) -> Result<ExitCode> {
     findings.push(kernel::seccomp());
     findings.extend(cgroup::all());
     findings.push(programs::mmdebstrap());
+    findings.push(programs::configuration(&paths.config));
     findings.push(programs::host(paths));
     if json {
         output::json(&findings)?;
@@ -78,6 +79,7 @@ fn show(findings: &[Finding], color: bool) -> String {
     let width = findings.iter().map(|finding| finding.what.len()).max().unwrap_or(0);
     let mut text = String::new();
     for Finding { what, state, seen, means, next } in findings {
+        let seen = seen.replace('\n', "\n         ");
         let (word, code) = match state {
             Verdict::Ok => ("ok     ", "32"),
             Verdict::Note => ("note   ", "33"),

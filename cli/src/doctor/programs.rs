@@ -1,6 +1,6 @@
-//! Programs that are used, and the host itself.
+//! Programs that are used, the configuration, and the host itself.
 
-use std::os::unix::net::UnixStream;
+use std::{fs, io::ErrorKind, os::unix::net::UnixStream, path::Path};
 
 use model::host::Paths;
 
@@ -18,6 +18,21 @@ pub fn mmdebstrap() -> Finding {
     }
 }
 
+pub fn configuration(file: &Path) -> Finding {
+    const WHAT: &str = "configuration";
+    let name = file.display().to_string();
+    let wrong = |seen: String| Finding::missing(WHAT, seen, "a host does not start with it", format!("edit {name}"));
+    match fs::read_to_string(file) {
+        Ok(text) => match model::host::parse(&name, &text) {
+            Ok(_) => Finding::ok(WHAT, name),
+            // The daemon tells all of them; here one is enough to say that there are some.
+            Err(problems) => wrong(problems.first().map(ToString::to_string).unwrap_or_default()),
+        },
+        Err(error) if error.kind() == ErrorKind::NotFound => Finding::ok(WHAT, format!("no {name}: defaults")),
+        Err(error) => wrong(format!("{name}: {error}")),
+    }
+}
+
 pub fn host(paths: &Paths) -> Finding {
     const WHAT: &str = "host";
     let socket = paths.api();
@@ -29,5 +44,26 @@ pub fn host(paths: &Paths) -> Finding {
             "no VPS is there, and none is woken",
             "start one as root: bailiwickd, or systemctl start bailiwick",
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Verdict;
+
+    #[test]
+    fn a_bad_configuration_is_found() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("host.toml");
+        assert!(configuration(&file).seen.ends_with("host.toml: defaults"));
+        fs::write(&file, "ids = { frist = 1 }\n").expect("a file");
+        let found = configuration(&file);
+        assert!(
+            found.state == Verdict::Missing && found.seen.contains("host.toml:1:9  unknown field `frist`"),
+            "{found:?}"
+        );
+        fs::write(&file, "").expect("a file");
+        assert_eq!(configuration(&file).state, Verdict::Ok);
     }
 }

@@ -7,7 +7,7 @@ pub(crate) fn nearest<'a>(written: &str, known: impl Iterator<Item = &'a str>) -
     }
     let lower = written.to_lowercase();
     let (distance, name) = known.map(|name| (distance(&lower, name), name)).min()?;
-    (distance <= (name.len() / 3).max(1)).then_some(name)
+    (distance <= name.len().div_ceil(3).min(3)).then_some(name)
 }
 
 fn distance(a: &str, b: &str) -> usize {
@@ -34,6 +34,7 @@ mod tests {
         assert_eq!(nearest("comand", known()), Some("command"));
         assert_eq!(nearest("Image", known()), Some("image"));
         assert_eq!(nearest("envs", known()), Some("env"));
+        assert_eq!(nearest("iamge", known()), Some("image"));
         assert_eq!(nearest("volumes", known()), None);
         assert_eq!(distance("kitten", "sitting"), 3);
     }
