@@ -22,7 +22,8 @@ pub async fn run(host: &Host, name: &VpsName, form: Form) -> Result<()> {
 }
 
 fn show(why: &Why) -> String {
-    let mut text = format!("{}\n", why.summary);
+    let (name, summary) = (why.vps.name.as_str(), &why.summary);
+    let mut text = if summary.starts_with(name) { format!("{summary}\n") } else { format!("{name}: {summary}\n") };
     text.push_str(&format!("  {}\n", facts(&why.vps)));
     if !why.story.is_empty() {
         text.push_str("\nWhat happened\n");
@@ -67,13 +68,13 @@ mod tests {
                 "memory": null, "memory_limit": null, "processes": null, "address": "10.80.0.17", "pid": null,
                 "last_wake": null, "failure": "exit 1",
             },
-            "summary": "shop failed: its program exits with 1",
+            "summary": "failed: its program exits with 1",
             "story": vec![json!({ "at_ms": 0, "vps": "shop", "what": "exited", "detail": "exit 1", "actor": "host" }); 17],
             "log": ["no configuration"],
             "next": "bailiwick logs shop",
         });
         let expected = "\
-shop failed: its program exits with 1
+shop: failed: its program exits with 1
   failed for 30s · at 10.80.0.17 · http://shop.test -> 80
 
 What happened
