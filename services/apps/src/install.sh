@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs packages over a base layer; what they add is in WORK/upper afterwards. Runs in a mount namespace of its own, so
-# that everything mounted here goes with it. apt's status lines go to standard output, all else to standard error.
+# that everything mounted here goes with it. apt's status lines of the installation go to standard output, all else to standard error.
 #
 # usage: install.sh BASE WORK CACHE PACKAGE...
 set -eu
@@ -37,9 +37,9 @@ inside() {
     # the layer store syncs the whole layer once, so dpkg need not sync each file
     chroot "$root" "$@" -q -y -o APT::Status-Fd=3 -o Dpkg::Use-Pty=0 -o Acquire::Retries=3 -o APT::Sandbox::User=root \
         -o APT::Keep-Downloaded-Packages=true -o Dpkg::Options::=--force-unsafe-io \
-        ${proxy:+-o "Acquire::http::Proxy=$proxy"} 3>&1 >&2
+        ${proxy:+-o "Acquire::http::Proxy=$proxy"} >&2
 }
-inside apt-get update
+inside apt-get update 3>/dev/null
 
 # apt would take an unknown name with a dot or plus as a pattern, and a final minus as a removal
 chroot "$root" apt-cache pkgnames >"$work/names"
@@ -49,8 +49,8 @@ for package; do
         exit 100
     fi
 done
-inside apt-get install --no-install-recommends "$@"
-inside apt-get autoclean || true
+inside apt-get install --no-install-recommends "$@" 3>&1
+inside apt-get autoclean 3>/dev/null || true
 
 chroot "$root" sh -c '
     rm -f usr/sbin/policy-rc.d etc/resolv.conf var/cache/apt/*.bin var/cache/ldconfig/aux-cache
