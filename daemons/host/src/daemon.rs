@@ -196,8 +196,12 @@ async fn remove_leftovers(host: &Host) {
 
 /// Serves designated VPSs' capabilities, and starts them: the one where links end first.
 fn serve_designated(host: &Arc<Host>) -> anyhow::Result<()> {
-    for (name, designated) in &host.config.designated {
-        host.make_sockets(name, designated).with_context(|| format!("making the sockets of vps \"{name}\""))?;
+    // All before any starts: a service may connect to any other at once.
+    for designated in host.config.designated.values() {
+        host.make_listeners(designated).context("making the sockets of services")?;
+    }
+    for name in host.config.designated.keys() {
+        host.make_capability(name).with_context(|| format!("making the capability of vps \"{name}\""))?;
         let listener = host.held(&format!("host/{name}")).context("a capability's socket")??;
         let listener = UnixListener::from_std(listener.into())?;
         tokio::spawn(serve(host.clone(), name.clone(), listener));

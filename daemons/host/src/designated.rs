@@ -20,7 +20,7 @@ use wire::Fault;
 use crate::{
     grants::Grants,
     host::{Host, lock},
-    listeners::{listen_again, listen_unix},
+    listeners::{listen_again, listen_unix, takes_connections},
     start::{Launch, Network},
 };
 
@@ -58,23 +58,31 @@ const USERLAND: [&str; 22] = [
 ];
 
 impl Host {
-    /// Makes the sockets of a designated VPS, unless the keeper holds them: its capability, one for each service it
-    /// runs, and with `control` the API's.
-    pub fn make_sockets(&self, name: &VpsName, designated: &Designated) -> anyhow::Result<()> {
-        let owner = self.table().get(name)?.allocation.range(&self.config.ids).first;
-        let capability = self.paths.run.join("designated").join(name.as_str());
-        make_directory(&capability, 0o711)?;
-        let services = self.paths.run.join("service");
-        let mut wanted = vec![(format!("host/{name}"), capability, "host.sock".to_owned(), owner)];
-        for service in &designated.services {
-            wanted.push((format!("service/{service}"), services.clone(), format!("{service}.sock"), 0));
-            if service.as_str() == "control" {
-                wanted.push(("api".to_owned(), self.paths.run.clone(), "api.sock".to_owned(), 0));
-            }
+    /// Makes the socket of a designated VPS's capability, unless the keeper holds it.
+    pub fn make_capability(&self, name: &VpsName) -> anyhow::Result<()> {
+        let key = format!("host/{name}");
+        if self.held(&key).is_some() {
+            return Ok(());
         }
-        for (key, directory, file, owner) in wanted {
-            if self.held(&key).is_none() {
-                self.hold(key, listen_unix(&directory, &file, owner)?)?;
+        let owner = self.table().get(name)?.allocation.range(&self.config.ids).first;
+        let directory = self.paths.run.join("designated").join(name.as_str());
+        make_directory(&directory, 0o711)?;
+        Ok(self.hold(key, listen_unix(&directory, "host.sock", owner)?)?)
+    }
+
+    /// Makes the listening sockets a designated VPS gets, unless the keeper holds them: one for each service it runs, and
+    /// with `control` the API's. One that the VPS shut down, which is for good with unix sockets, is made again.
+    pub fn make_listeners(&self, designated: &Designated) -> std::io::Result<()> {
+        let services = self.paths.run.join("service");
+        for service in &designated.services {
+            let mut wanted = vec![(format!("service/{service}"), &services, format!("{service}.sock"))];
+            if service.as_str() == "control" {
+                wanted.push(("api".to_owned(), &self.paths.run, "api.sock".to_owned()));
+            }
+            for (key, directory, file) in wanted {
+                if self.held(&key).is_none() || !takes_connections(directory, &file) {
+                    self.hold(key, listen_unix(directory, &file, 0)?)?;
+                }
             }
         }
         Ok(())
@@ -82,6 +90,7 @@ impl Host {
 
     fn launch(&self, name: &VpsName, designated: &Designated) -> Result<Launch, Fault> {
         let unavailable = |error: std::io::Error| Fault::new(ErrorKind::Failed, format!("vps \"{name}\": {error}"));
+        self.make_listeners(designated).map_err(unavailable)?;
         let services = || designated.services.iter().map(|s| s.as_str().to_owned());
         let mut listeners = Vec::new();
         for service in services() {

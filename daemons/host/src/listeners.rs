@@ -54,6 +54,12 @@ pub fn connect_unix(parent: &Path, file: &str) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Whether the socket at `parent/file` listens. What listens there may see a connection that ends at once.
+pub fn takes_connections(parent: &Path, file: &str) -> bool {
+    use io::ErrorKind::{ConnectionRefused, NotFound};
+    !connect_unix(parent, file).is_err_and(|error| matches!(error.kind(), ConnectionRefused | NotFound))
+}
+
 /// A listening TCP socket on the host.
 pub fn listen_tcp(address: &ListenAddress) -> Result<OwnedFd, Fault> {
     bind_tcp(address.0).map_err(|errno| match errno {
@@ -147,6 +153,20 @@ mod tests {
         assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_err());
         listen_again(&listener).unwrap();
         std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    }
+
+    #[test]
+    fn a_unix_listener_that_was_shut_down_is_noticed_and_can_be_replaced() {
+        let parent = std::env::temp_dir().join(format!("bailiwick-listeners-{}", std::process::id()));
+        fs::create_dir_all(&parent).unwrap();
+        assert!(!takes_connections(&parent, "s.sock"));
+        let socket = listen_unix(&parent, "s.sock", 0).unwrap();
+        assert!(takes_connections(&parent, "s.sock"));
+        rustix::net::shutdown(&socket, rustix::net::Shutdown::Both).unwrap();
+        assert!(!takes_connections(&parent, "s.sock"));
+        let _socket = listen_unix(&parent, "s.sock", 0).unwrap();
+        assert!(takes_connections(&parent, "s.sock"));
+        fs::remove_dir_all(&parent).unwrap();
     }
 
     #[test]
