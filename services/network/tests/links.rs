@@ -251,13 +251,12 @@ fn a_forged_source_is_dropped() {
             vps.connect_link();
             service.attached(vps).await;
         }
-        let foreign = ["192.0.2.1", "2001:db8::1"];
-        for family in 0..2 {
+        for (family, foreign) in ["192.0.2.1", "2001:db8::1"].into_iter().enumerate() {
             let receiver = gateway.udp(gateway.addresses()[family]).await;
             let to = receiver.local_addr().expect("an address");
             let length = if family == 0 { 32 } else { 128 };
             let nodad = if family == 0 { "" } else { "nodad" };
-            for forged in [b.addresses()[family], foreign[family].parse().expect("an address")] {
+            for forged in [b.addresses()[family], foreign.parse().expect("an address")] {
                 a.ip(&format!("addr add {forged}/{length} dev lo {nodad}"));
                 let liar = a.udp(forged).await;
                 liar.send_to(b"forged", to).expect("sent");
@@ -352,10 +351,10 @@ fn an_uplink_leads_outside_and_not_to_other_tenants() {
         // so that it would send back what comes for another VPS
         host.inside(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("set")).await;
         host.inside(|| std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").expect("set")).await;
-        for family in 0..2 {
-            let listener = host.listen(outside[family]).await;
+        for (family, outside) in outside.into_iter().enumerate() {
+            let listener = host.listen(outside).await;
             for vps in [&a, &gateway] {
-                vps.connect((outside[family], 80).into()).await.expect("outside is reached");
+                vps.connect((outside, 80).into()).await.expect("outside is reached");
                 let (_, peer) = listener.accept().expect("accepted");
                 assert_eq!(peer.ip(), vps.addresses()[family]);
             }
