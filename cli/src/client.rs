@@ -17,6 +17,9 @@ const MAX_ANSWER: usize = 64 << 20;
 /// Bytes of one line of a stream at most.
 const MAX_LINE: usize = 1 << 20;
 
+/// How often a question is asked that found nobody at the other end.
+const TRIES: u32 = 3;
+
 /// A host, known by its socket.
 pub struct Host {
     socket: PathBuf,
@@ -74,19 +77,16 @@ impl Host {
 
     /// Sends a request; an answer that says an error becomes one.
     async fn send(&self, method: Method, path: &str, body: Bytes, upgrade: bool) -> Result<Response<Incoming>> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.no_host(&error))?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection.with_upgrades());
-        let mut request = Request::builder().method(method).uri(path).header(header::HOST, "bailiwick");
-        if !body.is_empty() {
-            request = request.header(header::CONTENT_TYPE, "application/json");
-        }
-        if upgrade {
-            request = request.header(header::CONNECTION, "upgrade").header(header::UPGRADE, "bailiwick-exec");
-        }
-        let request =
-            request.body(Full::new(body)).map_err(|error| Failure::new(ErrorKind::Failed, error.to_string()))?;
-        let response = sender.send_request(request).await?;
+        let mut tries = 0;
+        let response = loop {
+            tries += 1;
+            match self.send_once(&method, path, &body, upgrade).await? {
+                Ok(response) => break response,
+                // `control` died before it answered; the next connection waits until it is back.
+                Err(_) if method == Method::GET && tries < TRIES => {}
+                Err(error) => return Err(error.into()),
+            }
+        };
         let status = response.status();
         if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
@@ -100,6 +100,28 @@ impl Host {
                 Failure::new(ErrorKind::Failed, message).next("use the `bailiwick` that belongs to the host's version")
             }
         })
+    }
+
+    async fn send_once(
+        &self,
+        method: &Method,
+        path: &str,
+        body: &Bytes,
+        upgrade: bool,
+    ) -> Result<hyper::Result<Response<Incoming>>> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.no_host(&error))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection.with_upgrades());
+        let mut request = Request::builder().method(method).uri(path).header(header::HOST, "bailiwick");
+        if !body.is_empty() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        if upgrade {
+            request = request.header(header::CONNECTION, "upgrade").header(header::UPGRADE, "bailiwick-exec");
+        }
+        let request = request.body(Full::new(body.clone()));
+        let request = request.map_err(|error| Failure::new(ErrorKind::Failed, error.to_string()))?;
+        Ok(sender.send_request(request).await)
     }
 
     fn no_host(&self, error: &io::Error) -> Failure {

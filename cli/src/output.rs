@@ -47,25 +47,39 @@ pub fn own(text: &str) -> Result<()> {
 
 /// Writes a value as JSON.
 pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<()> {
-    raw(format!("{}\n", serde_json::to_string_pretty(value)?).as_bytes())
+    json_text(serde_json::to_string_pretty(value)?)
 }
 
 /// Writes a value as JSON in one line.
 pub fn json_line<T: Serialize + ?Sized>(value: &T) -> Result<()> {
-    raw(format!("{}\n", serde_json::to_string(value)?).as_bytes())
+    json_text(serde_json::to_string(value)?)
 }
 
-/// `text` with control characters made visible, but for line ends and tabs; so are those that turn the direction of
-/// writing, which could make a line look like another.
+fn json_text(text: String) -> Result<()> {
+    let text = if on_terminal() { harmless_json(&text) } else { text };
+    raw(format!("{text}\n").as_bytes())
+}
+
+/// The same JSON with what JSON leaves as it is and a terminal might obey written as escapes; it can only be in strings.
+fn harmless_json(text: &str) -> String {
+    let escape = |c: char| if steers(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
+    text.chars().map(escape).collect()
+}
+
+/// Whether a terminal might obey `c`, or turn the direction of writing by it, which could make a line look like another.
+fn steers(c: char) -> bool {
+    let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    turns || (c.is_control() && c != '\n' && c != '\t')
+}
+
+/// `text` with control characters made visible, but for line ends and tabs.
 pub fn harmless(text: &str) -> String {
-    let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
-            '\n' | '\t' => out.push(c),
-            c if c.is_ascii_control() => out.push_str(&format!("\\x{:02x}", u32::from(c))),
-            c if c.is_control() || turns(c) => out.push_str(&format!("\\u{{{:x}}}", u32::from(c))),
-            c => out.push(c),
+            c if !steers(c) => out.push(c),
+            c if c.is_ascii() => out.push_str(&format!("\\x{:02x}", u32::from(c))),
+            c => out.push_str(&format!("\\u{{{:x}}}", u32::from(c))),
         }
     }
     out
@@ -79,5 +93,7 @@ mod tests {
     fn control_characters_are_shown() {
         assert_eq!(harmless("a\x1b[31m\tb\r\u{9b}1m\u{202e}\n"), "a\\x1b[31m\tb\\x0d\\u{9b}1m\\u{202e}\n");
         assert_eq!(harmless("grüße"), "grüße");
+        let text = serde_json::to_string("\u{1b}\u{9b}1m\u{7f}ü").expect("JSON");
+        assert_eq!(harmless_json(&text), r#""\u001b\u009b1m\u007fü""#);
     }
 }

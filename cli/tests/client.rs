@@ -72,6 +72,10 @@ fn answer(stream: UnixStream, answers: &Answers, record: &Asked) -> std::io::Res
     reader.read_exact(&mut body)?;
     let request = request.trim_end().trim_end_matches(" HTTP/1.1").to_owned();
     record.lock().expect("the record").push((request.clone(), String::from_utf8_lossy(&body).into_owned()));
+    // `control` is killed while it is asked the first time.
+    if request == "GET /v1/routes" && record.lock().expect("the record").len() == 1 {
+        return Ok(());
+    }
     if request.ends_with("/exec") {
         return echo(stream, reader);
     }
@@ -208,6 +212,14 @@ fn exec_passes_streams_and_the_exit_status_on() {
     let asked = host.asked();
     assert_eq!(asked[0].0, "POST /v1/vps/blog/exec");
     assert_eq!(serde_json::from_str::<Value>(&asked[0].1).expect("JSON"), expected);
+}
+
+#[test]
+fn a_question_is_asked_again_when_its_answer_broke_off() {
+    let host = Host::play([("GET /v1/routes", (200, "[]".to_owned()))].into());
+    let output = host.run(&["routes", "--json"]);
+    assert_eq!((out(&output).as_str(), output.status.code()), ("[]\n", Some(0)), "{}", err(&output));
+    assert_eq!(host.asked().len(), 2);
 }
 
 #[test]
