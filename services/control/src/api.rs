@@ -1,6 +1,6 @@
 //! The HTTP API, on a unix socket that only the host's root can reach.
 
-mod apply;
+pub mod apply;
 mod build;
 mod error;
 mod exec;

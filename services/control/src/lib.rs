@@ -32,6 +32,8 @@ mod view;
 
 #[cfg(test)]
 mod fixtures;
+#[cfg(test)]
+mod tests;
 
 pub use api::openapi::document as openapi_document;
 
@@ -41,7 +43,7 @@ use anyhow::Context as _;
 
 /// Runs the service until it fails.
 pub async fn run(context: service::Context) -> anyhow::Result<()> {
-    let control = shared::Control::open(&context).await?;
+    let control = shared::Control::open(&context)?;
     // Requests wait in the listeners until it is known what is up: a wake must not start what runs already.
     let events = events::follow(control.clone()).await;
     delete::resume(&control);

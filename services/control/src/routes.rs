@@ -118,7 +118,9 @@ impl Routes {
 
     /// Forgets a VPS that was deleted.
     pub fn forget(&self, name: &VpsName) {
-        self.change(|inner, _| drop(inner.states.remove(name)));
+        self.change(|inner, _| {
+            inner.states.remove(name);
+        });
     }
 
     /// One VPS's state.

@@ -66,7 +66,13 @@ mod tests {
         site.setuid = false;
         site.nesting = true;
         let layer = LayerId::try_from("0".repeat(64)).unwrap();
-        let run = run_spec(&"a".parse().unwrap(), &site, &[layer.clone()], &link(), &["9.9.9.9".parse().unwrap()]);
+        let run = run_spec(
+            &"a".parse().unwrap(),
+            &site,
+            std::slice::from_ref(&layer),
+            &link(),
+            &["9.9.9.9".parse().unwrap()],
+        );
         assert_eq!(run.root, Root::Layers(vec![layer]));
         assert_eq!(run.hostname, site.hostname);
         assert_eq!((run.limits, run.env, run.files), (site.limits, site.env, site.files));

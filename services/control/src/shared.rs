@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -24,6 +25,19 @@ use crate::{
 const WAKES: usize = 1024;
 /// How long wakes are collected before they are written.
 const COLLECT: Duration = Duration::from_millis(200);
+
+/// Whom this service talks to.
+#[derive(Debug)]
+pub struct Others {
+    /// The host daemon.
+    pub host: Client,
+    /// The service that has addresses and links.
+    pub network: Client,
+    /// The service that listens.
+    pub gateway: Client,
+    /// The service that has images.
+    pub apps: Client,
+}
 
 /// The service.
 #[derive(Debug)]
@@ -61,21 +75,33 @@ pub struct Control {
 
 impl Control {
     /// Opens the store and starts one driver per VPS.
-    pub async fn open(context: &service::Context) -> anyhow::Result<Arc<Self>> {
-        let path = context.data.join("state.redb");
-        let store = Store::open(&path).with_context(|| format!("opening {}", path.display()))?;
-        let stored = store.load().with_context(|| format!("reading {}", path.display()))?;
-        let (wakes, inbox) = mpsc::channel(WAKES);
-        let control = Arc::new(Self {
+    pub fn open(context: &service::Context) -> anyhow::Result<Arc<Self>> {
+        let others = Others {
             host: context.host.clone(),
             network: context.client("network"),
             gateway: context.client("gateway"),
             apps: context.client("apps"),
-            config: context.config.clone(),
+        };
+        Self::new(others, context.config.clone(), &context.data)
+    }
+
+    /// The same with these to talk to.
+    pub fn new(others: Others, config: HostConfig, data: &Path) -> anyhow::Result<Arc<Self>> {
+        let path = data.join("state.redb");
+        let store = Store::open(&path).with_context(|| format!("opening {}", path.display()))?;
+        let stored = store.load().with_context(|| format!("reading {}", path.display()))?;
+        let (wakes, inbox) = mpsc::channel(WAKES);
+        let Others { host, network, gateway, apps } = others;
+        let control = Arc::new(Self {
+            host,
+            network,
+            gateway,
+            apps,
+            machine: Machine::read(&config).context("reading the machine's size")?,
+            config,
             history: History::default(),
             routes: Routes::default(),
             images: Images::new(stored.images.clone()),
-            machine: Machine::read(&context.config).context("reading the machine's size")?,
             changing: tokio::sync::Mutex::new(()),
             vps: Mutex::default(),
             deleting: Mutex::default(),

@@ -166,7 +166,10 @@ impl Store {
 
     fn put_fact<T: Serialize>(&self, fact: Fact<'_>, value: &T) -> Result<(), StoreError> {
         let bytes = encode(value)?;
-        self.write(|write| Ok(drop(write.open_table(FACTS)?.insert(fact.key().as_str(), bytes.as_slice())?)))
+        self.write(|write| {
+            write.open_table(FACTS)?.insert(fact.key().as_str(), bytes.as_slice())?;
+            Ok(())
+        })
     }
 
     /// Puts all `specs`, or none.

@@ -71,7 +71,10 @@ pub async fn events(State(control): State<Arc<Control>>, Query(query): Query<Eve
                 return;
             }
         }
-        while query.follow {
+        if !query.follow {
+            return;
+        }
+        loop {
             let event = tokio::select! {
                 event = live.recv() => event,
                 () = sender.closed() => return,
