@@ -53,8 +53,13 @@ pub fn parse(line: &[u8]) -> LogLine {
     }
 }
 
-/// The last `count` lines.
-pub fn tail(files: &[File], count: usize) -> std::io::Result<Vec<LogLine>> {
+/// The last `count` lines, on a thread that may take its time: wakes are decided on this one.
+pub async fn last(files: Vec<File>, count: usize) -> std::io::Result<(Vec<File>, Vec<LogLine>)> {
+    let read = tokio::task::spawn_blocking(move || tail(&files, count).map(|lines| (files, lines)));
+    read.await.map_err(std::io::Error::other)?
+}
+
+fn tail(files: &[File], count: usize) -> std::io::Result<Vec<LogLine>> {
     let mut lines: Vec<LogLine> = Vec::new();
     let mut budget = TAIL;
     for file in files.iter().rev() {
@@ -97,7 +102,9 @@ pub async fn follow(control: Arc<Control>, name: VpsName, count: usize, lines: m
             Some(last) => whole(last)?,
             None => 0,
         };
-        for line in tail(&files, count)? {
+        let lines_before;
+        (files, lines_before) = last(files, count).await?;
+        for line in lines_before {
             if lines.send(line).await.is_err() {
                 return Ok(());
             }

@@ -24,6 +24,7 @@ const FILES: usize = 256;
 /// How long `apps` is asked for images that are not known; those that are known do for the rest.
 const IMAGES: Duration = Duration::from_secs(3);
 
+/// All files or nothing: plan, listen, store, take over.
 pub async fn apply(State(control): State<Arc<Control>>, body: Bytes) -> Result<Json<ApplyAnswer>, ApiError> {
     let request: ApplyRequest = parse(&body)?;
     if request.files.is_empty() || request.files.len() > FILES {

@@ -61,11 +61,13 @@ fn rows(control: &Control, images: &[ImageInfo]) -> Vec<ImageRow> {
     images.iter().map(row).collect()
 }
 
+/// `GET /v1/images`
 pub async fn images(State(control): State<Arc<Control>>) -> Result<Json<Vec<ImageRow>>, ApiError> {
     images::refresh(&control, PATIENCE).await?;
     Ok(Json(rows(&control, &control.images.all())))
 }
 
+/// `POST /v1/images/build`
 pub async fn build(State(control): State<Arc<Control>>, body: Bytes) -> Result<Response, ApiError> {
     let request: BuildRequest = parse(&body)?;
     let image = image_ref(&request.image)?;
@@ -132,6 +134,7 @@ async fn follow(
     }
 }
 
+/// `DELETE /v1/images/{reference}`
 pub async fn remove(State(control): State<Arc<Control>>, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
     let image = image_ref(&name)?;
     // An apply that wants this image must come before or after.

@@ -47,6 +47,7 @@ const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
 const EXIT: u8 = 3;
 
+/// Wakes the VPS, answers the upgrade, and runs the program on the upgraded connection.
 pub async fn exec(
     State(control): State<Arc<Control>>,
     Path(name): Path<String>,

@@ -18,6 +18,7 @@ use crate::{calls::insist, shared::Control, view::state_of};
 /// How long the gateway is asked for faults.
 const FAULTS: Duration = Duration::from_secs(1);
 
+/// `GET /v1/routes`
 pub async fn routes(State(control): State<Arc<Control>>) -> Json<Vec<RouteRow>> {
     let faults: BTreeMap<_, _> = match insist(&control.gateway, &Faults {}, FAULTS).await {
         Ok(answer) => answer.faults.into_iter().collect(),
@@ -36,6 +37,7 @@ pub async fn routes(State(control): State<Arc<Control>>) -> Json<Vec<RouteRow>> 
     Json(control.routes.table().into_iter().map(row).collect())
 }
 
+/// `GET /v1/services`
 pub async fn services(State(control): State<Arc<Control>>) -> Json<Vec<ServiceRow>> {
     let statuses = statuses(&control).await;
     let mut rows = Vec::new();
@@ -56,12 +58,14 @@ pub async fn services(State(control): State<Arc<Control>>) -> Json<Vec<ServiceRo
     Json(rows)
 }
 
+/// Query of events.
 #[derive(Debug, Deserialize)]
 pub struct EventsQuery {
     #[serde(default)]
     follow: bool,
 }
 
+/// `GET /v1/events`
 pub async fn events(State(control): State<Arc<Control>>, Query(query): Query<EventsQuery>) -> Response {
     let (sender, receiver) = mpsc::channel::<Event>(stream::WAITING);
     let (past, mut live) = control.history.follow();
@@ -105,6 +109,7 @@ pub struct Health {
     pub vps: usize,
 }
 
+/// `GET /v1/health`
 pub async fn health(State(control): State<Arc<Control>>) -> Json<Health> {
     Json(Health { ok: true, version: env!("CARGO_PKG_VERSION"), vps: control.all().len() })
 }

@@ -41,6 +41,7 @@ const WHY_LINES: usize = 20;
 const LINES: usize = 100;
 const MOST_LINES: usize = 10_000;
 
+/// Query of a list.
 #[derive(Debug, Deserialize)]
 pub struct ListQuery {
     #[serde(default)]
@@ -58,6 +59,7 @@ pub async fn statuses(control: &Control) -> BTreeMap<VpsName, VpsStatus> {
     }
 }
 
+/// `GET /v1/vps`
 pub async fn list(State(control): State<Arc<Control>>, Query(query): Query<ListQuery>) -> Json<Vec<VpsRow>> {
     let statuses = statuses(&control).await;
     let mut rows = Vec::new();
@@ -79,23 +81,26 @@ async fn one(control: &Control, name: &VpsName) -> Result<(VpsRow, Option<Arc<Vp
     Ok((view::designated_row(name, designated, statuses.get(name)), None))
 }
 
+/// `GET /v1/vps/{name}`
 pub async fn get(State(control): State<Arc<Control>>, Path(name): Path<String>) -> Result<Json<VpsRow>, ApiError> {
     let (mut row, vps) = one(&control, &vps_name(&name)?).await?;
     row.spec = vps.map(|vps| model::spec::render(&vps.name, &vps.spec()));
     Ok(Json(row))
 }
 
+/// `GET /v1/vps/{name}/spec`
 pub async fn spec(State(control): State<Arc<Control>>, Path(name): Path<String>) -> Result<Response, ApiError> {
     let vps = server_vps(&control, &vps_name(&name)?)?;
     let text = model::spec::render(&vps.name, &vps.spec());
     Ok(([(CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response())
 }
 
+/// `GET /v1/vps/{name}/why`
 pub async fn why(State(control): State<Arc<Control>>, Path(name): Path<String>) -> Result<Json<Why>, ApiError> {
     let name = vps_name(&name)?;
     let (row, vps) = one(&control, &name).await?;
     let lines = match logs::open(&control, &name).await {
-        Ok(files) => logs::tail(&files, WHY_LINES).unwrap_or_default(),
+        Ok(files) => logs::last(files, WHY_LINES).await.map(|(_, lines)| lines).unwrap_or_default(),
         Err(fault) => {
             tracing::warn!(vps = %name, %fault, "its log can't be read");
             Vec::new()
@@ -110,6 +115,7 @@ pub async fn why(State(control): State<Arc<Control>>, Path(name): Path<String>) 
     Ok(Json(Why { vps: row, summary, story, log, next }))
 }
 
+/// Query of a log.
 #[derive(Debug, Deserialize)]
 pub struct LogsQuery {
     lines: Option<usize>,
@@ -117,6 +123,7 @@ pub struct LogsQuery {
     follow: bool,
 }
 
+/// `GET /v1/vps/{name}/logs`
 pub async fn logs(
     State(control): State<Arc<Control>>,
     Path(name): Path<String>,
@@ -133,8 +140,8 @@ pub async fn logs(
         return Ok(stream::lines(receiver));
     }
     let files = logs::open(&control, &name).await?;
-    let lines = logs::tail(&files, count);
-    let lines =
+    let lines = logs::last(files, count).await;
+    let (_, lines) =
         lines.map_err(|error| ApiError::new(ErrorKind::Failed, format!("reading the log of {name}: {error}")))?;
     tokio::spawn(async move {
         for line in lines {
@@ -155,6 +162,7 @@ pub fn server_vps(control: &Control, name: &VpsName) -> Result<Arc<Vps>, ApiErro
     control.get(name).ok_or_else(|| ApiError::no_vps(name))
 }
 
+/// `POST /v1/vps/{name}/{start,stop,restart,freeze,thaw}`
 pub async fn act(
     State(control): State<Arc<Control>>,
     Path((name, action)): Path<(String, String)>,
@@ -212,6 +220,7 @@ pub async fn reach(vps: &Vps, input: Input, wanted: VpsState) -> Result<(), ApiE
     }
 }
 
+/// `DELETE /v1/vps/{name}`
 pub async fn delete(State(control): State<Arc<Control>>, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
     let name = vps_name(&name)?;
     let vps = server_vps(&control, &name)?;
