@@ -13,7 +13,7 @@ use isolation::host::{Cgroup, Hierarchies, Linker, Namespaces};
 use model::{HostConfig, VpsName, host::Paths};
 use rustix::{
     fs::{Mode, OFlags, open},
-    process::{Resource, Rlimit, WaitOptions, getrlimit, setrlimit, umask, waitpid},
+    process::{WaitOptions, umask, wait},
 };
 use tokio::{
     net::UnixListener,
@@ -51,7 +51,6 @@ pub fn run(paths: Paths) -> anyhow::Result<u8> {
         .with_ansi(false)
         .init();
     umask(Mode::from(0o022));
-    raise_limits();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async move {
         // First, so that a signal that comes early stops the host in order.
@@ -73,16 +72,10 @@ pub fn run(paths: Paths) -> anyhow::Result<u8> {
     })
 }
 
-/// Sockets of all VPSs need descriptors.
-fn raise_limits() {
-    let limit = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-}
-
 /// Reaps shims and other children.
 async fn reap(mut ended: tokio::signal::unix::Signal) {
     while ended.recv().await.is_some() {
-        while matches!(waitpid(None, WaitOptions::NOHANG), Ok(Some(_))) {}
+        while matches!(wait(WaitOptions::NOHANG), Ok(Some(_))) {}
     }
 }
 
@@ -99,6 +92,13 @@ async fn start(paths: Paths, keeper: Keeper, mut held: BTreeMap<String, OwnedFd>
     open_layers(&config::layer_store(&config, &paths))?;
     let cgroups = Hierarchies::find(&config::cgroup_name(&config, &paths)).map_err(explained)?;
     cgroups.prepare().map_err(explained)?;
+    if !held.contains_key("lock") {
+        // Two hosts with one cgroup would take each other's VPSs for leftovers.
+        let lock = cgroups.lock().map_err(explained)?;
+        keeper.keep("lock", &lock)?;
+        // Held here too: without its keeper this daemon still has to stop its VPSs.
+        held.insert("lock".to_owned(), lock);
+    }
     let table = load(&config, &place)?;
     let mut take = |prefix: &str| -> BTreeMap<String, OwnedFd> {
         let names: Vec<_> = held.keys().filter(|name| name.starts_with(prefix)).cloned().collect();

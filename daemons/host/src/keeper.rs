@@ -19,7 +19,10 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{FlockOperation, Mode, OFlags, flock, open},
     net::{AddressFamily, SocketFlags, SocketType, socketpair},
-    process::{Pid, Signal, WaitOptions, getpid, getuid, pidfd_send_signal, set_child_subreaper, waitpid},
+    process::{
+        Pid, Resource, Rlimit, Signal, WaitOptions, getpid, getrlimit, getuid, pidfd_send_signal, set_child_subreaper,
+        setrlimit, wait,
+    },
 };
 use sys::{
     process::{Child, close_on_exec_from, default_signals, exec_fd, place_fd, spawn_child},
@@ -51,6 +54,7 @@ enum End {
 pub fn run(paths: &Paths, root: Option<&Path>) -> anyhow::Result<u8> {
     check_machine()?;
     let lock = lock(paths)?;
+    raise_limits();
     let signals = SignalFd::open(&[Signal::TERM, Signal::INT, Signal::CHILD])?;
     // Shims outlive the daemon that started them; their ends are reaped here.
     set_child_subreaper(Some(getpid()))?;
@@ -96,6 +100,12 @@ fn check_machine() -> anyhow::Result<()> {
         "Linux {release} is too old: bailiwick needs 6.9 or later (pidfd of threads, id-mapped tmpfs)"
     );
     Ok(())
+}
+
+/// The keeper and the daemon have several descriptors per VPS; the daemon inherits the limit.
+fn raise_limits() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
 fn version(release: &str) -> (u32, u32) {
@@ -168,9 +178,10 @@ fn attend(
     let mut stopped = false;
     let mut open = give(&socket, held).is_ok();
     loop {
-        let wanted = if open { PollFlags::IN } else { PollFlags::empty() };
-        let mut fds = [PollFd::new(signals, PollFlags::IN), PollFd::new(&socket, wanted)];
-        match poll(&mut fds, None) {
+        let mut fds = [PollFd::new(signals, PollFlags::IN), PollFd::new(&socket, PollFlags::IN)];
+        // A socket whose other end is closed would be ready for ever.
+        let polled = if open { &mut fds[..] } else { &mut fds[..1] };
+        match poll(polled, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -216,11 +227,12 @@ fn obey((word, name, fd): (Word, String, Option<OwnedFd>), held: &mut Held) -> b
     false
 }
 
-/// Reaps all children that have ended; how the daemon did, if it is one of them.
+/// Reaps all children that have ended, of whatever process group (waitpid's 0 would leave an orphaned init, which is in one
+/// of its own); how the daemon did, if it is one of them.
 fn reap(daemon: Pid) -> anyhow::Result<Option<End>> {
     let mut end = None;
     loop {
-        match waitpid(None, WaitOptions::NOHANG) {
+        match wait(WaitOptions::NOHANG) {
             Ok(Some((pid, status))) if pid == daemon => {
                 // 101 is a panic.
                 let code = status.exit_status().filter(|code| *code != 101);
@@ -242,7 +254,7 @@ fn wait_for_stop(signals: &SignalFd, pause: Duration) -> anyhow::Result<bool> {
             if signal != Signal::CHILD.as_raw() {
                 return Ok(true);
             }
-            while matches!(waitpid(None, WaitOptions::NOHANG), Ok(Some(_))) {}
+            while matches!(wait(WaitOptions::NOHANG), Ok(Some(_))) {}
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {

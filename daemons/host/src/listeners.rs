@@ -104,11 +104,11 @@ fn user_of_port(port: u16) -> Option<(String, String)> {
         if inodes.is_empty() || !pid.bytes().all(|b| b.is_ascii_digit()) {
             continue;
         }
-        let fds = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
+        let mut fds = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
         let holds = |link: fs::DirEntry| {
             fs::read_link(link.path()).is_ok_and(|target| inodes.iter().any(|i| target.as_os_str() == i.as_str()))
         };
-        if fds.map(holds).any(|held| held) {
+        if fds.any(holds) {
             let name = fs::read_to_string(process.path().join("comm")).ok()?;
             return Some((name.trim().to_owned(), pid));
         }
