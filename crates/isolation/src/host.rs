@@ -30,6 +30,9 @@ pub enum HostError {
         #[source]
         source: io::Error,
     },
+    /// Another host has it.
+    #[error("cgroup {} belongs to a host that is running; give this one another `cgroup` in host.toml", .0.display())]
+    CgroupTaken(PathBuf),
     /// No cgroup hierarchy is mounted where one is needed.
     #[error("{0} is not mounted; bailiwick needs cgroup v2, alone or beside v1 `memory`, `cpu` and `pids`")]
     NoHierarchy(&'static str),

@@ -9,7 +9,10 @@ use std::{
 };
 
 use model::Limits;
-use rustix::fs::{Mode, OFlags, open};
+use rustix::{
+    fs::{FlockOperation, Mode, OFlags, flock, open},
+    io::Errno,
+};
 
 use super::HostError;
 
@@ -121,7 +124,7 @@ impl Hierarchies {
             let procs = self.unified.join("cgroup.procs");
             for pid in fs::read_to_string(&procs).map_err(fault("reading", &procs))?.lines() {
                 match fs::write(leaf.join("cgroup.procs"), pid) {
-                    Err(error) if error.raw_os_error() != Some(rustix::io::Errno::SRCH.raw_os_error()) => {
+                    Err(error) if error.raw_os_error() != Some(Errno::SRCH.raw_os_error()) => {
                         return Err(fault("moving into", &leaf)(error));
                     }
                     _ => {}
@@ -131,6 +134,17 @@ impl Hierarchies {
         }
         enable(&self.mount)?;
         enable(&self.unified)
+    }
+
+    /// Claims the host's own group for as long as the descriptor, or a copy of it, is open.
+    pub fn lock(&self) -> Result<OwnedFd, HostError> {
+        let fault = |action, error: Errno| fault(action, &self.unified)(error.into());
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let group = open(&self.unified, flags, Mode::empty()).map_err(|e| fault("opening", e))?;
+        match flock(&group, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => Err(HostError::CgroupTaken(self.unified.clone())),
+            done => done.map_err(|e| fault("locking", e)).map(|()| group),
+        }
     }
 
     /// Names of the VPSs that have a group, such as those a crashed host left.

@@ -14,7 +14,7 @@ use rustix::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
         fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree, unmount,
     },
-    process::{chdir, fchdir, pivot_root, umask},
+    process::{Resource, Rlimit, chdir, fchdir, getrlimit, pivot_root, setrlimit, umask},
     thread::{Gid, Uid, UnshareFlags},
 };
 use sys::{
@@ -27,6 +27,8 @@ use super::HostError;
 
 /// The descriptor under which the shim finds the daemon's socket.
 pub const SHIM_SOCKET: i32 = 3;
+/// The soft limit of descriptors that programs inside begin with, as on any Linux; they may raise it.
+const DESCRIPTORS: u64 = 1024;
 /// Character devices in the shim's `/dev`: name, major, minor.
 const DEVICES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
@@ -93,6 +95,9 @@ fn become_shim(start: &ShimStart<'_>) -> Result<std::convert::Infallible, HostEr
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
         done => done.map_err(fault("setting", "oom_score_adj"))?,
     }
+    // Programs that close all descriptors they could have must not find the daemon's limit.
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(DESCRIPTORS), maximum: limit.maximum });
     unshare(UnshareFlags::NEWNS).map_err(fault("making", "a mount namespace"))?;
     mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
         .map_err(fault("making private", "/"))?;
