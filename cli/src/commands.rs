@@ -5,6 +5,12 @@ use std::{
     process::ExitCode,
 };
 
+use crate::{
+    arguments::{Arguments, Command},
+    client::Host,
+    failure::{Failure, Result},
+    output,
+};
 use clap::CommandFactory;
 use hyper::Method;
 use model::{
@@ -12,16 +18,10 @@ use model::{
     api::{ErrorKind, VpsRow},
 };
 
-use crate::{
-    arguments::{Arguments, Command},
-    client::Host,
-    failure::{Failure, Result},
-    output,
-};
-
 mod apply;
 mod events;
 mod exec;
+mod follow;
 mod images;
 mod logs;
 mod ps;

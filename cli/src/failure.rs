@@ -29,6 +29,11 @@ impl Failure {
         self
     }
 
+    /// Whether `control` went away, which is soon back.
+    pub fn is_broken_off(&self) -> bool {
+        self.0.kind == ErrorKind::Unavailable
+    }
+
     /// What a person reads.
     pub fn text(&self, color: bool) -> String {
         let error = paint(color, "1;31", "error");

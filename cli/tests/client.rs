@@ -76,6 +76,11 @@ fn answer(stream: UnixStream, answers: &Answers, record: &Asked) -> std::io::Res
     if request == "GET /v1/routes" && record.lock().expect("the record").len() == 1 {
         return Ok(());
     }
+    if request == "GET /v1/events?follow=true" && record.lock().expect("the record").len() == 1 {
+        let first = answers[request.as_str()].1.lines().next().unwrap_or_default().to_owned();
+        let mut stream = stream;
+        return write!(stream, "HTTP/1.1 200 X\r\nContent-Length: 9999\r\n\r\n{first}\n{{");
+    }
     if request.ends_with("/exec") {
         return echo(stream, reader);
     }
@@ -220,6 +225,18 @@ fn a_question_is_asked_again_when_its_answer_broke_off() {
     let output = host.run(&["routes", "--json"]);
     assert_eq!((out(&output).as_str(), output.status.code()), ("[]\n", Some(0)), "{}", err(&output));
     assert_eq!(host.asked().len(), 2);
+}
+
+#[test]
+fn a_stream_that_broke_off_goes_on_where_it_was() {
+    let event = |at: u64, what: &str| json!({ "at_ms": at, "vps": "blog", "what": what, "detail": "", "actor": "" });
+    let events = [event(1, "one"), event(1, "two"), event(2, "three")];
+    let body = events.iter().map(|event| format!("{event}\n")).collect::<String>();
+    let host = Host::play([("GET /v1/events?follow=true", (200, body))].into());
+    let output = host.run(&["events", "-f", "--json"]);
+    let text = out(&output);
+    let shown: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!((shown.as_slice(), host.asked().len()), (events.as_slice(), 2), "{}", err(&output));
 }
 
 #[test]

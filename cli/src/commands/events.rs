@@ -1,23 +1,34 @@
 //! `events`: what happened, as it happens.
 
-use hyper::Method;
 use model::api::Event;
 
-use super::time::utc;
+use super::{
+    follow::{self, Timed},
+    time::utc,
+};
 use crate::{arguments::Form, client::Host, failure::Result, output};
 
 /// Prints events.
 pub async fn run(host: &Host, follow: bool, form: Form) -> Result<()> {
-    let mut lines = host.stream(Method::GET, &format!("/v1/events?follow={follow}"), None::<&()>).await?;
+    let path = format!("/v1/events?follow={follow}");
     let mut all = Vec::new();
-    while let Some(event) = lines.next::<Event>().await? {
-        match (form.json, follow) {
-            (true, true) => output::json_line(&event)?,
-            (true, false) => all.push(event),
-            (false, _) => output::line(&show(&event, true))?,
+    follow::lines(host, &path, follow.then_some(path.as_str()), |event: Event| match (form.json, follow) {
+        (true, true) => output::json_line(&event),
+        (true, false) => {
+            all.push(event);
+            Ok(())
         }
-    }
+        (false, _) => output::line(&show(&event, true)),
+    })
+    .await?;
     if form.json && !follow { output::json(&all) } else { Ok(()) }
+}
+
+impl Timed for Event {
+    type Time = u64;
+    fn time(&self) -> u64 {
+        self.at_ms
+    }
 }
 
 /// One line about an event, with the name of its VPS where that is not clear.

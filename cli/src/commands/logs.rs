@@ -1,24 +1,37 @@
 //! `logs`: what a VPS's program wrote.
 
-use hyper::Method;
 use model::{VpsName, api::LogLine};
 
+use super::follow::{self, Timed};
 use crate::{arguments::Form, client::Host, failure::Result, output};
+
+/// Lines that may be written while `control` is being restarted, and still be shown by `-f`.
+const MISSED: u32 = 1000;
 
 /// Prints a log.
 pub async fn run(host: &Host, name: &VpsName, follow: bool, lines: Option<u32>, form: Form) -> Result<()> {
     let lines = lines.map(|lines| format!("&lines={lines}")).unwrap_or_default();
-    let mut stream =
-        host.stream(Method::GET, &format!("/v1/vps/{name}/logs?follow={follow}{lines}"), None::<&()>).await?;
+    let path = format!("/v1/vps/{name}/logs?follow={follow}{lines}");
+    let again = follow.then(|| format!("/v1/vps/{name}/logs?follow=true&lines={MISSED}"));
     let mut all = Vec::new();
-    while let Some(line) = stream.next::<LogLine>().await? {
-        match (form.json, follow) {
-            (true, true) => output::json_line(&line)?,
-            (true, false) => all.push(line),
-            (false, _) => output::line(&show(&line))?,
+    follow::lines(host, &path, again.as_deref(), |line: LogLine| match (form.json, follow) {
+        (true, true) => output::json_line(&line),
+        (true, false) => {
+            all.push(line);
+            Ok(())
         }
-    }
+        (false, _) => output::line(&show(&line)),
+    })
+    .await?;
     if form.json && !follow { output::json(&all) } else { Ok(()) }
+}
+
+impl Timed for LogLine {
+    // RFC 3339 in UTC: in order as texts, too.
+    type Time = String;
+    fn time(&self) -> String {
+        self.at.clone()
+    }
 }
 
 fn show(line: &LogLine) -> String {
