@@ -58,7 +58,16 @@ pub fn run(paths: Paths) -> anyhow::Result<u8> {
         tokio::spawn(reap(signal(SignalKind::child())?));
         let (keeper, held) = Keeper::connect().context("the daemon is started by the keeper: run `bailiwickd`")?;
         let keeper_end = watch(keeper.end()?)?;
-        let host = start(paths, keeper, held).await?;
+        let fresh = held.is_empty();
+        let host = match start(paths.clone(), keeper, held).await {
+            Ok(host) => host,
+            Err(error) => {
+                if fresh {
+                    remove_directories(&paths);
+                }
+                return Err(error);
+            }
+        };
         tokio::select! {
             _ = stop.0.recv() => {}
             _ = stop.1.recv() => {}
@@ -84,12 +93,6 @@ async fn start(paths: Paths, keeper: Keeper, mut held: BTreeMap<String, OwnedFd>
     let bailiwick = config::sibling("bailiwick")?;
     let shim = config::sibling("bailiwick-shim")?;
     let shim = open(&shim, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context("opening bailiwick-shim")?;
-    for (name, mode) in DIRECTORIES {
-        make_directory(&paths.run.join(name), mode)
-            .with_context(|| format!("making {name} under the run directory"))?;
-    }
-    let place = Place::open(&paths, config.ids)?;
-    open_layers(&config::layer_store(&config, &paths))?;
     let cgroups = Hierarchies::find(&config::cgroup_name(&config, &paths)).map_err(explained)?;
     cgroups.prepare().map_err(explained)?;
     if !held.contains_key("lock") {
@@ -99,6 +102,12 @@ async fn start(paths: Paths, keeper: Keeper, mut held: BTreeMap<String, OwnedFd>
         // Held here too: without its keeper this daemon still has to stop its VPSs.
         held.insert("lock".to_owned(), lock);
     }
+    for (name, mode) in DIRECTORIES {
+        make_directory(&paths.run.join(name), mode)
+            .with_context(|| format!("making {name} under the run directory"))?;
+    }
+    let place = Place::open(&paths, config.ids)?;
+    open_layers(&config::layer_store(&config, &paths))?;
     let table = load(&config, &place)?;
     let mut take = |prefix: &str| -> BTreeMap<String, OwnedFd> {
         let names: Vec<_> = held.keys().filter(|name| name.starts_with(prefix)).cloned().collect();
@@ -244,10 +253,15 @@ async fn leave_nothing(host: &Host) {
     if let Err(error) = host.cgroups.remove() {
         warn!(error = error.explain(), "a cgroup stays");
     }
+    remove_directories(&host.paths);
+}
+
+fn remove_directories(paths: &Paths) {
     for (name, _) in DIRECTORIES {
-        if let Err(error) = fs::remove_dir_all(host.paths.run.join(name)) {
-            warn!(name, %error, "a directory stays");
+        match fs::remove_dir_all(paths.run.join(name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => warn!(name, %error, "a directory stays"),
+            _ => {}
         }
     }
-    let _ = fs::remove_file(host.paths.api());
+    let _ = fs::remove_file(paths.api());
 }
