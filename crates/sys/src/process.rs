@@ -148,18 +148,22 @@ pub fn child_events() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Unblocks all signals and gives SIGPIPE, which Rust ignores, its default action, as a program expects to find them.
+/// Unblocks all signals and gives each its default action, as a program expects to find them, whatever this process or
+/// who started it ignored.
 pub fn default_signals() -> io::Result<()> {
-    // SAFETY: the set is initialised by sigemptyset; SIG_DFL is a valid action.
-    unsafe {
-        let mut set = std::mem::zeroed();
-        libc::sigemptyset(&raw mut set);
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-        if libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut()) < 0 {
-            return Err(io::Error::last_os_error());
-        }
+    // As the kernel counts them: 64, of which the two that glibc keeps to itself can be ignored too.
+    const SET: usize = size_of::<u64>();
+    let (none, default) = (0u64, [0u64; 4]);
+    for signal in 1..=64 {
+        // SAFETY: `default` is a whole struct sigaction of the kernel's, whose zeroes mean SIG_DFL without flags; the
+        // kernel only reads it. SIGKILL and SIGSTOP are refused, which is as it should be.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, &raw const default, std::ptr::null::<u64>(), SET) };
     }
-    Ok(())
+    // SAFETY: the kernel reads one set of 64 bits.
+    let done = unsafe {
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, std::ptr::null::<u64>(), SET)
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Takes over the socket that this process inherited under `number`, once.

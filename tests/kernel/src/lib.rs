@@ -22,9 +22,9 @@ use std::{
 };
 
 use isolation::host::{
-    Cgroup, Hierarchies, HostBind, IdRange, LAYER_IDS, ShimStart, layer_map, make_namespaces, spawn_shim,
+    Cgroup, Hierarchies, HostBind, IdRange, LAYER_IDS, Linker, ShimStart, layer_map, make_namespaces, spawn_shim,
 };
-use model::{ExitStatus, Limits, RunSpec, run::Root};
+use model::{ExitStatus, RunSpec, run::Root};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{FileType, Mode, makedev, mknodat},
@@ -59,6 +59,8 @@ pub struct Builder {
     pub network: bool,
     /// Prepared mounts.
     pub binds: Vec<HostBind>,
+    /// Where the other end of its link is made; with `run.link`.
+    pub outer: Option<OwnedFd>,
     /// Sockets for the program.
     pub listeners: Vec<(String, OwnedFd)>,
 }
@@ -69,12 +71,12 @@ impl Builder {
         let json = r#"{"name":"blog","root":{"layers":[]},"command":[],"ready":"started","stop":{"signal":15,"grace_ms":5000}}"#;
         let mut run: RunSpec = serde_json::from_str(json).expect("a run spec");
         run.command = vec!["sh".to_owned(), "-c".to_owned(), command.to_owned()];
-        Self { run, network: true, binds: Vec::new(), listeners: Vec::new() }
+        Self { run, network: true, binds: Vec::new(), outer: None, listeners: Vec::new() }
     }
 
     /// A VPS that waits to be asked.
     pub fn idle() -> Self {
-        Self::shell("trap 'exit 7' TERM; while :; do sleep 1000 & wait; done")
+        Self::shell("exec sleep 1000000")
     }
 
     /// Starts it.
@@ -96,6 +98,9 @@ impl Builder {
         hierarchies.prepare().expect("a cgroup");
         let cgroup = hierarchies.create("blog", &self.run.limits).expect("a cgroup");
         let namespaces = make_namespaces(user, ids, self.network).expect("namespaces");
+        if let (Some(outer), Some(link), Some(inner)) = (&self.outer, &self.run.link, &namespaces.network) {
+            Linker::new(outer.as_fd()).and_then(|mut l| l.create(link, inner.as_fd())).expect("a link");
+        }
         let map = layer_map(ids.first).expect("a map");
         let layers = if self.run.root == Root::Bare { vec![] } else { vec![at("layer")] };
         if let Root::Layers(list) = &mut self.run.root {
@@ -141,7 +146,18 @@ impl Builder {
         };
         let started = Instant::now();
         send(daemon.as_fd(), &start, &fds).expect("the start message");
-        Vps { daemon: Some(daemon), shim: Some(child), cgroup, hierarchies, directory, user, ids, execs: 0, started }
+        Vps {
+            daemon: Some(daemon),
+            shim: Some(child),
+            cgroup,
+            hierarchies,
+            directory,
+            user,
+            ids,
+            execs: 0,
+            started,
+            _outer: self.outer,
+        }
     }
 }
 
@@ -156,7 +172,7 @@ fn layer(root: &Path) {
     for applet in String::from_utf8(applets.stdout).expect("names").lines().filter(|a| *a != "busybox") {
         symlink("busybox", root.join("bin").join(applet)).expect("a link");
     }
-    fs::copy("/bin/busybox", root.join("bin/idroot")).expect("a copy");
+    fs::copy(&*PROBE, root.join("bin/rootprobe")).expect("a copy");
     fs::write(root.join("etc/passwd"), "root:x:0:0::/home:/bin/sh\nweb:x:33:33::/tmp:/bin/sh\n").expect("passwd");
     fs::write(root.join("etc/group"), "root:x:0:\nweb:x:33:\nextra:x:77:web\n").expect("group");
     // What a hostile image could hold; mirrored from what `tar` as root would unpack.
@@ -165,7 +181,7 @@ fn layer(root: &Path) {
     for entry in walk(root) {
         std::os::unix::fs::lchown(&entry, Some(LAYER_IDS), Some(LAYER_IDS)).expect("chown");
     }
-    fs::set_permissions(root.join("bin/idroot"), PermissionsExt::from_mode(0o4755)).expect("chmod");
+    fs::set_permissions(root.join("bin/rootprobe"), PermissionsExt::from_mode(0o4755)).expect("chmod");
     fs::set_permissions(root.join("tmp"), PermissionsExt::from_mode(0o1777)).expect("chmod");
 }
 
@@ -193,6 +209,8 @@ pub struct Vps {
     execs: u64,
     /// When the start message went.
     pub started: Instant,
+    /// The link is gone with the namespace of either end.
+    _outer: Option<OwnedFd>,
 }
 
 /// What an exec did.
@@ -256,8 +274,12 @@ impl Vps {
 
     /// Runs a shell command inside as `user`.
     pub fn exec_as(&mut self, user: &str, command: &str) -> Done {
-        let id = self.begin(user, &["sh", "-c", command]);
-        let (id, mut output) = id;
+        self.run_as(user, &["sh", "-c", command])
+    }
+
+    /// Runs a program inside as `user`.
+    pub fn run_as(&mut self, user: &str, command: &[&str]) -> Done {
+        let (id, mut output) = self.begin(user, command);
         let mut text = String::new();
         output.read_to_string(&mut text).expect("output");
         loop {
@@ -266,7 +288,7 @@ impl Vps {
                     return Done { status, output: text, error };
                 }
                 Some(FromShim::State { .. }) => {}
-                other => panic!("{command}: {other:?}"),
+                other => panic!("{command:?}: {other:?}"),
             }
         }
     }
@@ -302,6 +324,16 @@ impl Vps {
             .iter()
             .filter_map(|name| fs::read_to_string(self.directory.path().join("log").join(name)).ok())
             .collect()
+    }
+
+    /// Waits until its log holds `text`.
+    pub fn said(&mut self, text: &str) {
+        let until = Instant::now() + PATIENCE;
+        while !self.log().contains(text) {
+            assert!(Instant::now() < until, "never said {text:?}:\n{}", self.log());
+            // The shim answers after it has written what it had read by then.
+            self.sh("true");
+        }
     }
 
     /// The directory with its log.
@@ -380,9 +412,4 @@ impl Drop for Vps {
 /// Writes to standard error what a test wants to say.
 pub fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
-}
-
-/// No limits.
-pub fn unlimited() -> Limits {
-    Limits::default()
 }

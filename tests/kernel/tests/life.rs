@@ -1,0 +1,220 @@
+//! Starting, being ready, ending, and what is left.
+
+use std::{fs, net::TcpListener, time::Duration};
+
+use bailiwick_kernel_tests::{Builder, PATIENCE};
+use model::{ExitStatus, run::Ready};
+use wire::shim::{FromShim, ShimState, ToShim};
+
+#[test]
+fn a_program_that_is_not_there_is_named() {
+    let mut builder = Builder::shell("");
+    builder.run.command = vec!["ngnix".to_owned()];
+    let reason = builder.start().not_started();
+    assert!(reason.contains("program \"ngnix\" not found in PATH inside the VPS"), "{reason}");
+}
+
+#[test]
+fn a_user_that_is_not_there_is_named() {
+    let mut builder = Builder::idle();
+    builder.run.user = "nobody".to_owned();
+    let reason = builder.start().not_started();
+    assert!(reason.contains("\"nobody\" is not in /etc/passwd"), "{reason}");
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_named() {
+    let mut builder = Builder::idle();
+    builder.run.files.insert("/bin/busybox/x".to_owned(), String::new());
+    let reason = builder.start().not_started();
+    assert!(reason.contains("writing /bin/busybox/x"), "{reason}");
+}
+
+#[test]
+fn its_end_is_the_programs_and_takes_all_others() {
+    let vps = Builder::shell("sleep 1000 & exit 3").start();
+    assert_eq!(vps.ended(), ExitStatus::Code(3));
+    vps.gone();
+    let vps = Builder::shell("kill -9 $$").start();
+    assert_eq!(vps.ended(), ExitStatus::Signal(9));
+}
+
+#[test]
+fn stop_asks_first() {
+    let mut vps = Builder::shell("trap 'exit 7' TERM; echo listening; while :; do sleep 1000 & wait; done").start();
+    vps.reach(ShimState::Ready);
+    vps.said("listening");
+    vps.tell(&ToShim::Stop { grace_ms: 10_000 });
+    vps.reach(ShimState::Stopping);
+    assert_eq!(vps.ended(), ExitStatus::Code(7));
+}
+
+#[test]
+fn stop_kills_after_the_grace() {
+    let mut vps = Builder::shell("trap '' TERM; echo deaf; while :; do sleep 1000; done").start();
+    vps.reach(ShimState::Ready);
+    // Once its line is in the log, the trap is set.
+    vps.said("deaf");
+    let asked = std::time::Instant::now();
+    vps.tell(&ToShim::Stop { grace_ms: 150 });
+    assert_eq!(vps.ended(), ExitStatus::Signal(9));
+    assert!(asked.elapsed() >= Duration::from_millis(150) && asked.elapsed() < Duration::from_secs(5));
+    vps.gone();
+}
+
+#[test]
+fn programs_can_be_run_and_killed() {
+    let mut vps = Builder::idle().start();
+    vps.reach(ShimState::Ready);
+    let done = vps.exec_as("web", "echo out; echo err >&2; exit 5");
+    assert_eq!((done.status, done.output.as_str(), done.error), (ExitStatus::Code(5), "out\nerr\n", None));
+    let done = vps.run_as("root", &["nothere"]);
+    assert_eq!(done.status, ExitStatus::Code(127));
+    assert!(done.error.is_some_and(|e| e.contains("not found in PATH")));
+    let done = vps.run_as("root", &["/etc/passwd"]);
+    assert_eq!(done.status, ExitStatus::Code(126));
+    let (id, _output) = vps.begin("root", &["sleep", "1000"]);
+    vps.tell(&ToShim::ExecKill { id });
+    loop {
+        match vps.next() {
+            Some(FromShim::ExecEnded { id: ended, status, .. }) if ended == id => {
+                break assert_eq!(status, ExitStatus::Signal(9));
+            }
+            Some(_) => {}
+            None => panic!("the shim ended"),
+        }
+    }
+}
+
+#[test]
+fn ready_when_it_listens_on_the_port_and_not_before() {
+    let mut builder = Builder::shell("probe listen 81 & probe listen 80");
+    builder.run.ready = Ready::Listen(80);
+    let mut vps = builder.start();
+    vps.reach(ShimState::Ready);
+    // 0050 is 80; 0A is LISTEN
+    assert_eq!(vps.sh("grep -c ':0050 00000000:0000 0A' /proc/net/tcp"), "1");
+    // Calls after it are not held.
+    let _server = vps.begin("root", &["probe", "listen", "82"]);
+    vps.sh("until grep -q ':0052 00000000:0000 0A' /proc/net/tcp; do :; done");
+
+    let mut builder = Builder::shell("probe listen 81");
+    builder.run.ready = Ready::Listen(80);
+    let mut vps = builder.start();
+    vps.reach(ShimState::Started);
+    vps.sh("until grep -q ':0051 00000000:0000 0A' /proc/net/tcp; do :; done");
+    vps.tell(&ToShim::Report);
+    assert!(matches!(vps.next(), Some(FromShim::State { state: ShimState::Started, .. })));
+}
+
+#[test]
+fn a_listen_that_fails_fails_as_ever() {
+    let mut builder = Builder::idle();
+    builder.run.ready = Ready::Listen(80);
+    let mut vps = builder.start();
+    vps.reach(ShimState::Started);
+    // EBADF, and ENOTSOCK for the null device
+    assert_eq!(vps.sh("probe 50 99 5"), "-9");
+    assert_eq!(vps.sh("probe 50 0 5"), "-88");
+}
+
+#[test]
+fn ready_when_it_says_so() {
+    let mut builder =
+        Builder::shell("probe notify STATUS=wait; probe notify \"$(printf 'X=1\\nREADY=1')\"; exec sleep 1000");
+    builder.run.ready = Ready::Notify;
+    builder.run.user = "web".to_owned();
+    let vps = builder.start();
+    vps.reach(ShimState::Ready);
+}
+
+#[test]
+fn listening_sockets_are_passed() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a socket");
+    let mut builder = Builder::shell(
+        "echo $LISTEN_FDS $LISTEN_FDNAMES $(($LISTEN_PID-$$)); ls /proc/self/fd | xargs; exec sleep 1000",
+    );
+    builder.listeners = vec![("web".to_owned(), listener.into())];
+    let mut vps = builder.start();
+    vps.reach(ShimState::Ready);
+    vps.said("0 1 2 3");
+    assert!(vps.log().contains("out 1 web 0"), "{}", vps.log());
+    assert_eq!(vps.sh("ls /proc/self/fd | xargs"), "0 1 2 3", "an exec gets none; 3 is ls's own");
+}
+
+#[test]
+fn both_streams_are_logged() {
+    let vps = Builder::shell("echo one; echo two >&2; printf three").start();
+    vps.ended();
+    let log = vps.log();
+    let lines: Vec<&str> = log.lines().collect();
+    assert_eq!(lines.len(), 3, "{log}");
+    for (text, line) in [("out one", 0), ("err two", 1), ("out three", 2)] {
+        let found = lines.iter().find(|l| l.ends_with(text)).unwrap_or_else(|| panic!("{line}: no {text} in {log}"));
+        assert!(found.starts_with("20") && found.contains("Z "), "{found}");
+    }
+}
+
+#[test]
+fn a_flood_is_bounded_on_disk_and_in_memory() {
+    let mut vps = Builder::shell("echo begin; cat /dev/zero | tr '\\0' 'x' | fold -w 200").start();
+    vps.reach(ShimState::Ready);
+    while !vps.log_directory().join("log.1").exists() {
+        vps.sh("true");
+    }
+    let size = |name: &str| fs::metadata(vps.log_directory().join(name)).expect("a log").len();
+    assert!(size("log.1") <= 9 << 20 && size("log") <= 9 << 20);
+    let status = fs::read_to_string(format!("/proc/{}/status", vps.shim_pid())).expect("its status");
+    let rss = status.lines().find_map(|l| l.strip_prefix("RssAnon:")).expect("a line");
+    let kib: u64 = rss.split_whitespace().next().expect("a number").parse().expect("a number");
+    assert!(kib < 2048, "the shim holds {kib} KiB");
+    vps.tell(&ToShim::Stop { grace_ms: 0 });
+    vps.ended();
+}
+
+#[test]
+fn it_ends_with_its_shim() {
+    let mut vps = Builder::idle().start();
+    vps.reach(ShimState::Ready);
+    assert!(!vps.processes().is_empty());
+    vps.kill_shim();
+    vps.gone();
+}
+
+#[test]
+fn it_ends_when_nobody_could_stop_it_any_more() {
+    let mut vps = Builder::idle().start();
+    vps.reach(ShimState::Ready);
+    vps.disconnect();
+    assert_eq!(vps.shim_exit(), 0);
+    vps.gone();
+}
+
+#[test]
+fn its_processes_are_in_its_cgroup() {
+    let vps = Builder::idle().start();
+    vps.reach(ShimState::Ready);
+    let members = vps.cgroup().usage().processes.expect("a count");
+    assert!((2..=3).contains(&members), "{members} processes");
+    for pid in vps.processes() {
+        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        assert!(groups.contains("/blog"), "process {pid}: {groups}");
+    }
+}
+
+#[test]
+fn nothing_is_left() {
+    let mounts = || fs::read_to_string("/proc/self/mountinfo").expect("mounts").lines().count();
+    let before = mounts();
+    let vps = Builder::idle().start();
+    vps.reach(ShimState::Ready);
+    assert_eq!(mounts(), before, "its mounts are its own");
+    vps.tell(&ToShim::Stop { grace_ms: PATIENCE.as_millis() as u64 });
+    vps.ended();
+    vps.gone();
+    let directory = vps.log_directory().parent().expect("a parent").to_owned();
+    // Fails itself when a cgroup is left.
+    drop(vps);
+    assert!(!directory.exists());
+    assert_eq!(mounts(), before);
+}
