@@ -145,8 +145,11 @@ pub struct Statuses {
 /// Answer of `Exec`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ExecEnded {
-    /// How it ended.
+    /// How it ended; 126 or 127, as a shell says it, when it could not be run.
     pub status: ExitStatus,
+    /// Why it could not be run.
+    #[serde(default)]
+    pub error: Option<String>,
 }
 
 /// Answer of `Listening`.

@@ -26,7 +26,9 @@ impl Service for Fake {
     async fn call(&self, peer: &Peer, request: Request, replier: &mut Replier<'_>) -> Result<(), Fault> {
         self.0.fetch_add(1, Ordering::Relaxed);
         match request.method.as_str() {
-            host::Listening::NAME => Ok(replier.done::<host::Listening>(&host::Addresses { addresses: vec![] }, &[]).await?),
+            host::Listening::NAME => {
+                Ok(replier.done::<host::Listening>(&host::Addresses { addresses: vec![] }, &[]).await?)
+            }
             host::Logs::NAME => {
                 let logs: host::Logs = request.parse()?;
                 let (mut ours, theirs) = StdStream::pair()?;
@@ -37,7 +39,9 @@ impl Service for Fake {
                 for _ in 0..3 {
                     replier.more::<host::Events>(&host::Statuses { vps: vec![], gone: vec![] }).await?;
                 }
-                Ok(replier.done::<host::Events>(&host::Statuses { vps: vec![], gone: vec![peer.vps.clone()] }, &[]).await?)
+                Ok(replier
+                    .done::<host::Events>(&host::Statuses { vps: vec![], gone: vec![peer.vps.clone()] }, &[])
+                    .await?)
             }
             host::Thaw::NAME => Err(Fault::denied(format!("{} may not {:?}", peer.vps, Verb::Freeze))),
             _ => Err(request.unknown()),

@@ -5,11 +5,11 @@ use std::{
     fs,
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
-use isolation::host::{Cgroup, Hierarchies, Linker, Namespaces};
+use isolation::host::{Cgroup, Hierarchies, HostError, Linker, Namespaces};
 use model::{HostConfig, VpsName, host::Paths};
 use rustix::{
     fs::{Mode, OFlags, open},
@@ -40,6 +40,9 @@ use crate::{
 /// Directories under `run` that are there while a host is.
 const DIRECTORIES: [(&str, u32); 4] = [("designated", 0o711), ("service", 0o700), ("stage", 0o700), ("vps", 0o700)];
 
+/// How long a daemon whose keeper died may take to stop its VPSs, before a new host on its root gives up.
+const PREDECESSOR: Duration = Duration::from_secs(30);
+
 /// Runs the daemon; the exit code.
 pub fn run(paths: Paths) -> anyhow::Result<u8> {
     tracing_subscriber::fmt()
@@ -56,10 +59,12 @@ pub fn run(paths: Paths) -> anyhow::Result<u8> {
         // First, so that a signal that comes early stops the host in order.
         let mut stop = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         tokio::spawn(reap(signal(SignalKind::child())?));
-        let (keeper, held) = Keeper::connect().context("the daemon is started by the keeper: run `bailiwickd`")?;
+        let (keeper, mut held) = Keeper::connect().context("the daemon is started by the keeper: run `bailiwickd`")?;
         let keeper_end = watch(keeper.end()?)?;
-        let fresh = held.is_empty();
-        let host = match start(paths.clone(), keeper, held).await {
+        let config = config::read(&paths)?;
+        let cgroups = claim(&config, &paths, &keeper, &mut held).await?;
+        let fresh = held.len() == 1;
+        let host = match start(paths.clone(), config, cgroups, keeper, held).await {
             Ok(host) => host,
             Err(error) => {
                 if fresh {
@@ -88,20 +93,44 @@ async fn reap(mut ended: tokio::signal::unix::Signal) {
     }
 }
 
-async fn start(paths: Paths, keeper: Keeper, mut held: BTreeMap<String, OwnedFd>) -> anyhow::Result<Arc<Host>> {
-    let config = config::read(&paths)?;
+/// Makes this host's cgroups, and claims them: two hosts with one cgroup would take each other's VPSs for leftovers.
+async fn claim(
+    config: &HostConfig,
+    paths: &Paths,
+    keeper: &Keeper,
+    held: &mut BTreeMap<String, OwnedFd>,
+) -> anyhow::Result<Hierarchies> {
+    let cgroups = Hierarchies::find(&config::cgroup_name(config, paths)).map_err(explained)?;
+    cgroups.prepare().map_err(explained)?;
+    // Where its directories are there, the claim may be that of a daemon whose keeper died: it is stopping its VPSs.
+    let deadline = Instant::now() + if paths.run.join("vps").exists() { PREDECESSOR } else { Duration::ZERO };
+    while !held.contains_key("lock") {
+        match cgroups.lock() {
+            Ok(lock) => {
+                keeper.keep("lock", &lock)?;
+                // Held here too: without its keeper this daemon still has to stop its VPSs.
+                held.insert("lock".to_owned(), lock);
+            }
+            Err(HostError::CgroupTaken(_)) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                cgroups.prepare().map_err(explained)?;
+            }
+            Err(error) => return Err(explained(error)),
+        }
+    }
+    Ok(cgroups)
+}
+
+async fn start(
+    paths: Paths,
+    config: HostConfig,
+    cgroups: Hierarchies,
+    keeper: Keeper,
+    mut held: BTreeMap<String, OwnedFd>,
+) -> anyhow::Result<Arc<Host>> {
     let bailiwick = config::sibling("bailiwick")?;
     let shim = config::sibling("bailiwick-shim")?;
     let shim = open(&shim, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context("opening bailiwick-shim")?;
-    let cgroups = Hierarchies::find(&config::cgroup_name(&config, &paths)).map_err(explained)?;
-    cgroups.prepare().map_err(explained)?;
-    if !held.contains_key("lock") {
-        // Two hosts with one cgroup would take each other's VPSs for leftovers.
-        let lock = cgroups.lock().map_err(explained)?;
-        keeper.keep("lock", &lock)?;
-        // Held here too: without its keeper this daemon still has to stop its VPSs.
-        held.insert("lock".to_owned(), lock);
-    }
     for (name, mode) in DIRECTORIES {
         make_directory(&paths.run.join(name), mode)
             .with_context(|| format!("making {name} under the run directory"))?;
@@ -126,7 +155,7 @@ async fn start(paths: Paths, keeper: Keeper, mut held: BTreeMap<String, OwnedFd>
     Ok(host)
 }
 
-fn explained(error: isolation::host::HostError) -> anyhow::Error {
+fn explained(error: HostError) -> anyhow::Error {
     anyhow::anyhow!(error.explain())
 }
 

@@ -34,7 +34,8 @@ use wire::keeper::{Word, recv, send};
 const HELD: usize = 100_000;
 /// A daemon that lived longer than this is started again at once.
 const SOUND: Duration = Duration::from_secs(1);
-const MAX_PAUSE: Duration = Duration::from_secs(2);
+const MIN_PAUSE: Duration = Duration::from_millis(10);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the keeper holds, under names.
 type Held = BTreeMap<String, OwnedFd>;
@@ -88,7 +89,7 @@ pub fn run(paths: &Paths, root: Option<&Path>) -> anyhow::Result<u8> {
 
 /// The daemon is started again at once the first time, then with growing pauses.
 fn next_pause(last: Duration) -> Duration {
-    if last.is_zero() { Duration::from_millis(50) } else { (last * 2).min(MAX_PAUSE) }
+    if last.is_zero() { MIN_PAUSE } else { (last * 2).min(MAX_PAUSE) }
 }
 
 fn check_machine() -> anyhow::Result<()> {
@@ -301,7 +302,7 @@ mod tests {
         let pauses: Vec<_> =
             std::iter::successors(Some(Duration::ZERO), |last| Some(next_pause(*last))).take(20).collect();
         assert!(pauses.is_sorted());
-        assert_eq!((pauses[1], pauses[19]), (Duration::from_millis(50), MAX_PAUSE));
+        assert_eq!((pauses[1], pauses[19]), (MIN_PAUSE, MAX_PAUSE));
     }
 
     #[test]

@@ -7,17 +7,17 @@ use std::{
 };
 
 use isolation::host::Cgroup;
-use model::{ExitStatus, Phase, state::Ended};
+use model::{Phase, state::Ended};
 use tokio::{io::unix::AsyncFd, sync::oneshot};
-use wire::shim::{ShimState, ToShim};
+use wire::{
+    host::ExecEnded,
+    shim::{ShimState, ToShim},
+};
 
 use crate::record::UpRecord;
 
 /// The daemon's end of a shim's socket.
 pub type ShimSocket = Arc<AsyncFd<OwnedFd>>;
-
-/// How a program that `Exec` started ended, or why it could not be started.
-pub type ExecEnd = Result<ExitStatus, String>;
 
 /// Whether a VPS has processes.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ pub struct Up {
     /// What outlives this daemon.
     pub record: UpRecord,
     /// Who waits for programs that were started inside.
-    pub execs: BTreeMap<u64, oneshot::Sender<ExecEnd>>,
+    pub execs: BTreeMap<u64, oneshot::Sender<ExecEnded>>,
 }
 
 impl Up {

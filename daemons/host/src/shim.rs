@@ -6,7 +6,10 @@ use isolation::host::Cgroup;
 use model::{ExitStatus, VpsName, state::Ended};
 use tokio::io::Interest;
 use tracing::{info, warn};
-use wire::shim::{FromShim, recv};
+use wire::{
+    host::ExecEnded,
+    shim::{FromShim, recv},
+};
 
 use crate::{
     host::{Host, lock},
@@ -94,7 +97,7 @@ impl Host {
             }
             FromShim::ExecEnded { id, status, error } => {
                 if let Some(waits) = up.execs.remove(&id) {
-                    let _ = waits.send(error.map_or(Ok(status), Err));
+                    let _ = waits.send(ExecEnded { status, error });
                 }
             }
             FromShim::Ended { .. } | FromShim::NotStarted { .. } => {}

@@ -373,7 +373,9 @@ impl Life {
             Restart::Never => false,
         };
         self.tries_left = self.tries_left.saturating_sub(1);
-        let delay = back_off(self.fails);
+        // Whoever asks for a server that ran well until now waits for the next start instead of being turned away.
+        let first = self.fails == 1 && matches!(self.state, State::Running);
+        let delay = if first { 0 } else { back_off(self.fails) };
         self.record("failed", failure.what.clone(), "");
         let because = failure.what.clone();
         self.set(now, State::Failed { failure, until: now + delay, auto }, because);

@@ -46,7 +46,9 @@ fn neighbours_do_not_see_signal_or_reach_each_other() -> Result<()> {
     hello(20401)?;
     let address = host.row("right")?["address"].as_str().context("an address")?.to_owned();
     let connect = |to: &str| {
-        format!("perl -MIO::Socket::INET -e 'print IO::Socket::INET->new(PeerAddr=>\"{to}\",PeerPort=>7,Timeout=>3) ? 1 : 0'")
+        format!(
+            "perl -MIO::Socket::INET -e 'print IO::Socket::INET->new(PeerAddr=>\"{to}\",PeerPort=>7,Timeout=>3) ? 1 : 0'"
+        )
     };
     ensure!(inside(&host, "right", &connect("127.0.0.1"))? == "1", "the probe itself does not work");
     ensure!(inside(&host, "left", &connect(&address))? == "0", "left reached right at {address}");
@@ -79,7 +81,11 @@ fn limits_hold() -> Result<()> {
     hello(20420)?;
     let eater = host.cli(&["exec", "small", "--", "perl", "-e", "my $x = 'x' x (200 << 20); print length $x"])?;
     ensure!(eater.code != 0 && !eater.out.contains("209715200"), "{eater:?}");
-    let forks = inside(&host, "small", "for i in $(seq 40); do sleep 20 & done 2>&1 | grep -ci 'fork' || true; kill $(jobs -p) 2>/dev/null; true")?;
+    let forks = inside(
+        &host,
+        "small",
+        "for i in $(seq 40); do sleep 20 & done 2>&1 | grep -ci 'fork' || true; kill $(jobs -p) 2>/dev/null; true",
+    )?;
     ensure!(forks.trim() != "0", "forty processes were possible: {forks}");
     host.stop()
 }

@@ -16,10 +16,7 @@ use wire::{
 };
 
 use super::Capability;
-use crate::{
-    life::{ExecEnd, Step},
-    table::Vps,
-};
+use crate::{life::Step, table::Vps};
 
 /// Programs that run inside one VPS at once by `Exec`.
 const EXECS: usize = 64;
@@ -38,9 +35,7 @@ impl Capability {
         tokio::select! {
             ended = ended => {
                 let gone = |_| Fault::new(ErrorKind::Failed, format!("vps \"{name}\" ended while the program ran"));
-                let failed = |reason| Fault::new(ErrorKind::Invalid, format!("vps \"{name}\": {reason}"));
-                let status = ended.map_err(gone)?.map_err(failed)?;
-                Ok(replier.done::<Exec>(&ExecEnded { status }, &[]).await?)
+                Ok(replier.done::<Exec>(&ended.map_err(gone)?, &[]).await?)
             }
             () = replier.gone() => {
                 if let Some(up) = self.host.table().run_mut(&name, run).and_then(Vps::up_mut) {
@@ -52,7 +47,7 @@ impl Capability {
         }
     }
 
-    fn begin_exec(&self, id: u64, exec: Exec, fds: &[OwnedFd]) -> Result<(u64, oneshot::Receiver<ExecEnd>), Fault> {
+    fn begin_exec(&self, id: u64, exec: Exec, fds: &[OwnedFd]) -> Result<(u64, oneshot::Receiver<ExecEnded>), Fault> {
         let Exec { name, command, env, user, cwd } = exec;
         let conflict = |message: &str| Fault::new(ErrorKind::Conflict, format!("vps \"{name}\" {message}"));
         let mut table = self.host.table();

@@ -25,7 +25,10 @@ use tokio::{
     net::unix::pipe,
     sync::oneshot,
 };
-use wire::{Fault, host};
+use wire::{
+    Fault,
+    host::{self, ExecEnded},
+};
 
 use super::{
     ACTOR,
@@ -39,7 +42,7 @@ const PROTOCOL: &str = "bailiwick-exec";
 const REQUEST: usize = 1 << 20;
 /// Bytes of one frame.
 const FRAME: usize = 64 << 10;
-/// What a shell would say of a program that could not be run at all.
+/// The exit status when nobody could be asked to run the program.
 const NOT_RUN: i32 = 125;
 
 const STDIN: u8 = 0;
@@ -147,7 +150,7 @@ async fn session(
     }
 }
 
-async fn call(control: &Control, name: &VpsName, wanted: ExecRequest, fds: [OwnedFd; 3]) -> Result<i32, Fault> {
+async fn call(control: &Control, name: &VpsName, wanted: ExecRequest, fds: [OwnedFd; 3]) -> Result<ExecEnded, Fault> {
     let method = host::Exec {
         name: name.clone(),
         command: wanted.command,
@@ -157,7 +160,7 @@ async fn call(control: &Control, name: &VpsName, wanted: ExecRequest, fds: [Owne
     };
     let borrowed = [fds[0].as_fd(), fds[1].as_fd(), fds[2].as_fd()];
     let (ended, _) = control.host.call_with_fds(&method, &borrowed).await?;
-    Ok(ended.status.shell_code())
+    Ok(ended)
 }
 
 /// Frames from the client into the program's input; completes when the client is gone.
@@ -201,7 +204,7 @@ async fn read(pipe: &mut Option<pipe::Receiver>, buffer: &mut [u8]) -> std::io::
 }
 
 impl<W: AsyncWrite + Unpin> Outputs<W> {
-    async fn run(mut self, mut end: oneshot::Receiver<Result<i32, Fault>>) -> std::io::Result<()> {
+    async fn run(mut self, mut end: oneshot::Receiver<Result<ExecEnded, Fault>>) -> std::io::Result<()> {
         let (mut out, mut err) = (vec![0; FRAME], vec![0; FRAME]);
         let result = loop {
             tokio::select! {
@@ -219,7 +222,12 @@ impl<W: AsyncWrite + Unpin> Outputs<W> {
         // All it wrote is in the pipes by now; a process it left behind may keep them open for ever.
         self.drain(&mut out).await?;
         let code = match result {
-            Ok(Ok(code)) => code,
+            Ok(Ok(ended)) => {
+                if let Some(error) = ended.error {
+                    self.frame(STDERR, format!("bailiwick: {error}\n").as_bytes()).await?;
+                }
+                ended.status.shell_code()
+            }
             Ok(Err(fault)) => {
                 self.frame(STDERR, format!("bailiwick: {fault}\n").as_bytes()).await?;
                 NOT_RUN
@@ -253,6 +261,8 @@ impl<W: AsyncWrite + Unpin> Outputs<W> {
 
 #[cfg(test)]
 mod tests {
+    use model::ExitStatus;
+
     use super::*;
 
     #[tokio::test]
@@ -263,7 +273,7 @@ mod tests {
             Outputs { stdout: Some(pipe::Receiver::from_owned_fd(ours).unwrap()), stderr: None, writer: server };
         let (ended, end) = oneshot::channel();
         rustix::io::write(&theirs, b"hello").unwrap();
-        ended.send(Ok(7)).unwrap();
+        ended.send(Ok(ExecEnded { status: ExitStatus::Code(7), error: None })).unwrap();
         // The other end stays open, as a process left behind would keep it.
         outputs.run(end).await.unwrap();
         let mut all = Vec::new();

@@ -63,7 +63,12 @@ fn wait_for_signal() -> Result<()> {
     std::thread::spawn(move || {
         let asked = std::io::stdin().lines().map_while(Result::ok).any(|line| line.trim() == "q");
         // Without a terminal the input ends at once: that asks for nothing.
-        if asked { sender.send(()) } else { std::mem::forget(sender); Ok(()) }
+        if asked {
+            sender.send(())
+        } else {
+            std::mem::forget(sender);
+            Ok(())
+        }
     });
     runtime.block_on(async {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;

@@ -63,7 +63,11 @@ pub fn first_requests(report: &mut Report) -> Result<()> {
         let (warm, again) = timed(|| curl(name))?;
         report.shown(&command, &format!("{}   cold {cold:.1?}, warm {warm:.1?}", body.trim_end()));
         let expected = format!("hello from {name}\n");
-        report.check(&format!("{name} answered twice"), body == expected && again == expected, &format!("{body}{again}"));
+        report.check(
+            &format!("{name} answered twice"),
+            body == expected && again == expected,
+            &format!("{body}{again}"),
+        );
     }
     let (cold, pong) = timed(redis)?;
     let (warm, again) = timed(redis)?;
