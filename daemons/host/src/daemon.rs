@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Context as _;
 use isolation::host::{Cgroup, Hierarchies, HostError, Linker, Namespaces};
-use model::{HostConfig, VpsName, host::Paths};
+use model::{HostConfig, ListenAddress, VpsName, host::Paths};
 use rustix::{
     fs::{Mode, OFlags, open},
     process::{WaitOptions, umask, wait},
@@ -29,6 +29,7 @@ use crate::{
     host::{Host, Pinned, lock},
     ids::Allocation,
     life::{Life, Step, Up},
+    listeners::listen_tcp,
     place::{Place, open_layers},
     record::Record,
     serve::serve,
@@ -149,6 +150,7 @@ async fn start(
         let linker = Linker::new(network.as_fd()).map_err(explained)?;
         *lock(&host.pinned) = Some(Pinned { namespaces: Namespaces { user, network: Some(network) }, linker });
     }
+    listen_as_before(&host);
     adopt(&host, shims)?;
     remove_leftovers(&host).await;
     serve_designated(&host)?;
@@ -179,6 +181,24 @@ fn load(config: &HostConfig, place: &Place) -> anyhow::Result<Table> {
     Ok(table)
 }
 
+/// After a reboot or a crash of the whole host: connections wait from now on, not only when a gateway has asked.
+fn listen_as_before(host: &Host) {
+    let listening = host.listening();
+    let grants = || host.config.designated.values().flat_map(|designated| &designated.grants);
+    let granted = |address: &ListenAddress| grants().any(|grant| grant.allows_listen(address));
+    let before = host.place.listening();
+    for address in before.into_iter().filter(|address| granted(address) && !listening.contains(address)) {
+        match listen_tcp(&address) {
+            Ok(socket) => {
+                if let Err(error) = host.hold(format!("listen/{address}"), socket) {
+                    warn!(%address, %error, "its socket can't be kept");
+                }
+            }
+            Err(fault) => warn!(%fault, "an address can't be listened on as before"),
+        }
+    }
+}
+
 /// Takes up the VPSs whose shims' sockets the keeper held.
 fn adopt(host: &Arc<Host>, shims: BTreeMap<String, OwnedFd>) -> anyhow::Result<()> {
     let mut table = host.table();
@@ -204,7 +224,7 @@ fn adopt(host: &Arc<Host>, shims: BTreeMap<String, OwnedFd>) -> anyhow::Result<(
         let cgroup = host.cgroups.of(name.as_str());
         let step = if cgroup.is_frozen() { Step::Frozen } else { Step::of(&record.phase) };
         let socket = Arc::new(watch(socket)?);
-        let up = Up { step, socket: socket.clone(), pid: None, cgroup, record: up, execs: [].into() };
+        let up = Up { step, socket: socket.clone(), cgroup, record: up, execs: [].into() };
         // An error means that it has ended; its last words wait in the socket.
         let _ = up.say(&ToShim::Report, &[]);
         vps.life = Life::Up(Box::new(up));

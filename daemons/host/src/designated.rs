@@ -121,7 +121,7 @@ impl Host {
             resolvers: self.config.network.resolvers.clone(),
             setuid: designated.userland,
             nesting: designated.userland,
-            ready: Ready::Started,
+            ready: Ready::Notify,
             stop: Stop { signal: 15, grace_ms: GRACE_MS },
         };
         Ok(Launch { run, binds: self.binds(name, designated).map_err(unavailable)?, listeners, network })

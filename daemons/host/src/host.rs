@@ -11,7 +11,7 @@ use std::{
 };
 
 use isolation::host::{Hierarchies, Linker, Namespaces};
-use model::{HostConfig, VpsName, host::Paths};
+use model::{HostConfig, ListenAddress, VpsName, host::Paths};
 use tracing::warn;
 
 use crate::{
@@ -135,5 +135,17 @@ impl Host {
     /// A copy of a listening socket that is held.
     pub fn held(&self, name: &str) -> Option<std::io::Result<OwnedFd>> {
         lock(&self.sockets).get(name).map(OwnedFd::try_clone)
+    }
+    /// The addresses that are listened on.
+    pub fn listening(&self) -> Vec<ListenAddress> {
+        let address = |key: &String| key.strip_prefix("listen/")?.parse().ok().map(ListenAddress);
+        lock(&self.sockets).keys().filter_map(address).collect()
+    }
+
+    /// Notes a change of those, for the next host.
+    pub fn note_listening(&self) {
+        if let Err(error) = self.place.note_listening(&self.listening()) {
+            warn!(%error, "the addresses listened on can't be noted");
+        }
     }
 }

@@ -81,8 +81,6 @@ pub struct Up {
     pub step: Step,
     /// Its shim.
     pub socket: ShimSocket,
-    /// Its first process.
-    pub pid: Option<i32>,
     /// Its cgroup.
     pub cgroup: Cgroup,
     /// What outlives this daemon.

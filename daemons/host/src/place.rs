@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context as _;
 use isolation::host::LAYER_IDS;
 use model::{
-    VpsName,
+    ListenAddress, VpsName,
     host::{Ids, Paths},
 };
 use sys::process::spawn_child;
@@ -113,6 +113,19 @@ impl Place {
     pub fn runs(&self, name: &VpsName) -> u64 {
         let text = fs::read_to_string(self.vps(name).join("runs")).unwrap_or_default();
         text.trim().parse().unwrap_or(0)
+    }
+
+    /// Notes the addresses that are listened on, so that the next host listens there before any service asks for it.
+    pub fn note_listening(&self, addresses: &[ListenAddress]) -> io::Result<()> {
+        let (new, path) = (self.state.join(".listening"), self.state.join("listening"));
+        fs::write(&new, serde_json::to_vec(addresses)?)?;
+        fs::rename(new, path)
+    }
+
+    /// The addresses that were listened on last.
+    pub fn listening(&self) -> Vec<ListenAddress> {
+        let text = fs::read(self.state.join("listening")).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
     }
 
     /// A designated VPS's `/data`, owned by its root.

@@ -31,6 +31,9 @@ pub struct UpRecord {
     pub link: Option<String>,
     /// Whether it was asked to end.
     pub asked: bool,
+    /// Its first process, once there is one.
+    #[serde(default)]
+    pub pid: Option<i32>,
 }
 
 impl Record {

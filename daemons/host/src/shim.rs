@@ -82,7 +82,7 @@ impl Host {
         match message {
             FromShim::State { state, pid, .. } => {
                 let step = up.step.heard(state);
-                if (step, pid) == (up.step, up.pid) {
+                if (step, pid) == (up.step, up.record.pid) {
                     return;
                 }
                 let now = now_ms();
@@ -92,7 +92,7 @@ impl Host {
                 if step != up.step {
                     vps.since_ms = now;
                 }
-                (up.step, up.pid) = (step, pid);
+                (up.step, up.record.pid) = (step, pid);
                 self.changed(name, vps);
             }
             FromShim::ExecEnded { id, status, error } => {

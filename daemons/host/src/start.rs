@@ -95,6 +95,7 @@ impl Host {
             grace_ms: launch.run.stop.grace_ms,
             link: launch.run.link.as_ref().map(|link| link.name.clone()),
             asked: false,
+            pid: None,
         };
         let (socket, cgroup) = self.build(launch, range, shim).map_err(|error| {
             self.unbuild(&name, record.link.as_deref());
@@ -103,7 +104,7 @@ impl Host {
         {
             let mut table = self.table();
             let vps = table.get_mut(&name)?;
-            let up = Up { step: Step::Starting, socket: socket.clone(), pid: None, cgroup, record, execs: [].into() };
+            let up = Up { step: Step::Starting, socket: socket.clone(), cgroup, record, execs: [].into() };
             vps.life = Life::Up(Box::new(up));
             (vps.run, vps.since_ms) = (run, begun_ms);
             self.changed(&name, vps);

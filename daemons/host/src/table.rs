@@ -85,7 +85,7 @@ impl Vps {
             phase: self.phase(),
             run: self.run,
             designated: self.designated,
-            pid: self.up().and_then(|up| up.pid),
+            pid: self.up().and_then(|up| up.record.pid),
             since_ms: self.since_ms,
             start_ms: self.start_ms,
             memory: usage.memory,

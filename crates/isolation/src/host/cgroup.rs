@@ -10,7 +10,7 @@ use std::{
 
 use model::Limits;
 use rustix::{
-    fs::{FlockOperation, Mode, OFlags, flock, open},
+    fs::{FlockOperation, Mode, OFlags, flock, fstat, open, stat},
     io::Errno,
 };
 
@@ -142,8 +142,14 @@ impl Hierarchies {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let group = open(&self.unified, flags, Mode::empty()).map_err(|e| fault("opening", e))?;
         match flock(&group, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => Err(HostError::CgroupTaken(self.unified.clone())),
-            done => done.map_err(|e| fault("locking", e)).map(|()| group),
+            Err(Errno::WOULDBLOCK) => return Err(HostError::CgroupTaken(self.unified.clone())),
+            done => done.map_err(|e| fault("locking", e))?,
+        }
+        // A host that just ended may have removed the group between our open and our lock.
+        let ours = fstat(&group).map_err(|e| fault("looking at", e))?;
+        match stat(&self.unified) {
+            Ok(there) if there.st_ino == ours.st_ino => Ok(group),
+            _ => Err(HostError::CgroupTaken(self.unified.clone())),
         }
     }
 

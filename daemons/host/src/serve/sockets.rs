@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use model::{ListenAddress, Verb, api::ErrorKind};
+use model::{Verb, api::ErrorKind};
 use wire::{
     Connection, Fault, Peer, Replier,
     host::{Addresses, Connect, Listen, Listening, Narrow, Unlisten},
@@ -38,6 +38,7 @@ impl Capability {
                 ));
             }
             self.host.hold(key.clone(), listen_tcp(&address)?)?;
+            self.host.note_listening();
         }
         let socket = self.host.held(&key).ok_or_else(|| Fault::not_found(format!("{address} was closed again")))??;
         Ok(replier.done::<Listen>(&Empty {}, &[socket.as_fd()]).await?)
@@ -49,6 +50,7 @@ impl Capability {
         let socket = lock(&self.host.sockets).remove(&key);
         if let Some(socket) = socket {
             self.host.keeper.drop(&key);
+            self.host.note_listening();
             // Copies that its holders have not closed yet must not keep the port.
             let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both);
         }
@@ -57,9 +59,8 @@ impl Capability {
 
     pub(super) async fn listening(&self, replier: &mut Replier<'_>) -> Result<(), Fault> {
         self.grants.check_any(Verb::Listen)?;
-        let address = |key: &String| key.strip_prefix("listen/")?.parse().ok().map(ListenAddress);
-        let addresses: Vec<_> = lock(&self.host.sockets).keys().filter_map(address).collect();
-        let addresses = addresses.into_iter().filter(|address| self.grants.check_listen(address).is_ok()).collect();
+        let addresses =
+            self.host.listening().into_iter().filter(|address| self.grants.check_listen(address).is_ok()).collect();
         Ok(replier.done::<Listening>(&Addresses { addresses }, &[]).await?)
     }
 
