@@ -9,7 +9,7 @@ use std::{
 };
 
 use model::host::SERVICES;
-use service::Context;
+use service::{Context, Unready};
 
 type Running = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
@@ -35,9 +35,10 @@ async fn serve(services: &[String], listeners: Vec<(String, OwnedFd)>) -> anyhow
         anyhow::ensure!(SERVICES.contains(&name.as_str()), "no service `{name}`; there are {}", SERVICES.join(", "));
     }
     let listeners = Arc::new(Mutex::new(listeners.into_iter().collect()));
+    let unready = Unready::new(services.len());
     let mut running = Vec::new();
     for name in services {
-        let context = Context::start(name, Arc::clone(&listeners)).await?;
+        let context = Context::start(name, Arc::clone(&listeners), Arc::clone(&unready)).await?;
         running.push((name.clone(), start(name, context)?));
     }
     service::first_to_end(running).await

@@ -7,9 +7,12 @@
 use std::{
     collections::BTreeMap,
     future::Future,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::net::UnixDatagram},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use anyhow::Context as _;
@@ -33,17 +36,45 @@ pub struct Context {
     pub data: PathBuf,
     name: String,
     listeners: Arc<Mutex<BTreeMap<String, OwnedFd>>>,
+    unready: Arc<Unready>,
+}
+
+/// How many services of this VPS are not ready yet.
+#[derive(Debug)]
+pub struct Unready(AtomicUsize);
+
+impl Unready {
+    /// `services` have to become ready.
+    pub fn new(services: usize) -> Arc<Self> {
+        Arc::new(Self(AtomicUsize::new(services)))
+    }
+
+    /// One has; with the last, the host is told (sd_notify(3)).
+    fn one_less(&self) {
+        if self.0.fetch_sub(1, Ordering::AcqRel) != 1 {
+            return;
+        }
+        let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+        let say = || UnixDatagram::unbound()?.send_to(b"READY=1", &path);
+        if let Err(error) = say() {
+            tracing::warn!(%error, "the host could not be told that this VPS is ready");
+        }
+    }
 }
 
 impl Context {
     /// Connects to the host daemon and makes the data directory of the service `name`. `listeners` are the sockets that
     /// came with the process (sd_listen_fds(3)).
-    pub async fn start(name: &str, listeners: Arc<Mutex<BTreeMap<String, OwnedFd>>>) -> anyhow::Result<Self> {
+    pub async fn start(
+        name: &str,
+        listeners: Arc<Mutex<BTreeMap<String, OwnedFd>>>,
+        unready: Arc<Unready>,
+    ) -> anyhow::Result<Self> {
         let host = Client::host(HOST_SOCKET);
         let config = host.call(&wire::host::Config {}).await.context("asking the host daemon for its configuration")?;
         let data = PathBuf::from("/data").join(name);
         std::fs::create_dir_all(&data).with_context(|| format!("making {}", data.display()))?;
-        Ok(Self { host, config, data, name: name.to_owned(), listeners })
+        Ok(Self { host, config, data, name: name.to_owned(), listeners, unready })
     }
 
     /// A client of another service.
@@ -58,6 +89,11 @@ impl Context {
         let listener = std::os::unix::net::UnixListener::from(fd);
         listener.set_nonblocking(true)?;
         Ok(UnixListener::from_std(listener)?)
+    }
+
+    /// Says that this service does its job from now on. Once.
+    pub fn ready(&self) {
+        self.unready.one_less();
     }
 
     /// Serves this service's own interface until the end.

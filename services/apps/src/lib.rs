@@ -32,6 +32,7 @@ pub const LAYERS: &str = "/layers";
 pub async fn run(context: service::Context) -> anyhow::Result<()> {
     let store = Arc::new(Store::open(Path::new(LAYERS)).context("opening the layer store")?);
     let debian = Debian::open(store.clone(), &context.data).context("preparing the work directory")?;
+    context.ready();
     context.serve(Arc::new(Apps { builds: Builds::new(store, debian) })).await
 }
 

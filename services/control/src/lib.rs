@@ -49,6 +49,7 @@ pub async fn run(context: service::Context) -> anyhow::Result<()> {
     delete::resume(&control);
     tokio::spawn(images::watch(control.clone()));
     let api = api::serve(context.listener("api")?, control.clone());
+    context.ready();
     let varlink = context.serve(Arc::new(varlink::Server::new(control)));
     tokio::select! {
         ended = api => ended.context("serving the HTTP API"),

@@ -35,7 +35,7 @@ pub async fn run(context: service::Context) -> anyhow::Result<()> {
     let (table_changed, tables) = tokio::sync::watch::channel(());
     tokio::select! {
         () = directory.follow(table_changed) => anyhow::bail!("following the routes ended"),
-        () = listeners.clone().keep(tables) => anyhow::bail!("keeping the listeners ended"),
+        () = listeners.clone().keep(tables, || context.ready()) => anyhow::bail!("keeping the listeners ended"),
         served = context.serve(listeners.clone()) => served,
     }
 }

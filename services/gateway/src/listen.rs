@@ -63,7 +63,10 @@ impl Listeners {
     }
 
     /// Listens as the table says, whenever it changes, without an end.
-    pub async fn keep(self: Arc<Self>, mut tables: watch::Receiver<()>) {
+    ///
+    /// Calls `ready` once the first table is listened on.
+    pub async fn keep(self: Arc<Self>, mut tables: watch::Receiver<()>, ready: impl FnOnce()) {
+        let mut ready = Some(ready);
         // Fetched while the table is still on its way: sockets of an earlier gateway have clients waiting.
         match self.host.call(&Listening {}).await {
             Ok(bound) => {
@@ -79,6 +82,9 @@ impl Listeners {
         }
         loop {
             self.reconcile().await;
+            if self.directory.addresses().is_some() {
+                ready.take().map(|ready| ready());
+            }
             let faulty = !self.held.lock().await.faults.is_empty();
             tokio::select! {
                 changed = tables.changed() => if changed.is_err() { return },

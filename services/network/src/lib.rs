@@ -43,6 +43,7 @@ pub async fn run(context: service::Context) -> anyhow::Result<()> {
     let path = context.data.join("addresses.json");
     let book = AddressBook::open(&path, layout.subnet, layout.subnet6.addr(), FIRST_TENANT)?;
     let links = Links::start(layout).await.context("preparing links")?;
+    context.ready();
     let network = Arc::new(Network { book: Mutex::new(book), links: links.clone() });
     tokio::select! {
         served = context.serve(network) => served,

@@ -255,7 +255,7 @@ impl Rig {
         let (changed, tables) = tokio::sync::watch::channel(());
         let (follow, keep) = (self.directory.clone(), self.listeners.clone());
         self.gateway.spawn(async move { follow.follow(changed).await });
-        self.gateway.spawn(async move { keep.keep(tables).await });
+        self.gateway.spawn(async move { keep.keep(tables, || ()).await });
     }
 
     /// Calls the gateway as a designated VPS that runs `service`.
