@@ -10,13 +10,13 @@ use model::RunSpec;
 use rustix::{
     io::{read, write},
     pipe::{PipeFlags, pipe_with},
-    process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, waitpid},
+    process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid},
 };
 use sys::process::{spawn_child, spawn_sibling};
 use wire::shim::{Bind, Descriptors};
 
 use crate::{
-    channel,
+    channel::{self, ToInit},
     init::{self, Streams},
 };
 
@@ -26,6 +26,8 @@ pub struct Request {
     pub run: RunSpec,
     binds: Vec<Bind>,
     entrance: Entrance,
+    /// `cgroup.procs` files, opened by the daemon, whose rights count.
+    cgroups: Vec<OwnedFd>,
     log: OwnedFd,
     listeners: Vec<(String, OwnedFd)>,
 }
@@ -59,7 +61,7 @@ impl Request {
         let cgroups = (0..count.cgroups).map(|_| next()).collect::<Result<_, _>>()?;
         let listeners =
             count.listeners.iter().map(|name| Ok((name.clone(), next()?))).collect::<anyhow::Result<_>>()?;
-        Ok(Self { run, binds, entrance: Entrance { user, network, cgroups }, log, listeners })
+        Ok(Self { run, binds, entrance: Entrance { user, network }, cgroups, log, listeners })
     }
 }
 
@@ -104,8 +106,24 @@ pub fn start(request: Request) -> Result<Vps, String> {
         let _ = waitpid(Some(pid), WaitOptions::empty());
         fault("opening init")(error.into())
     })?;
+    let joined = join(pid, &request.cgroups).and_then(|()| channel::send(&ours, &ToInit::Go, &[]));
+    joined.map_err(|error| {
+        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+        let _ = waitpid(Some(pid), WaitOptions::empty());
+        fault("joining the cgroup")(error)
+    })?;
     let Request { run, log, .. } = request;
     rustix::io::ioctl_fionbio(output.as_fd(), true).map_err(|e| fault("preparing the log")(e.into()))?;
     rustix::io::ioctl_fionbio(errors.as_fd(), true).map_err(|e| fault("preparing the log")(e.into()))?;
     Ok(Vps { run, pid, pidfd, init: ours, output, errors, log })
+}
+
+/// Moves init into its cgroups. The kernel first waits until no process is being forked anywhere, many milliseconds on
+/// an idle machine; init builds the inside meanwhile, and runs nothing of the tenant's before it hears `Go`.
+fn join(pid: Pid, cgroups: &[OwnedFd]) -> io::Result<()> {
+    let number = pid.as_raw_nonzero().to_string();
+    for procs in cgroups {
+        write(procs, number.as_bytes())?;
+    }
+    Ok(())
 }

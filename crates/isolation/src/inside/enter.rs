@@ -21,12 +21,10 @@ pub struct Entrance {
     pub user: OwnedFd,
     /// The network namespace; none: the one the shim is in.
     pub network: Option<OwnedFd>,
-    /// `cgroup.procs` files, opened by the daemon, whose rights count.
-    pub cgroups: Vec<OwnedFd>,
 }
 
-/// Makes the calling process root of the VPS's user namespace, in its cgroups and network namespace, with new mount, uts,
-/// ipc and cgroup namespaces, and a new pid namespace for the children it makes from here on.
+/// Makes the calling process root of the VPS's user namespace, in its network namespace, with new mount, uts and ipc
+/// namespaces, and a new pid namespace for the children it makes from here on.
 pub fn enter(entrance: &Entrance) -> Result<(), StepError> {
     // Before the ids change, since then /proc/self belongs to the host's root; the shim's own protection from the
     // out-of-memory killer is not the tenant's.
@@ -41,23 +39,12 @@ pub fn enter(entrance: &Entrance) -> Result<(), StepError> {
         set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
         Ok(set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?)
     })?;
-    // Before the cgroup namespace, whose root is where the process is when it is made.
-    step("joining the cgroup", || {
-        for procs in &entrance.cgroups {
-            write(procs, b"0")?;
-        }
-        Ok(())
-    })?;
     if let Some(network) = &entrance.network {
         step("joining the network namespace", || sys::namespace::enter(network.as_fd(), LinkNameSpaceType::Network))?;
     }
     step("making namespaces", || {
         sys::namespace::unshare(
-            UnshareFlags::NEWNS
-                | UnshareFlags::NEWUTS
-                | UnshareFlags::NEWIPC
-                | UnshareFlags::NEWCGROUP
-                | UnshareFlags::NEWPID,
+            UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC | UnshareFlags::NEWPID,
         )
     })?;
     // A session of its own; the shim's terminal, if it had one, is nobody's inside.
@@ -65,6 +52,11 @@ pub fn enter(entrance: &Entrance) -> Result<(), StepError> {
         setsid()?;
         Ok(())
     })
+}
+
+/// Makes the cgroups that the calling process is in the roots of those it sees.
+pub fn enter_cgroup_namespace() -> Result<(), StepError> {
+    step("making a cgroup namespace", || sys::namespace::unshare(UnshareFlags::NEWCGROUP))
 }
 
 fn step(name: &str, run: impl FnOnce() -> io::Result<()>) -> Result<(), StepError> {
