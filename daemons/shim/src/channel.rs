@@ -95,3 +95,25 @@ pub fn bounded(mut text: String) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_init_says_is_bounded_and_parsed() {
+        let (shim, init) = pair().expect("sockets");
+        assert!(matches!(receive::<FromInit>(&shim, FROM_INIT), Ok(Received::Nothing)));
+        let reason = bounded("ü".repeat(5_000));
+        assert_eq!(reason.len(), MAX_REASON);
+        send(&init, &FromInit::NotStarted { reason: reason.clone() }, &[]).expect("sent");
+        let got = receive::<FromInit>(&shim, FROM_INIT);
+        assert!(matches!(got, Ok(Received::Message(FromInit::NotStarted { reason: r }, _)) if r == reason));
+        for junk in [&b"junk"[..], &[0xff; 64], &vec![0x9b; 100_000]] {
+            send_with_fds(init.as_fd(), junk, &[]).expect("sent");
+            assert!(receive::<FromInit>(&shim, FROM_INIT).is_err());
+        }
+        drop(init);
+        assert!(matches!(receive::<FromInit>(&shim, FROM_INIT), Ok(Received::Closed)));
+    }
+}

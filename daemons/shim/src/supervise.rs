@@ -218,7 +218,10 @@ impl Supervisor {
                 self.notify = if notify { fds.next().filter(|fd| ioctl_fionbio(fd, true).is_ok()) } else { None };
             }
             FromInit::Started => {
-                self.enter(ShimState::Started);
+                // It may listen before init has seen that it was executed.
+                if self.state == ShimState::Building {
+                    self.enter(ShimState::Started);
+                }
                 if self.ready == Ready::Started {
                     self.enter(ShimState::Ready);
                 }

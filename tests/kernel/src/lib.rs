@@ -57,6 +57,8 @@ pub struct Builder {
     pub run: RunSpec,
     /// Whether it gets a network namespace of its own.
     pub network: bool,
+    /// Files of a second layer over the first: path to content.
+    pub second_layer: BTreeMap<String, String>,
     /// Prepared mounts.
     pub binds: Vec<HostBind>,
     /// Where the other end of its link is made; with `run.link`.
@@ -71,7 +73,14 @@ impl Builder {
         let json = r#"{"name":"blog","root":{"layers":[]},"command":[],"ready":"started","stop":{"signal":15,"grace_ms":5000}}"#;
         let mut run: RunSpec = serde_json::from_str(json).expect("a run spec");
         run.command = vec!["sh".to_owned(), "-c".to_owned(), command.to_owned()];
-        Self { run, network: true, binds: Vec::new(), outer: None, listeners: Vec::new() }
+        Self {
+            run,
+            network: true,
+            second_layer: BTreeMap::new(),
+            binds: Vec::new(),
+            outer: None,
+            listeners: Vec::new(),
+        }
     }
 
     /// A VPS that waits to be asked.
@@ -102,9 +111,22 @@ impl Builder {
             Linker::new(outer.as_fd()).and_then(|mut l| l.create(link, inner.as_fd())).expect("a link");
         }
         let map = layer_map(ids.first).expect("a map");
-        let layers = if self.run.root == Root::Bare { vec![] } else { vec![at("layer")] };
+        let mut layers = if self.run.root == Root::Bare { vec![] } else { vec![at("layer")] };
+        if !self.second_layer.is_empty() {
+            fs::create_dir(at("second")).expect("a directory");
+            for (path, content) in &self.second_layer {
+                let path = at("second").join(path);
+                fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
+                fs::write(path, content).expect("a file");
+            }
+            for entry in walk(&at("second")) {
+                std::os::unix::fs::lchown(&entry, Some(LAYER_IDS), Some(LAYER_IDS)).expect("chown");
+            }
+            layers.push(at("second"));
+        }
         if let Root::Layers(list) = &mut self.run.root {
-            list.push(serde_json::from_value("0".repeat(64).into()).expect("a layer id"));
+            let id = serde_json::from_value("0".repeat(64).into()).expect("a layer id");
+            list.resize(layers.len(), id);
         }
         let (daemon, shim) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).expect("sockets");

@@ -113,6 +113,16 @@ fn setuid_programs_work_unless_told_otherwise() {
 }
 
 #[test]
+fn a_later_layer_covers_an_earlier_one() {
+    let mut builder = Builder::idle();
+    builder.second_layer.insert("etc/group".to_owned(), "root:x:0:\nover:x:5:web\n".to_owned());
+    let mut vps = builder.start();
+    vps.reach(ShimState::Ready);
+    assert_eq!(vps.exec_as("web", "id -G").output, "33 5\n");
+    assert_eq!(vps.sh("stat -c %u /etc/group /etc/passwd | xargs"), "0 0");
+}
+
+#[test]
 fn capabilities_are_bounded() {
     let bounding = |vps: &mut Vps| {
         let line = vps.sh("grep CapBnd /proc/self/status");
