@@ -31,10 +31,8 @@ pub fn run() -> Result<Vec<Measure>> {
     host.apply("web.toml", SPEC)?;
     let directory = tempfile::Builder::new().prefix("bailiwick-bench-").tempdir_in("/var/tmp")?;
     let config = bare_configuration(directory.path())?;
-    let samples = Samples::take(
-        RUNS,
-        vec![("ours", Box::new(|| ours(&host))), ("bare nginx", Box::new(|| bare(&config)))],
-    );
+    let samples =
+        Samples::take(RUNS, vec![("ours", Box::new(|| ours(&host))), ("bare nginx", Box::new(|| bare(&config)))]);
     let (ours, bare) = (samples.median("ours"), samples.median("bare nginx"));
     Ok(vec![Measure {
         measure: "first answer of a cold nginx through the gateway".to_owned(),

@@ -39,6 +39,13 @@ fn echo(stream: &mut TcpStream) -> Result<()> {
     Ok(())
 }
 
+fn await_end(pid: i32) {
+    let process = std::path::PathBuf::from(format!("/proc/{pid}"));
+    while process.exists() {
+        std::thread::yield_now();
+    }
+}
+
 fn await_other_pid(host: &Host, victim: &str, old: i32) -> Result<()> {
     let deadline = std::time::Instant::now() + LONG;
     loop {
@@ -69,6 +76,8 @@ fn whatever_of_the_administration_is_killed_the_server_and_its_connection_live_o
     }
     let gateway = host.pid_of("gateway")?;
     host.kill(gateway)?;
+    await_end(gateway);
+    // Not one that the dying gateway may still have accepted.
     echo(&mut TcpStream::connect(local(20200))?)?;
     await_other_pid(&host, "gateway", gateway)?;
     ensure!(host.pid_of("echo")? == server);
@@ -111,10 +120,7 @@ fn killing_a_shim_ends_its_vps_and_the_next_request_starts_it_again() -> Result<
     let shim = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap_or_default().trim().parse()?;
     host.kill(shim)?;
     // Who connects while it is being torn down is cut off; who comes after that is not.
-    let gone = std::path::PathBuf::from(format!("/proc/{server}"));
-    while gone.exists() {
-        std::thread::yield_now();
-    }
+    await_end(server);
     echo(&mut TcpStream::connect(local(20220))?)?;
     ensure!(host.pid_of("victim")? != server && host.pid_of("other")? == other);
     host.stop()
