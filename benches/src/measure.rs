@@ -74,8 +74,8 @@ impl Samples {
 
     /// The medians of all but ours.
     pub fn peers(&self) -> BTreeMap<String, f64> {
-        let peer = |name: &&str| (*name != "ours").then(|| ((*name).to_owned(), self.median(name)));
-        self.times.keys().filter_map(|name| peer(name)).collect()
+        let peer = |name: &&'static str| (*name != "ours").then(|| ((*name).to_owned(), self.median(name)));
+        self.times.keys().filter_map(peer).collect()
     }
 }
 

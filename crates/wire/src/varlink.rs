@@ -411,7 +411,7 @@ impl Client {
                 }
                 // The other end was restarted since this connection was used last: try a fresh one.
                 Err(error) if again && broken(&error) => continue,
-                Err(error) => return Err(io::Error::from(error).into()),
+                Err(error) => return Err(error.into()),
             }
         }
     }

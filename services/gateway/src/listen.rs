@@ -82,8 +82,10 @@ impl Listeners {
         }
         loop {
             self.reconcile().await;
-            if self.directory.addresses().is_some() {
-                ready.take().map(|ready| ready());
+            if self.directory.addresses().is_some()
+                && let Some(ready) = ready.take()
+            {
+                ready();
             }
             let faulty = !self.held.lock().await.faults.is_empty();
             tokio::select! {

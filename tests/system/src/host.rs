@@ -108,10 +108,10 @@ impl Host {
         socket.set_read_timeout(Some(Duration::from_millis(200)))?;
         let mut buffer = [0; 256];
         loop {
-            if let Ok(n) = socket.recv(&mut buffer) {
-                if buffer[..n].split(|b| *b == b'\n').any(|line| line == b"READY=1") {
-                    return Ok(());
-                }
+            if let Ok(n) = socket.recv(&mut buffer)
+                && buffer[..n].split(|b| *b == b'\n').any(|line| line == b"READY=1")
+            {
+                return Ok(());
             }
             if let Some(status) = self.keeper.try_wait()? {
                 bail!("bailiwickd ended ({status}) before it was ready:\n{}", self.daemon_log());
