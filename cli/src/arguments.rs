@@ -63,8 +63,8 @@ Also: cwd, user, hostname, env, files, ids, restart, ready, start_deadline, stop
     /// Delete VPSs and what they have on disk
     #[command(after_help = "Example:\n  bailiwick delete blog shop --yes")]
     Delete {
-        /// Which
-        #[arg(required = true)]
+        /// The VPSs' names
+        #[arg(required = true, value_name = "NAME")]
         names: Vec<VpsName>,
         /// Do not ask
         #[arg(long, short)]
@@ -73,7 +73,7 @@ Also: cwd, user, hostname, env, files, ids, restart, ready, start_deadline, stop
     /// Print the stored spec, in the form `apply` takes
     #[command(after_help = "Example:\n  bailiwick get blog > blog.toml")]
     Get {
-        /// Which
+        /// The VPS's name
         name: VpsName,
     },
     /// List VPSs
@@ -91,7 +91,7 @@ Also: cwd, user, hostname, env, files, ids, restart, ready, start_deadline, stop
     /// Print all that is known of a VPS, as JSON
     #[command(after_help = "Example:\n  bailiwick inspect blog")]
     Inspect {
-        /// Which
+        /// The VPS's name
         name: VpsName,
         #[command(flatten)]
         form: Form,
@@ -99,7 +99,7 @@ Also: cwd, user, hostname, env, files, ids, restart, ready, start_deadline, stop
     /// Say why a VPS is awake, asleep or failed
     #[command(after_help = "Example:\n  bailiwick why blog")]
     Why {
-        /// Which
+        /// The VPS's name
         name: VpsName,
         #[command(flatten)]
         form: Form,
@@ -122,12 +122,12 @@ Also: cwd, user, hostname, env, files, ids, restart, ready, start_deadline, stop
     /// Print what a VPS's program wrote
     #[command(after_help = "Examples:\n  bailiwick logs blog\n  bailiwick logs -f -n 20 blog")]
     Logs {
-        /// Which
+        /// The VPS's name
         name: VpsName,
         /// Go on with what it writes from now on
         #[arg(long, short)]
         follow: bool,
-        /// Only the last N lines
+        /// How many of its last lines, at most 10000 [default: 100]
         #[arg(long, short = 'n', value_name = "N")]
         lines: Option<u32>,
         #[command(flatten)]
@@ -147,7 +147,10 @@ Examples:
         form: Form,
     },
     /// Build or remove an image
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  bailiwick image build debian:nginx-light\n  bailiwick image rm debian:nginx-light"
+    )]
     Image(Image),
     /// List routes: what leads where
     #[command(after_help = "Example:\n  bailiwick routes")]
@@ -173,16 +176,19 @@ Examples:
     /// Say what this machine has and lacks
     #[command(after_help = "Example:\n  bailiwick doctor\n\nExits with 7 when something needed is missing.")]
     Doctor {
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
     /// Print completions for a shell
     #[command(after_help = "Example:\n  bailiwick completions bash > /etc/bash_completion.d/bailiwick")]
     Completions {
-        /// Which
+        /// The shell
         shell: clap_complete::Shell,
     },
+    /// Print the names of all VPSs, for completions
+    #[command(hide = true)]
+    Names,
     /// Run services; what designated VPSs execute
     #[command(hide = true)]
     Serve {
@@ -195,7 +201,7 @@ Examples:
 /// In which form to answer.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct Form {
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
@@ -203,8 +209,8 @@ pub struct Form {
 /// VPSs to do something with.
 #[derive(Debug, Args)]
 pub struct Names {
-    /// Which
-    #[arg(required = true)]
+    /// The VPSs' names
+    #[arg(required = true, value_name = "NAME")]
     pub names: Vec<VpsName>,
 }
 
@@ -227,7 +233,7 @@ pub struct Apply {
 /// `exec`
 #[derive(Debug, Args)]
 pub struct Exec {
-    /// In which VPS
+    /// The VPS's name; one that is asleep is started
     pub name: VpsName,
     /// As whom: `name`, `name:group`, `uid` or `uid:gid`
     #[arg(long, short)]
@@ -235,7 +241,7 @@ pub struct Exec {
     /// More environment
     #[arg(long, short, value_name = "NAME=VALUE", value_parser = variable)]
     pub env: Vec<(String, String)>,
-    /// Where
+    /// The directory it begins in
     #[arg(long, value_name = "DIR")]
     pub cwd: Option<String>,
     /// Program and arguments
@@ -260,8 +266,8 @@ pub enum Image {
     /// Remove images that no VPS uses
     #[command(after_help = "Example:\n  bailiwick image rm debian:nginx-light")]
     Rm {
-        /// Which
-        #[arg(required = true)]
+        /// Their names, as `images` lists them
+        #[arg(required = true, value_name = "IMAGE")]
         images: Vec<ImageRef>,
     },
 }
@@ -298,7 +304,7 @@ mod tests {
 
     #[test]
     fn every_command_has_an_example() {
-        for command in Arguments::command().get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "image") {
+        for command in Arguments::command().get_subcommands().filter(|c| !c.is_hide_set()) {
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(help.contains("Example"), "{}", command.get_name());
         }

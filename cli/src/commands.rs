@@ -51,6 +51,10 @@ pub async fn run(host: &Host, command: Command) -> Result<ExitCode> {
         Command::Routes { form } => routes::run(host, form).await?,
         Command::Services { form } => services::run(host, form).await?,
         Command::Events { follow, form } => events::run(host, follow, form).await?,
+        Command::Names => {
+            let rows: Vec<VpsRow> = host.get("/v1/vps?all=true").await?;
+            output::raw(rows.iter().map(|row| format!("{}\n", row.name)).collect::<String>().as_bytes())?;
+        }
         // Carried out before there is a runtime.
         Command::Doctor { .. } | Command::Completions { .. } | Command::Serve { .. } => {}
     }
@@ -61,6 +65,11 @@ pub async fn run(host: &Host, command: Command) -> Result<ExitCode> {
 pub fn completions(shell: clap_complete::Shell) -> Result<ExitCode> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), "bailiwick", &mut script);
+    match shell {
+        clap_complete::Shell::Bash => script.extend_from_slice(include_bytes!("completions/names.bash")),
+        clap_complete::Shell::Fish => script.extend_from_slice(include_bytes!("completions/names.fish")),
+        _ => {}
+    }
     output::raw(&script)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -86,8 +95,14 @@ fn keep_first(first: &mut Option<Failure>, failure: Failure) {
 }
 
 async fn delete(host: &Host, names: &[VpsName], yes: bool) -> Result<()> {
-    if !yes && !confirmed(names)? {
-        return Err(Failure::new(ErrorKind::Invalid, "nothing was deleted"));
+    if !yes {
+        // Nobody is asked about what is not there.
+        for name in names {
+            host.get_text(&format!("/v1/vps/{name}/spec")).await?;
+        }
+        if !confirmed(names)? {
+            return Err(Failure::new(ErrorKind::Failed, "nothing was deleted"));
+        }
     }
     let mut failed: Option<Failure> = None;
     for name in names {

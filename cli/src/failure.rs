@@ -6,7 +6,10 @@ use std::{
     process::ExitCode,
 };
 
-use model::api::{ErrorAnswer, ErrorKind};
+use model::{
+    api::{ErrorAnswer, ErrorKind},
+    spec::Problem,
+};
 
 use crate::output::{harmless, paint};
 
@@ -26,6 +29,14 @@ impl Failure {
     /// With what to do next.
     pub fn next(mut self, next: impl Into<String>) -> Self {
         self.0.next = Some(next.into());
+        self
+    }
+
+    /// The same, as a problem with a place: `problem` is without what is wrong.
+    pub fn at(mut self, mut problem: Problem) -> Self {
+        problem.message = std::mem::take(&mut self.0.message);
+        problem.hint = self.0.next.take();
+        self.0.problems = vec![problem];
         self
     }
 

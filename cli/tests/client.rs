@@ -250,11 +250,44 @@ fn every_failure_of_several_is_told() {
 
 #[test]
 fn a_delete_nobody_confirmed_is_none() {
-    let host = Host::play([("DELETE /v1/vps/blog", (204, String::new()))].into());
+    let answers = [("DELETE /v1/vps/blog", (204, String::new())), ("GET /v1/vps/blog/spec", (200, String::new()))];
+    let host = Host::play(answers.into());
     let output = host.run(&["delete", "blog"]);
     assert!(output.status.code() == Some(2) && err(&output).contains("--yes"), "{output:?}");
-    assert!(host.asked().is_empty());
+    assert_eq!(host.run(&["delete", "blgo"]).status.code(), Some(3), "what is not there is not asked about");
+    assert!(host.asked().iter().all(|(line, _)| line.starts_with("GET ")), "{:?}", host.asked());
     assert_eq!(out(&host.run(&["delete", "--yes", "blog"])), "blog: deleted\n");
+}
+
+#[test]
+fn bash_completes_the_names_of_vpss() {
+    let row = |name: &str| {
+        json!({
+            "name": name, "tenant": "acme", "state": "asleep", "for_ms": 0, "routes": {}, "memory": null,
+            "memory_limit": null, "processes": null, "address": null, "pid": null, "last_wake": null, "failure": null,
+        })
+    };
+    let rows = json!([row("blog"), row("blue"), row("shop")]).to_string();
+    let host = Host::play([("GET /v1/vps?all=true", (200, rows))].into());
+    let program = env!("CARGO_BIN_EXE_bailiwick");
+    let complete = |words: &str| {
+        let script = format!(
+            "source <({program} completions bash)\nCOMP_WORDS=({program} {words} \"$1\")\nCOMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))\n\
+             _bailiwick_and_names {program} \"$1\" \"${{COMP_WORDS[COMP_CWORD - 1]}}\"\necho \"${{COMPREPLY[*]}}\""
+        );
+        let root = host.root.path();
+        move |last: &str| {
+            let mut bash = Command::new("bash");
+            bash.args(["-c", &script, "bash", last]).env("BAILIWICK_ROOT", root);
+            out(&bash.output().expect("bash runs")).trim_end().to_owned()
+        }
+    };
+    assert_eq!(complete("why")("bl"), "blog blue");
+    assert_eq!(complete("logs -f")(""), "blog blue shop");
+    assert_eq!(complete("stop blog")("s"), "shop");
+    assert_eq!(complete("image")("b"), "build", "sub-commands stay");
+    assert!(complete("logs")("--f").contains("--follow"), "options stay");
+    assert_eq!(complete("exec blog")("s"), "", "a program is no VPS");
 }
 
 #[test]

@@ -27,7 +27,7 @@ pub async fn run(host: &Host, apply: Apply) -> Result<()> {
         planned
     } else {
         for image in &planned.missing_images {
-            images::build(host, image, false).await?;
+            images::build(host, image, false).await.map_err(|failure| placed(failure, image, &request.files))?;
         }
         request.dry_run = false;
         host.post("/v1/apply", &request).await?
@@ -55,6 +55,30 @@ fn read(path: &Path) -> Result<SpecFile> {
     match String::from_utf8(bytes) {
         Ok(text) => Ok(SpecFile { name, text }),
         Err(error) => Err(not_text(name, &error)),
+    }
+}
+
+/// A failed build of `image`, said where a file names that image.
+fn placed(failure: Failure, image: &str, files: &[SpecFile]) -> Failure {
+    let found = files.iter().find_map(|file| {
+        let place = file.text.lines().enumerate().find_map(|(index, text)| {
+            let key = text.split_once('=').is_some_and(|(key, _)| key.trim() == "image");
+            let at = text.find(&format!("\"{image}\"")).filter(|_| key)?;
+            Some((index + 1, at, text))
+        });
+        place.map(|(line, at, text)| Problem {
+            file: file.name.clone(),
+            line,
+            column: text[..at].chars().count() + 1,
+            width: image.chars().count() + 2,
+            text: text.to_owned(),
+            message: String::new(),
+            hint: None,
+        })
+    });
+    match found {
+        Some(problem) => failure.at(problem),
+        None => failure,
     }
 }
 
@@ -151,6 +175,19 @@ mod tests {
         assert_eq!(show(&answer(), false, false), expected);
         let dry = show(&answer(), true, false);
         assert!(dry.ends_with("image debian:redis-server would be built\n1 to create, 1 to change, 1 as they were; nothing was changed\n"), "{dry}");
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_built_has_a_place() {
+        let text = "tenant = \"acme\"\n[vps.a]\nimage = \"debian:nginx-lite\"\n".to_owned();
+        let file = SpecFile { name: "s.toml".to_owned(), text };
+        let failure = Failure::new(ErrorKind::NotFound, "no such package").next("look");
+        let expected = "error: 1 problem in s.toml; nothing was changed\n\n\
+            s.toml:3:9  no such package\n  \
+              3 | image = \"debian:nginx-lite\"\n    \
+                | ^^^^^^^^^^^^^^^^^^^ look\n";
+        let told = placed(failure, "debian:nginx-lite", &[file]).text(false);
+        assert_eq!(told.replace("|         ^", "| ^"), expected);
     }
 
     #[test]

@@ -106,6 +106,9 @@ fn style(total: u64) -> ProgressStyle {
 }
 
 fn show(rows: &[ImageRow], now_ms: u64) -> String {
+    if rows.is_empty() {
+        return "no images; `bailiwick apply` builds those that are missing\n".to_owned();
+    }
     table::text(
         ["IMAGE", "SIZE", "OWN", "LAYERS", "BUILT", "USED BY"],
         rows.iter().map(|row| {

@@ -8,6 +8,9 @@ use model::{
 
 use crate::{arguments::Form, client::Host, failure::Result, output, table};
 
+/// Characters of a failure's reason at most; `why` has all.
+const REASON: usize = 60;
+
 /// Lists VPSs.
 pub async fn run(host: &Host, tenant: Option<&TenantName>, all: bool, form: Form) -> Result<()> {
     let mut rows: Vec<VpsRow> = host.get("/v1/vps?all=true").await?;
@@ -18,6 +21,9 @@ pub async fn run(host: &Host, tenant: Option<&TenantName>, all: bool, form: Form
     });
     if form.json {
         return output::json(&rows);
+    }
+    if let (true, Some(tenant)) = (rows.is_empty(), tenant) {
+        return output::own(&format!("tenant {tenant} has no VPSs\n"));
     }
     output::own(&show(&rows, available_memory()))
 }
@@ -83,11 +89,22 @@ fn memory(used: Option<u64>, limit: Option<u64>) -> String {
 
 fn last(row: &VpsRow) -> String {
     if let (State::Failed, Some(failure)) = (row.state, &row.failure) {
-        return format!("{failure}: bailiwick why {}", row.name);
+        return format!("{}: bailiwick why {}", shortened(failure), row.name);
     }
     let Some(wake) = &row.last_wake else { return "-".to_owned() };
     let took = wake.took_ms.map_or("-".to_owned(), show_duration_ms);
     format!("{took:<5} {}", wake.by)
+}
+
+/// A failure with its reason in so few characters that a line stays one; what follows the reason is kept.
+fn shortened(failure: &str) -> String {
+    let (reason, rest) = failure.rsplit_once(", ").unwrap_or((failure, ""));
+    if reason.chars().count() <= REASON {
+        return failure.to_owned();
+    }
+    let reason: String = reason.chars().take(REASON - 1).collect();
+    let comma = if rest.is_empty() { "" } else { ", " };
+    format!("{}…{comma}{rest}", reason.trim_end())
 }
 
 fn summary(rows: &[VpsRow], free: Option<u64>) -> String {
@@ -96,7 +113,7 @@ fn summary(rows: &[VpsRow], free: Option<u64>) -> String {
     let states = order.into_iter().map(|s| (count(s), s)).filter(|(n, _)| *n > 0);
     let states: Vec<_> = states.map(|(n, s)| format!("{n} {}", state(s))).collect();
     let mut text = match rows.len() {
-        0 => "no VPSs: bailiwick apply FILE makes some".to_owned(),
+        0 => return "no VPSs; `bailiwick apply FILE` makes some\n".to_owned(),
         1 => format!("1 VPS: {}", states.join(", ")),
         n => format!("{n} VPSs: {}", states.join(", ")),
     };
@@ -131,6 +148,15 @@ mod tests {
     }
 
     #[test]
+    fn a_long_failure_leaves_a_line_one_line() {
+        assert_eq!(shortened("exit 1, 5th try in 40s"), "exit 1, 5th try in 40s");
+        let long = format!("program \"{}\" not found, the next request tries again", "x".repeat(200));
+        let short = shortened(&long);
+        assert!(short.starts_with("program \"xxx") && short.ends_with("x…, the next request tries again"), "{short}");
+        assert_eq!(short.chars().count(), REASON + ", the next request tries again".len());
+    }
+
+    #[test]
     fn the_listing_is_as_the_interface_says() {
         let wake = |took: u64, by: &str| json!({ "took_ms": took, "by": by, "at_ms": 0 });
         let rows = [
@@ -154,7 +180,7 @@ shop  beta    failed   30s  https://shop.example.org  -        exit 1, 5th try i
 3 VPSs: 1 running, 1 asleep, 1 failed · 88 MiB in use · 7.1 GiB free
 ";
         assert_eq!(show(&rows, Some(7_623_566_336)), expected);
-        assert_eq!(show(&[], None), "no VPSs: bailiwick apply FILE makes some · 0 B in use\n");
+        assert_eq!(show(&[], None), "no VPSs; `bailiwick apply FILE` makes some\n");
     }
 
     #[test]

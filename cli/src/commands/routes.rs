@@ -11,6 +11,9 @@ pub async fn run(host: &Host, form: Form) -> Result<()> {
 }
 
 fn show(rows: &[RouteRow]) -> String {
+    if rows.is_empty() {
+        return "no routes; a spec's `routes` make some\n".to_owned();
+    }
     table::text(
         ["ROUTE", "VPS", "PORT", "LISTENING AT"],
         rows.iter().map(|row| {

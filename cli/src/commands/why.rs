@@ -2,15 +2,18 @@
 
 use model::{
     VpsName,
-    api::{VpsRow, Why},
-    limits::{show_bytes, show_duration_ms},
+    api::{Event, State, VpsRow, Why},
+    limits::show_bytes,
 };
 
-use super::{events, ps};
+use super::events;
 use crate::{arguments::Form, client::Host, failure::Result, output};
 
 /// Events that are shown, the last ones; `--json` has all.
 const STORY: usize = 16;
+
+/// Lines of the log that are shown of a VPS that did not fail; `bailiwick logs` has more.
+const LINES: usize = 5;
 
 /// Says why.
 pub async fn run(host: &Host, name: &VpsName, form: Form) -> Result<()> {
@@ -24,7 +27,10 @@ pub async fn run(host: &Host, name: &VpsName, form: Form) -> Result<()> {
 fn show(why: &Why) -> String {
     let (name, summary) = (why.vps.name.as_str(), &why.summary);
     let mut text = if summary.starts_with(name) { format!("{summary}\n") } else { format!("{name}: {summary}\n") };
-    text.push_str(&format!("  {}\n", facts(&why.vps)));
+    let facts = facts(&why.vps);
+    if !facts.is_empty() {
+        text.push_str(&format!("  {facts}\n"));
+    }
     if !why.story.is_empty() {
         text.push_str("\nWhat happened\n");
     }
@@ -32,13 +38,13 @@ fn show(why: &Why) -> String {
     if earlier > 0 {
         text.push_str(&format!("  … {earlier} earlier: bailiwick events\n"));
     }
-    for event in &why.story[earlier..] {
-        text.push_str(&format!("  {}\n", events::show(event, false)));
-    }
+    text.push_str(&told(&why.story[earlier..]));
     if !why.log.is_empty() {
-        text.push_str("\nIts last words\n");
+        text.push_str("\nThe last it wrote\n");
     }
-    for line in &why.log {
+    // Who failed said why; of others a few lines show that they live.
+    let lines = if why.vps.state == State::Failed { why.log.len() } else { LINES };
+    for line in &why.log[why.log.len().saturating_sub(lines)..] {
         text.push_str(&format!("  | {line}\n"));
     }
     if let Some(next) = &why.next {
@@ -47,8 +53,35 @@ fn show(why: &Why) -> String {
     text
 }
 
+/// The story, with tries that failed like the one before counted instead of repeated.
+fn told(story: &[Event]) -> String {
+    let mut text = String::new();
+    let mut rest = story;
+    while let [event, after @ ..] = rest {
+        text.push_str(&format!("  {}\n", events::show(event, false)));
+        rest = after;
+        let (mut more, mut last) = (0, None);
+        while let [waking, failed, later @ ..] = rest {
+            if event.what != "failed"
+                || waking.what != "waking"
+                || failed.what != "failed"
+                || failed.detail != event.detail
+            {
+                break;
+            }
+            (more, last, rest) = (more + 1, Some((waking, failed)), later);
+        }
+        if let Some((waking, failed)) = last {
+            let times = if more == 1 { "once more".to_owned() } else { format!("{more} times more") };
+            let event = Event { detail: format!("the same, {times}"), actor: waking.actor.clone(), ..failed.clone() };
+            text.push_str(&format!("  {}\n", events::show(&event, false)));
+        }
+    }
+    text
+}
+
 fn facts(row: &VpsRow) -> String {
-    let mut facts = vec![format!("{} for {}", ps::state(row.state), show_duration_ms(row.for_ms))];
+    let mut facts = Vec::new();
     facts.extend(row.memory.map(|bytes| format!("{} of memory", show_bytes(bytes))));
     facts.extend(row.processes.map(|n| if n == 1 { "1 process".to_owned() } else { format!("{n} processes") }));
     facts.extend(row.address.as_ref().map(|address| format!("at {address}")));
@@ -58,7 +91,30 @@ fn facts(row: &VpsRow) -> String {
 
 #[cfg(test)]
 mod tests {
+    use model::api::Event;
     use serde_json::json;
+
+    #[test]
+    fn tries_that_fail_alike_are_counted() {
+        let event = |what: &str, detail: &str, actor: &str| Event {
+            at_ms: 0,
+            vps: None,
+            what: what.into(),
+            detail: detail.into(),
+            actor: actor.into(),
+        };
+        let (again, same) = (event("waking", "", "its restart policy"), event("failed", "exit 3", ""));
+        let first = event("waking", "", "GET /");
+        let other = event("failed", "exit 4", "");
+        let story =
+            [first, same.clone(), again.clone(), same.clone(), again.clone(), same.clone(), again.clone(), other];
+        let text = super::told(&story).replace("  1970-01-01T00:00:00Z  ", "");
+        assert_eq!(
+            text,
+            "waking    (GET /)\nfailed    exit 3\nfailed    the same, 2 times more  (its restart policy)\n\
+             waking    (its restart policy)\nfailed    exit 4\n"
+        );
+    }
 
     #[test]
     fn a_failure_is_told_with_its_story_and_its_log() {
@@ -75,13 +131,13 @@ mod tests {
         });
         let expected = "\
 shop: failed: its program exits with 1
-  failed for 30s · at 10.80.0.17 · http://shop.test -> 80
+  at 10.80.0.17 · http://shop.test -> 80
 
 What happened
   … 1 earlier: bailiwick events
   1970-01-01T00:00:00Z  exited    exit 1  (host)
 
-Its last words
+The last it wrote
   | no configuration
 
 next: bailiwick logs shop

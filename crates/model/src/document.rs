@@ -16,6 +16,7 @@ mod schema;
 
 pub(crate) use check::check;
 pub(crate) use field::{Field, Fields, Kind, Word, words};
+pub use nearest::nearest;
 pub(crate) use schema::schema;
 
 /// A value with its place in the file.
@@ -46,8 +47,24 @@ impl<'a> Source<'a> {
         if errors.is_empty() {
             return Ok(document);
         }
-        let told = errors.iter().take(MAX_PROBLEMS);
-        Err(told.map(|e| self.problem(e.span().unwrap_or(0..0), syntax_message(e.message()), None)).collect())
+        let mut twice = None;
+        let told = errors.iter().filter(|e| !self.is_in_table_written_twice(&mut twice, e.message(), e.span()));
+        Err(told
+            .take(MAX_PROBLEMS)
+            .map(|e| self.problem(e.span().unwrap_or(0..0), syntax_message(e.message()), None))
+            .collect())
+    }
+
+    /// Whether an error only repeats that a table is written twice, which makes each of its keys a duplicate. `twice` is
+    /// where the last such table begins.
+    fn is_in_table_written_twice(&self, twice: &mut Option<usize>, message: &str, span: Option<Range<usize>>) -> bool {
+        let Some(start) = span.map(|span| span.start).filter(|_| message == "duplicate key") else { return false };
+        let line = self.text[..start].rfind('\n').map_or(0, |at| at + 1);
+        if self.text[line..].trim_start().starts_with('[') {
+            *twice = Some(start);
+            return false;
+        }
+        twice.and_then(|table| self.text.get(table..start)).is_some_and(|between| !between.contains("\n["))
     }
 
     /// A problem with the file as a whole.

@@ -16,6 +16,7 @@ pub mod run;
 pub mod spec;
 pub mod state;
 
+pub use document::nearest;
 pub use grant::{Grant, Selector, Verb};
 pub use host::HostConfig;
 pub use image::{ImageRef, LayerId};

@@ -100,7 +100,7 @@ impl<'a> Check<'a> {
             };
             for (name, spec) in spec.vps {
                 if let Some(other) = self.sent.get(&name) {
-                    let message = format!("vps {name} is also in {}", other.file.name);
+                    let message = format!("vps \"{name}\" is also in {}", other.file.name);
                     self.found.push((ErrorKind::Invalid, header(file, &name, message, "keep one of the two")));
                 } else {
                     self.sent.insert(name, Sent { file, spec });
@@ -120,18 +120,18 @@ impl<'a> Check<'a> {
         let mut found = Vec::new();
         for (name, sent) in &self.sent {
             if world.designated.contains(name) {
-                let message = format!("{name} is the name of a designated vps");
+                let message = format!("{name} is the name of a designated VPS");
                 found.push((ErrorKind::Conflict, name.clone(), message, "choose another name".to_owned()));
             } else if world.deleting.contains(name) {
-                let message = format!("vps {name} is being deleted");
+                let message = format!("vps \"{name}\" is being deleted");
                 found.push((ErrorKind::Conflict, name.clone(), message, "apply again in a moment".to_owned()));
             }
             let Some(stored) = world.specs.get(name) else { continue };
             if stored.tenant != sent.spec.tenant {
-                let message = format!("another tenant has a vps {name}");
+                let message = format!("another tenant has a vps \"{name}\"");
                 found.push((ErrorKind::Conflict, name.clone(), message, "choose another name".to_owned()));
             } else if stored.ids != sent.spec.ids {
-                let message = format!("vps {name} has {} ids, and keeps them as long as it exists", stored.ids);
+                let message = format!("vps \"{name}\" has {} ids, and keeps them as long as it exists", stored.ids);
                 let hint = format!("write ids = {}, or bailiwick delete {name} first", stored.ids);
                 found.push((ErrorKind::Conflict, name.clone(), message, hint));
             }
@@ -234,8 +234,9 @@ pub fn listen_problems(request: &ApplyRequest, plan: &Plan, faults: &[(ListenAdd
         let holds =
             |file: &&SpecFile| model::spec::parse(&file.name, &file.text).is_ok_and(|s| s.vps.contains_key(name));
         let Some(file) = request.files.iter().find(holds) else { continue };
-        let hint = "choose another port".to_owned();
-        problems.push(problem(&file.name, &file.text, name, Target::Route(route), message, Some(hint)));
+        // What is said may name the next step already.
+        let hint = (!reason.contains("; ")).then(|| "choose another port".to_owned());
+        problems.push(problem(&file.name, &file.text, name, Target::Route(route), message, hint));
     }
     problems
 }

@@ -73,7 +73,7 @@ async fn place(control: &Arc<Control>, vps: &Arc<Vps>, limit: Duration) -> Resul
     }
     // A VPS that is being deleted must not get a new place.
     if !control.get(&vps.name).is_some_and(|now| Arc::ptr_eq(&now, vps)) {
-        return Err(Fault::not_found(format!("vps {} was deleted", vps.name)));
+        return Err(Fault::not_found(format!("vps \"{}\" was deleted", vps.name)));
     }
     let spec = vps.spec();
     let name = &vps.name;

@@ -14,9 +14,12 @@ mod requests;
 use model::{
     api,
     limits::show_duration_ms,
+    run::Ready,
     spec::{Idle, Restart, VpsSpec},
     state::VpsStatus,
 };
+
+use crate::run_spec;
 
 /// First pause between two tries; it doubles.
 const BACK_OFF_MS: u64 = 100;
@@ -41,6 +44,8 @@ pub struct Rules {
     pub restart: Restart,
     /// Milliseconds a start may take.
     pub start_deadline_ms: u64,
+    /// What it has not done when that is over.
+    pub late: String,
     /// Milliseconds its program has to end.
     pub grace_ms: u64,
 }
@@ -51,6 +56,11 @@ impl From<&VpsSpec> for Rules {
             idle: spec.idle.clone(),
             restart: spec.restart,
             start_deadline_ms: spec.start_deadline_ms,
+            late: match run_spec::ready(spec) {
+                Ready::Listen(port) => format!(", since nothing listened on port {port}"),
+                Ready::Notify => ", since it did not say READY=1".to_owned(),
+                Ready::Started => String::new(),
+            },
             grace_ms: spec.stop.grace_ms,
         }
     }
@@ -393,7 +403,8 @@ impl Life {
     fn timer(&mut self, now: u64) {
         match &mut self.state {
             State::Starting(starting) => {
-                let late = format!("not ready within {}", show_duration_ms(self.rules.start_deadline_ms));
+                let reason = if starting.run.is_some() && !starting.ready { self.rules.late.as_str() } else { "" };
+                let late = format!("not ready within {}{reason}", show_duration_ms(self.rules.start_deadline_ms));
                 let public = "it was not ready in time";
                 let failure = || Cancel::Fail(Failure { what: late, public });
                 starting.cancel.get_or_insert_with(failure);

@@ -29,7 +29,8 @@ pub fn run_spec(name: &VpsName, spec: &VpsSpec, layers: &[LayerId], link: &Link,
     }
 }
 
-fn ready(spec: &VpsSpec) -> Ready {
+/// When a start of it is done.
+pub fn ready(spec: &VpsSpec) -> Ready {
     match spec.ready {
         ReadySpec::Notify => Ready::Notify,
         ReadySpec::Listen(Some(port)) => Ready::Listen(port),

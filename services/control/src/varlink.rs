@@ -27,7 +27,7 @@ impl Server {
 
     /// The VPS, if the caller's grants let it wake that one.
     fn wakeable(&self, peer: &Peer, name: &VpsName) -> Result<Arc<Vps>, Fault> {
-        let vps = self.control.get(name).ok_or_else(|| Fault::not_found(format!("no vps {name}")))?;
+        let vps = self.control.get(name).ok_or_else(|| Fault::not_found(format!("there is no vps \"{name}\"")))?;
         let tenant = vps.spec().tenant.clone();
         let designated = self.control.config.designated.get(&peer.vps);
         let granted = designated.is_some_and(|d| d.grants.iter().any(|g| g.allows(Verb::Wake, name, Some(&tenant))));

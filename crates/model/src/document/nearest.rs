@@ -1,7 +1,7 @@
 //! The name that was probably meant.
 
 /// The known name that is nearest to `written` (Levenshtein distance), if one is near enough to be meant.
-pub(crate) fn nearest<'a>(written: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(written: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     if written.len() > 64 {
         return None;
     }

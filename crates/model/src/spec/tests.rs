@@ -97,6 +97,14 @@ fn what_is_not_toml_is_told_by_its_place() {
 }
 
 #[test]
+fn a_table_written_twice_is_told_once() {
+    let told =
+        problems("tenant = \"a\"\n[vps.x]\nimage = 1\n[vps.x]\nimage = 1\nuser = \"a\"\n[vps.y]\nuser = 1\nuser = 2\n");
+    let places: Vec<_> = told.lines().filter(|line| line.starts_with("s.toml")).collect();
+    assert_eq!(places, ["s.toml:4:6  not TOML: duplicate key", "s.toml:9:1  not TOML: duplicate key"], "{told}");
+}
+
+#[test]
 fn what_is_missing_is_told() {
     let told = problems("[vps.db]\n");
     assert!(told.contains("s.toml  `tenant` is missing"), "{told}");

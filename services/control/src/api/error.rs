@@ -12,7 +12,7 @@ use model::{
 };
 use wire::Fault;
 
-use crate::store::StoreError;
+use crate::{shared::Control, store::StoreError};
 
 /// An `ErrorAnswer` on its way out.
 #[derive(Debug)]
@@ -43,8 +43,14 @@ impl ApiError {
     }
 
     /// No VPS of that name.
-    pub fn no_vps(name: &VpsName) -> Self {
-        Self::new(ErrorKind::NotFound, format!("no vps {name}")).next("bailiwick ps --all lists those there are")
+    pub fn no_vps(control: &Control, name: &VpsName) -> Self {
+        let all = control.all();
+        let known = all.keys().chain(control.config.designated.keys()).map(VpsName::as_str);
+        let next = match model::nearest(name.as_str(), known) {
+            Some(near) => format!("did you mean {near}? `bailiwick ps --all` lists those there are"),
+            None => "`bailiwick ps --all` lists those there are".to_owned(),
+        };
+        Self::new(ErrorKind::NotFound, format!("there is no vps \"{name}\"")).next(next)
     }
 }
 

@@ -77,7 +77,7 @@ pub async fn exec(
             Some(busy)
         }
         None if control.config.designated.contains_key(&name) => None,
-        None => return Err(ApiError::no_vps(&name)),
+        None => return Err(ApiError::no_vps(&control, &name)),
     };
     control.history.record(Some(&name), "exec", wanted.command.join(" "), ACTOR);
     tokio::spawn(async move {

@@ -77,7 +77,7 @@ async fn one(control: &Control, name: &VpsName) -> Result<(VpsRow, Option<Arc<Vp
     if let Some(vps) = control.get(name) {
         return Ok((view::row(&vps, statuses.get(name)), Some(vps)));
     }
-    let designated = control.config.designated.get(name).ok_or_else(|| ApiError::no_vps(name))?;
+    let designated = control.config.designated.get(name).ok_or_else(|| ApiError::no_vps(control, name))?;
     Ok((view::designated_row(name, designated, statuses.get(name)), None))
 }
 
@@ -110,7 +110,7 @@ pub async fn why(State(control): State<Arc<Control>>, Path(name): Path<String>) 
     let story = control.history.of(&name);
     let (summary, next) = match &vps {
         Some(vps) => (view::summary(vps, &row), view::next(&row)),
-        None => (format!("{name} is a designated vps of host.toml; the host keeps it running"), None),
+        None => (format!("{name} is a designated VPS of host.toml; the host keeps it running"), None),
     };
     Ok(Json(Why { vps: row, summary, story, log, next }))
 }
@@ -131,7 +131,7 @@ pub async fn logs(
 ) -> Result<Response, ApiError> {
     let name = vps_name(&name)?;
     if control.get(&name).is_none() && !control.config.designated.contains_key(&name) {
-        return Err(ApiError::no_vps(&name));
+        return Err(ApiError::no_vps(&control, &name));
     }
     let count = query.lines.unwrap_or(LINES).min(MOST_LINES);
     let (sender, receiver) = mpsc::channel(stream::WAITING);
@@ -156,10 +156,10 @@ pub async fn logs(
 /// A VPS that a person may act on.
 pub fn server_vps(control: &Control, name: &VpsName) -> Result<Arc<Vps>, ApiError> {
     if control.config.designated.contains_key(name) {
-        let message = format!("{name} is a designated vps: host.toml says what it does");
+        let message = format!("vps \"{name}\" is a designated VPS: host.toml says what it does");
         return Err(ApiError::new(ErrorKind::Conflict, message).next("change host.toml and start the host again"));
     }
-    control.get(name).ok_or_else(|| ApiError::no_vps(name))
+    control.get(name).ok_or_else(|| ApiError::no_vps(control, name))
 }
 
 /// `POST /v1/vps/{name}/{start,stop,restart,freeze,thaw}`
@@ -173,7 +173,7 @@ pub async fn act(
     let state = vps.life().state();
     let wrong = |next: String| {
         let word = format!("{state:?}").to_lowercase();
-        Err(ApiError::new(ErrorKind::Conflict, format!("vps {name} is {word}")).next(next))
+        Err(ApiError::new(ErrorKind::Conflict, format!("vps \"{name}\" is {word}")).next(next))
     };
     let (input, wanted) = match action.as_str() {
         "start" => (Input::Start(by), VpsState::Running),
@@ -201,22 +201,22 @@ pub async fn reach(vps: &Vps, input: Input, wanted: VpsState) -> Result<(), ApiE
     let limit = Duration::from_millis(spec.start_deadline_ms.saturating_add(spec.stop.grace_ms)) + MARGIN;
     let why = format!("bailiwick why {}", vps.name);
     if !vps.settled(limit).await {
-        return Err(ApiError::new(ErrorKind::Unavailable, format!("vps {} does not get on", vps.name)).next(why));
+        return Err(ApiError::new(ErrorKind::Unavailable, format!("vps \"{}\" does not get on", vps.name)).next(why));
     }
     let life = vps.life();
     match life.state() {
         now if now == wanted => Ok(()),
         VpsState::Failed => {
             let failure = life.failure(crate::clock::now_ms()).unwrap_or_default();
-            Err(ApiError::new(ErrorKind::Failed, format!("vps {} failed: {failure}", vps.name)).next(why))
+            Err(ApiError::new(ErrorKind::Failed, format!("vps \"{}\" failed: {failure}", vps.name)).next(why))
         }
         VpsState::Asleep if life.because() != ENDED => {
-            let message = format!("vps {} is asleep again: {}", vps.name, life.because());
+            let message = format!("vps \"{}\" is asleep again: {}", vps.name, life.because());
             Err(ApiError::new(ErrorKind::Conflict, message).next(why))
         }
         // Its program had little to do, or a request woke it: what was asked for has been done.
         _ if wanted != VpsState::Frozen => Ok(()),
-        _ => Err(ApiError::new(ErrorKind::Conflict, format!("vps {} was woken at once", vps.name)).next(why)),
+        _ => Err(ApiError::new(ErrorKind::Conflict, format!("vps \"{}\" was woken at once", vps.name)).next(why)),
     }
 }
 
@@ -225,7 +225,8 @@ pub async fn delete(State(control): State<Arc<Control>>, Path(name): Path<String
     let name = vps_name(&name)?;
     let vps = server_vps(&control, &name)?;
     let grace = Duration::from_millis(vps.spec().stop.grace_ms);
-    let task = delete::begin(&control, &name, ACTOR.to_owned()).await?.ok_or_else(|| ApiError::no_vps(&name))?;
+    let task =
+        delete::begin(&control, &name, ACTOR.to_owned()).await?.ok_or_else(|| ApiError::no_vps(&control, &name))?;
     match tokio::time::timeout(grace + MARGIN, task).await {
         Ok(_) => Ok(StatusCode::NO_CONTENT),
         // It is deleted for everybody; what is left of it goes on going.

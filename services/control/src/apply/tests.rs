@@ -83,8 +83,8 @@ fn all_problems_are_said_at_once_each_at_its_place() {
     let has = |text: &str| assert!(problems.iter().any(|p| p.starts_with(text)), "{text} is not in {problems:#?}");
     has("a.toml:6:13 route http://a.example belongs to vps \"old\"");
     has("a.toml:7:12 limits.memory is 2.0 GiB, and this machine has 1.0 GiB");
-    has("b.toml:3:1 vps a is also in a.toml");
-    has("b.toml:8:1 gateway is the name of a designated vps");
+    has("b.toml:3:1 vps \"a\" is also in a.toml");
+    has("b.toml:8:1 gateway is the name of a designated VPS");
     has("c.toml:4:1");
 }
 

@@ -240,7 +240,7 @@ fn a_start_that_is_late_is_killed_and_failed() {
     life.step(after, Input::Status(status(1, Phase::Ready)));
     assert_ne!(life.state(), api::State::Running, "too late is too late");
     life.step(after + 5, Input::Status(status(1, down(137, true))));
-    assert!(life.failure(after + 5).unwrap().starts_with("not ready within 30s"));
+    assert!(life.failure(after + 5).unwrap().starts_with("not ready within 30s, since nothing listened on port 80, "));
 }
 
 #[test]

@@ -176,15 +176,16 @@ pub fn idle(host: &Host, report: &mut Report) -> Result<()> {
 
 /// What a person can try.
 pub fn invite(host: &Host, report: &mut Report) -> Result<()> {
-    let program = bailiwick_system_tests::host::programs().join("bailiwick");
-    let bailiwick = format!("{} --root {}", program.display(), host.root.display());
-    report.title("It is yours: try");
+    let programs = bailiwick_system_tests::host::programs();
+    report.title("It is yours: try, in another terminal");
+    report.say(&format!("  export BAILIWICK_ROOT={} PATH={}:$PATH", host.root.display(), programs.display()));
     report.say(&format!("  curl -H 'Host: blog.test' http://{WEB}/"));
     report.say(&format!("  redis-cli -p {} SET greeting hello", CACHE.port()));
-    for command in ["ps --all", "why blog", "logs -f blog", "exec blog -- ps ax", "events -f", "services", "--help"] {
-        report.say(&format!("  {bailiwick} {command}"));
+    for command in ["ps --all", "why blog", "logs -f blog", "exec blog -- nginx -T", "events -f", "services", "--help"] {
+        report.say(&format!("  bailiwick {command}"));
     }
-    report.say("Ctrl-C, or `q` and Enter, ends it; nothing is left behind.");
+    let images = bailiwick_system_tests::host::layers_store();
+    report.say(&format!("Ctrl-C, or `q` and Enter, ends it; only images are left, in {}.", images.display()));
     Ok(())
 }
 
