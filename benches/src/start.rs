@@ -32,7 +32,7 @@ pub fn run() -> Result<Vec<Measure>> {
     let mut ours = || {
         let start = Instant::now();
         post(&socket, "/v1/vps/true/start")?;
-        events.await_any("true", &["exited", "failed"])?;
+        events.await_any("true", &["asleep", "failed"])?;
         Ok(start.elapsed().as_secs_f64() * 1e3)
     };
     let samples = Samples::take(

@@ -17,7 +17,7 @@ mod seccomp;
 
 use std::io;
 
-pub use enter::{Entrance, enter, enter_cgroup_namespace};
+pub use enter::{Entrance, enter};
 pub use live::Live;
 pub use plan::{Setting, Step, plan};
 pub use program::{Failure, Program, Starting};

@@ -10,6 +10,9 @@ use std::{
 
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
 
+/// linux/sched.h; libc's constant is too narrow for it.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// A child of this process. Dropping it neither ends nor reaps it.
 #[derive(Debug)]
 pub struct Child {
@@ -50,7 +53,12 @@ impl Child {
 pub fn spawn_child(run: impl FnOnce() -> i32) -> io::Result<Child> {
     // SAFETY: glibc's fork leaves its own locks (malloc, stdio) usable in the child, and the child's only way out of
     // this branch is _exit, so that nothing of the parent's stack or its destructors runs twice.
-    match unsafe { libc::fork() } {
+    forked(unsafe { libc::fork() }, run)
+}
+
+/// What parent and child do after a fork that returned `pid`.
+fn forked(pid: libc::pid_t, run: impl FnOnce() -> i32) -> io::Result<Child> {
+    match pid {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             let code = catch_unwind(AssertUnwindSafe(run)).unwrap_or(101);
@@ -70,6 +78,20 @@ pub fn spawn_child(run: impl FnOnce() -> i32) -> io::Result<Child> {
             }
         }
     }
+}
+
+/// Like `spawn_child`, in the cgroup of the v2 hierarchy whose directory `cgroup` is (clone(2), CLONE_INTO_CGROUP): unlike a
+/// move, this waits for nothing.
+pub fn spawn_child_in(cgroup: BorrowedFd<'_>, run: impl FnOnce() -> i32) -> io::Result<Child> {
+    // SAFETY: as in `spawn_sibling`; the descriptor stays open during the call.
+    let pid = unsafe {
+        let mut args: libc::clone_args = std::mem::zeroed();
+        args.flags = CLONE_INTO_CGROUP;
+        args.exit_signal = libc::SIGCHLD as u64;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+        libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>())
+    };
+    forked(pid as i32, run)
 }
 
 /// Like `spawn_child`, but the new process becomes a child of this process's own parent, in the pid namespace that

@@ -63,13 +63,14 @@ pub enum ToShim {
 }
 
 /// Which descriptors come with `Start`, in this order: user namespace, network namespace (when `network`), log
-/// directory, `cgroup.procs` files (`cgroups` of them, open for writing), listening sockets (one per name).
+/// directory, `cgroup.procs` of the group that the shim moves to, `tasks` files of the VPS's v1 cgroups (all open for
+/// writing), listening sockets (one per name). The shim is born in the VPS's v2 cgroup.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Descriptors {
     /// Whether there is a network namespace; else the VPS has the host's.
     pub network: bool,
-    /// How many `cgroup.procs`.
-    pub cgroups: usize,
+    /// How many `tasks` files.
+    pub tasks: usize,
     /// Names of the listening sockets, passed to the program as sd_listen_fds(3) says.
     pub listeners: Vec<String>,
 }

@@ -28,6 +28,10 @@ use crate::seqpacket::{recv_with_fds, send_with_fds};
 
 /// Bytes of one message at most.
 pub const MAX_MESSAGE: usize = 4 << 20;
+/// Bytes of one request at most, where it is served: half of one may wait on each of many connections.
+pub const MAX_REQUEST: usize = 512 << 10;
+/// Bytes of one request between services at most.
+const MAX_SERVICE_REQUEST: usize = 64 << 10;
 /// Descriptors beside one message at most.
 pub const MAX_FDS: usize = 16;
 /// Connections kept open between calls, per client.
@@ -121,13 +125,19 @@ pub struct Connection {
     stream: UnixStream,
     buffer: Vec<u8>,
     scanned: usize,
+    max: usize,
     fds: VecDeque<OwnedFd>,
 }
 
 impl Connection {
     /// Wraps a connected stream.
     pub fn new(stream: UnixStream) -> Self {
-        Self { stream, buffer: Vec::new(), scanned: 0, fds: VecDeque::new() }
+        Self { stream, buffer: Vec::new(), scanned: 0, max: MAX_MESSAGE, fds: VecDeque::new() }
+    }
+
+    /// Takes messages of at most `max` bytes from now on.
+    pub fn bounded(self, max: usize) -> Self {
+        Self { max, ..self }
     }
 
     /// Wraps a connected stream socket that came as a descriptor.
@@ -170,7 +180,7 @@ impl Connection {
                 return Ok(Some((message?, self.fds.drain(..).collect())));
             }
             self.scanned = self.buffer.len();
-            if self.buffer.len() > MAX_MESSAGE {
+            if self.buffer.len() > self.max {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "message too large"));
             }
             self.stream.readable().await?;
@@ -291,6 +301,8 @@ pub async fn serve_connection<S: Service>(connection: &mut Connection, peer: &Pe
         if let Err(fault) = service.call(peer, request, &mut replier).await {
             replier.fault(&fault).await?;
         }
+        // Who always has a next call ready would otherwise be served alone: input that is there is not waited for.
+        tokio::task::yield_now().await;
     }
     Ok(())
 }
@@ -308,7 +320,7 @@ pub async fn serve_listener<S: Service>(listener: UnixListener, service: Arc<S>,
         };
         let service = service.clone();
         tokio::spawn(async move {
-            let mut connection = Connection::new(stream);
+            let mut connection = Connection::new(stream).bounded(MAX_SERVICE_REQUEST);
             let served = async {
                 let Some((peer, _)) = connection.recv::<Peer>().await? else { return Ok(()) };
                 serve_connection(&mut connection, &peer, &*service).await

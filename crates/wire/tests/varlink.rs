@@ -14,9 +14,9 @@ use std::{
 
 use bailiwick_wire::{
     Client, Connection, Fault, Method, Peer, Replier, Request, host,
-    varlink::{Empty, MAX_MESSAGE, Service, serve_connection},
+    varlink::{Empty, MAX_MESSAGE, MAX_REQUEST, Service, serve_connection},
 };
-use model::{Verb, api::ErrorKind};
+use model::{Verb, VpsName, api::ErrorKind};
 use tokio::net::{UnixListener, UnixStream};
 
 /// Answers `Listening` with nothing, `Logs` with a pipe, everything else with a fault.
@@ -141,4 +141,52 @@ async fn a_message_that_would_be_refused_is_not_sent() {
     let huge = "x".repeat(MAX_MESSAGE);
     let error = Connection::new(ours).send(&huge, &[]).await.expect_err("too large");
     assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+}
+
+/// Answers everything, and notes who asked.
+struct Order(std::sync::Mutex<Vec<VpsName>>);
+
+impl Service for Order {
+    async fn call(&self, peer: &Peer, request: Request, _: &mut Replier<'_>) -> Result<(), Fault> {
+        self.0.lock().expect("the list").push(peer.vps.clone());
+        Err(request.unknown())
+    }
+}
+
+#[tokio::test]
+async fn who_sends_calls_without_a_pause_is_not_served_alone() {
+    let order = Arc::new(Order(Default::default()));
+    let served = |name: &str, calls: usize| {
+        let (mut caller, ours) = StdStream::pair().expect("a pair");
+        caller.write_all(&b"{\"method\":\"x\"}\0".repeat(calls)).expect("calls");
+        ours.set_nonblocking(true).expect("not blocking");
+        let (order, peer) = (order.clone(), Peer { vps: name.parse().expect("a name"), services: vec![] });
+        let mut connection = Connection::new(UnixStream::from_std(ours).expect("a stream"));
+        let task = tokio::spawn(async move { drop(serve_connection(&mut connection, &peer, &*order).await) });
+        (caller, task)
+    };
+    let (flood, modest) = (served("flood", 100), served("modest", 1));
+    drop(modest.0.shutdown(std::net::Shutdown::Write));
+    drop(flood.0.shutdown(std::net::Shutdown::Write));
+    modest.1.await.expect("served");
+    flood.1.await.expect("served");
+    let order = order.0.lock().expect("the list");
+    let before = order.iter().position(|name| name.as_str() == "modest").expect("it was served");
+    assert!(before < 10, "{before} of the other's {} calls were served first", order.len() - 1);
+}
+
+#[tokio::test]
+async fn half_a_request_takes_no_more_memory_than_a_whole_one_may() {
+    let (mut hostile, ours) = UnixStream::pair().expect("a pair");
+    let flood = tokio::spawn(async move {
+        let mut sent = 0;
+        while let Ok(n) = tokio::io::AsyncWriteExt::write(&mut hostile, &[b'x'; 4096]).await {
+            sent += n;
+        }
+        sent
+    });
+    let mut connection = Connection::new(ours).bounded(MAX_REQUEST);
+    assert!(connection.recv::<serde_json::Value>().await.is_err());
+    drop(connection);
+    assert!(flood.await.expect("the flood ends") < 2 * MAX_REQUEST);
 }

@@ -136,6 +136,7 @@ async fn start(
         make_directory(&paths.run.join(name), mode)
             .with_context(|| format!("making {name} under the run directory"))?;
     }
+    cgroups.bound(config.reserve.memory).map_err(explained)?;
     let place = Place::open(&paths, config.ids)?;
     open_layers(&config::layer_store(&config, &paths))?;
     let table = load(&config, &place)?;

@@ -18,6 +18,7 @@ mod life;
 mod listeners;
 mod place;
 mod record;
+mod remove;
 mod serve;
 mod shim;
 mod start;

@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::unix::fs::{DirBuilderExt, MetadataExt, chown},
+    os::{
+        fd::AsFd,
+        unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt, chown},
+    },
     path::{Path, PathBuf},
 };
 
@@ -13,9 +16,10 @@ use model::{
     ListenAddress, VpsName,
     host::{Ids, Paths},
 };
-use sys::process::spawn_child;
+use rustix::process::{Signal, set_parent_process_death_signal};
+use sys::process::{close_all_but, spawn_child};
 
-use crate::ids::Allocation;
+use crate::{ids::Allocation, remove::remove_tree};
 
 /// Prefixes of what is on its way in and out; no name begins with a dot.
 const NEW: &str = ".new-";
@@ -104,8 +108,9 @@ impl Place {
     /// Counts a start.
     pub fn next_run(&self, name: &VpsName) -> io::Result<u64> {
         let run = self.runs(name) + 1;
-        // Always as many bytes, so that a write is never seen in part.
-        fs::write(self.vps(name).join("runs"), format!("{run:020}"))?;
+        // Always as many bytes, in place, so that a write is never seen in part and frees no block of the disk.
+        let file = fs::File::options().write(true).create(true).truncate(false).open(self.vps(name).join("runs"))?;
+        file.write_all_at(format!("{run:020}").as_bytes(), 0)?;
         Ok(run)
     }
 
@@ -150,12 +155,26 @@ pub fn open_layers(store: &Path) -> anyhow::Result<()> {
             chown(path, Some(LAYER_IDS), Some(LAYER_IDS)).with_context(with)?;
         }
     }
-    Ok(())
+    // Layers have setuid programs: whoever could execute one on the host would become the owner of all layers.
+    fs::set_permissions(store, fs::Permissions::from_mode(0o700)).with_context(with)
 }
 
 fn remove_aside(path: PathBuf) -> io::Result<()> {
-    // A child, since a tree may be large and the daemon has one thread. It is reaped with all others.
-    spawn_child(|| i32::from(fs::remove_dir_all(&path).is_err())).map(drop)
+    // A child, since a tree may be large and the daemon has one thread. It is reaped with all others, and holds nothing
+    // of the host's; what it has not done when the daemon ends, the next one's does.
+    let remove = || {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        close_all_but(&[io::stderr().as_fd()])?;
+        remove_tree(&path)
+    };
+    let removed = || match remove() {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            eprintln!("removing {}: {error}", path.display());
+            1
+        }
+        _ => 0,
+    };
+    spawn_child(removed).map(drop)
 }
 
 #[cfg(test)]

@@ -3,7 +3,10 @@
 use std::{pin::Pin, sync::Arc};
 
 use model::{Verb, VpsName, api::ErrorKind};
-use tokio::net::UnixListener;
+use tokio::{
+    net::UnixListener,
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 use tracing::{debug, warn};
 use wire::{
     Connection, Fault, Method, Peer, Replier, Request, host,
@@ -11,7 +14,7 @@ use wire::{
         Config, Connect, Create, Delete, Events, Exec, Freeze, List, Listen, Listening, Logs, Narrow, Start, Statuses,
         Stop, Thaw, Unlisten,
     },
-    varlink::{Empty, Service, serve_connection},
+    varlink::{Empty, MAX_REQUEST, Service, serve_connection},
 };
 
 use crate::{
@@ -25,7 +28,7 @@ use crate::{
 mod inside;
 mod sockets;
 
-/// Connections on one capability at once.
+/// Connections of one designated VPS at once, those of capabilities that it made narrower included.
 const CONNECTIONS: usize = 256;
 
 /// A capability: a connected socket, bound to grants.
@@ -34,6 +37,8 @@ pub struct Capability {
     host: Arc<Host>,
     grants: Grants,
     peer: Peer,
+    /// Connections that its VPS may have more.
+    places: Arc<Semaphore>,
 }
 
 /// Accepts connections of one designated VPS, which are its capabilities.
@@ -41,16 +46,16 @@ pub async fn serve(host: Arc<Host>, name: VpsName, listener: UnixListener) {
     let Some(designated) = host.config.designated.get(&name) else { return };
     let services = designated.services.iter().map(|s| s.as_str().to_owned()).collect();
     let peer = Peer { vps: name.clone(), services };
-    let capability = Arc::new(Capability { grants: Grants(designated.grants.clone()), peer, host });
-    let places = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let grants = Grants(designated.grants.clone());
+    let capability = Arc::new(Capability { grants, peer, host, places: places.clone() });
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
                 let capability = capability.clone();
                 tokio::spawn(async move {
-                    capability.attend(Connection::new(stream)).await;
-                    drop(place);
+                    capability.attend(Connection::new(stream), place).await;
                 });
             }
             Err(error) => {
@@ -63,11 +68,17 @@ pub async fn serve(host: Arc<Host>, name: VpsName, listener: UnixListener) {
 
 impl Capability {
     /// Serves one connection. Boxed, since a call may make another capability that is served like this one.
-    fn attend(self: Arc<Self>, mut connection: Connection) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    fn attend(
+        self: Arc<Self>,
+        connection: Connection,
+        place: OwnedSemaphorePermit,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(async move {
+            let mut connection = connection.bounded(MAX_REQUEST);
             if let Err(error) = serve_connection(&mut connection, &self.peer, &*self).await {
                 debug!(vps = %self.peer.vps, %error, "a connection ended");
             }
+            drop(place);
         })
     }
 

@@ -12,7 +12,7 @@ use wire::{
 };
 
 use crate::{
-    host::{Host, lock},
+    host::Host,
     life::{Life, ShimSocket, Step},
     table::now_ms,
     watch::watch_for,
@@ -105,9 +105,7 @@ impl Host {
     }
 
     async fn finish(self: &Arc<Self>, name: &VpsName, run: u64, said: Option<Said>) {
-        let Some((cgroup, record)) =
-            self.table().run_mut(name, run).and_then(|vps| vps.up().map(|up| (up.cgroup.clone(), up.record.clone())))
-        else {
+        let Some(cgroup) = self.table().run_mut(name, run).and_then(|vps| vps.up().map(|up| up.cgroup.clone())) else {
             return;
         };
         if !cgroup.is_empty() {
@@ -123,11 +121,7 @@ impl Host {
         if let Err(error) = cgroup.remove() {
             warn!(vps = %name, error = error.explain(), "its cgroup can't be removed");
         }
-        if let (Some(link), Some(pinned)) = (&record.link, lock(&self.pinned).as_mut())
-            && let Err(error) = pinned.linker.delete(link)
-        {
-            warn!(vps = %name, error = error.explain(), "its link can't be removed");
-        }
+        // Its link goes with its network namespace: the kernel takes tens of milliseconds for it, which nobody waits for.
         self.keeper.drop(&format!("shim/{name}"));
         let mut table = self.table();
         let Some(vps) = table.run_mut(name, run) else { return };

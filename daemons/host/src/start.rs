@@ -175,9 +175,12 @@ impl Host {
         };
         let mapped = !layers.is_empty() || binds.iter().any(|bind| bind.layer_map);
         let map = if mapped { Some(self.layer_map(range.first)?) } else { None };
+        let cgroup = self.cgroups.create(run.name.as_str(), &run.limits)?;
+        let birthplace = cgroup.directory()?;
         let start = ShimStart {
             binary: self.shim.as_fd(),
             socket: theirs.as_fd(),
+            cgroup: birthplace.as_fd(),
             user: shim,
             first: range.first,
             mount_point: &self.paths.run.join("stage"),
@@ -190,8 +193,7 @@ impl Host {
             let _ = wire::shim::send(theirs.as_fd(), &FromShim::NotStarted { reason: error.explain() }, &[]);
         })?;
         drop(theirs);
-        let cgroup = self.cgroups.create(run.name.as_str(), &run.limits)?;
-        let procs = cgroup.procs()?;
+        let (shims, tasks) = (self.cgroups.shims()?, cgroup.tasks()?);
         let namespaces = match pending {
             Some(pending) => pending.finish()?,
             None => self.pinned_namespaces(shim, range)?,
@@ -207,11 +209,12 @@ impl Host {
         let mut fds = vec![namespaces.user.as_fd()];
         fds.extend(namespaces.network.as_ref().map(AsFd::as_fd));
         fds.push(log.as_fd());
-        fds.extend(procs.iter().map(AsFd::as_fd));
+        fds.push(shims.as_fd());
+        fds.extend(tasks.iter().map(AsFd::as_fd));
         fds.extend(listeners.iter().map(|(_, fd)| fd.as_fd()));
         let descriptors = Descriptors {
             network: namespaces.network.is_some(),
-            cgroups: procs.len(),
+            tasks: tasks.len(),
             listeners: listeners.iter().map(|(name, _)| name.clone()).collect(),
         };
         let seen = |bind: &HostBind| Bind { target: bind.target.clone(), directory: bind.source.is_dir() };

@@ -25,8 +25,6 @@ const MAX_REASON: usize = 1 << 10;
 /// From the shim to init.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToInit {
-    /// You are in your cgroups: programs may be started. The first message.
-    Go,
     /// Start a program more; descriptors: its standard streams.
     Exec { id: u64, command: Vec<String>, env: BTreeMap<String, String>, user: String, cwd: String },
     /// Send SIGKILL to the program of that `Exec`, and its session's processes.

@@ -8,7 +8,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use isolation::inside::{Live, Program, Starting, Step, build, enter_cgroup_namespace};
+use isolation::inside::{Live, Program, Starting, Step, build};
 use model::{ExitStatus, RunSpec, run::Ready};
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -80,8 +80,6 @@ fn begin<'a>(
     let mut live = Live::default();
     umask(Mode::empty());
     build(steps, &mut live).map_err(|e| e.explain())?;
-    wait_to_go(streams.shim)?;
-    enter_cgroup_namespace().map_err(|e| e.explain())?;
     umask(Mode::from(0o022));
     let second = null().map_err(Into::into).and_then(standard).map_err(fault("opening /dev/null of the VPS"))?;
     // One of the two may be one of the three.
@@ -121,23 +119,6 @@ fn begin<'a>(
     .map_err(fault("closing descriptors"))?;
     let program = Running { exec: None, pid: starting.child.pid, starting: Some(starting), error: None };
     Ok(Init { shim: streams.shim.as_fd(), children, programs: vec![program] })
-}
-
-/// Waits until the shim has put this process into its cgroups.
-fn wait_to_go(shim: &OwnedFd) -> Result<(), String> {
-    loop {
-        match channel::receive::<ToInit>(shim, channel::TO_INIT) {
-            Ok(Received::Message(ToInit::Go, _)) => return Ok(()),
-            // Nobody speaks to an init that has not said that it is built.
-            Ok(Received::Message(..) | Received::Closed) => return Err("the shim is gone".to_owned()),
-            Ok(Received::Nothing) => {}
-            Err(error) => return Err(format!("hearing the shim: {error}")),
-        }
-        match poll(&mut [PollFd::new(shim, PollFlags::IN)], None) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(format!("waiting for the shim: {error}")),
-        }
-    }
 }
 
 impl Init<'_> {
@@ -181,7 +162,6 @@ impl Init<'_> {
 
     fn obey(&mut self, message: ToInit, fds: &[OwnedFd]) {
         match message {
-            ToInit::Go => {}
             ToInit::Signal { number } => {
                 let program = self.programs.iter().find(|p| p.exec.is_none());
                 if let Some(program) = program {

@@ -10,13 +10,13 @@ use model::RunSpec;
 use rustix::{
     io::{read, write},
     pipe::{PipeFlags, pipe_with},
-    process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid},
+    process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, waitpid},
 };
 use sys::process::{spawn_child, spawn_sibling};
 use wire::shim::{Bind, Descriptors};
 
 use crate::{
-    channel::{self, ToInit},
+    channel,
     init::{self, Streams},
 };
 
@@ -26,8 +26,8 @@ pub struct Request {
     pub run: RunSpec,
     binds: Vec<Bind>,
     entrance: Entrance,
-    /// `cgroup.procs` files, opened by the daemon, whose rights count.
-    cgroups: Vec<OwnedFd>,
+    /// `cgroup.procs` of the shims' group, opened by the daemon, whose rights count.
+    shims: OwnedFd,
     log: OwnedFd,
     listeners: Vec<(String, OwnedFd)>,
 }
@@ -51,17 +51,18 @@ pub struct Vps {
 impl Request {
     /// Fails when the daemon's count is not that of the descriptors.
     pub fn new(run: RunSpec, count: &Descriptors, binds: Vec<Bind>, fds: Vec<OwnedFd>) -> anyhow::Result<Self> {
-        let expected = 2 + usize::from(count.network) + count.cgroups + count.listeners.len();
+        let expected = 3 + usize::from(count.network) + count.tasks + count.listeners.len();
         anyhow::ensure!(fds.len() == expected, "{} descriptors came with the start, not {expected}", fds.len());
         let mut fds = fds.into_iter();
         let mut next = || fds.next().ok_or_else(|| anyhow::anyhow!("a descriptor is missing"));
         let user = next()?;
         let network = count.network.then(&mut next).transpose()?;
         let log = next()?;
-        let cgroups = (0..count.cgroups).map(|_| next()).collect::<Result<_, _>>()?;
+        let shims = next()?;
+        let tasks = (0..count.tasks).map(|_| next()).collect::<Result<_, _>>()?;
         let listeners =
             count.listeners.iter().map(|name| Ok((name.clone(), next()?))).collect::<anyhow::Result<_>>()?;
-        Ok(Self { run, binds, entrance: Entrance { user, network }, cgroups, log, listeners })
+        Ok(Self { run, binds, entrance: Entrance { user, network, tasks }, shims, log, listeners })
     }
 }
 
@@ -88,6 +89,8 @@ pub fn start(request: Request) -> Result<Vps, String> {
         i32::from(write(&report, answer.as_bytes()).is_err())
     })
     .map_err(fault("forking"))?;
+    // Only now: what is to be in the VPS's cgroup was born there. The kernel makes this wait, the child goes on meanwhile.
+    write(&request.shims, b"0").map_err(|e| fault("leaving the VPS's cgroup")(e.into()))?;
     drop((theirs, output_writer, errors_writer, report));
 
     let mut bytes = [0; 2048];
@@ -106,24 +109,8 @@ pub fn start(request: Request) -> Result<Vps, String> {
         let _ = waitpid(Some(pid), WaitOptions::empty());
         fault("opening init")(error.into())
     })?;
-    let joined = join(pid, &request.cgroups).and_then(|()| channel::send(&ours, &ToInit::Go, &[]));
-    joined.map_err(|error| {
-        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
-        let _ = waitpid(Some(pid), WaitOptions::empty());
-        fault("joining the cgroup")(error)
-    })?;
     let Request { run, log, .. } = request;
     rustix::io::ioctl_fionbio(output.as_fd(), true).map_err(|e| fault("preparing the log")(e.into()))?;
     rustix::io::ioctl_fionbio(errors.as_fd(), true).map_err(|e| fault("preparing the log")(e.into()))?;
     Ok(Vps { run, pid, pidfd, init: ours, output, errors, log })
-}
-
-/// Moves init into its cgroups. The kernel first waits until no process is being forked anywhere, many milliseconds on
-/// an idle machine; init builds the inside meanwhile, and runs nothing of the tenant's before it hears `Go`.
-fn join(pid: Pid, cgroups: &[OwnedFd]) -> io::Result<()> {
-    let number = pid.as_raw_nonzero().to_string();
-    for procs in cgroups {
-        write(procs, number.as_bytes())?;
-    }
-    Ok(())
 }

@@ -135,6 +135,7 @@ impl Builder {
             &ShimStart {
                 binary: binary.as_fd(),
                 socket: shim.as_fd(),
+                cgroup: cgroup.directory().expect("a directory").as_fd(),
                 user,
                 first: ids.first,
                 mount_point: &at("root"),
@@ -148,11 +149,12 @@ impl Builder {
         .expect("a shim");
         drop(shim);
         let log = File::open(at("log")).expect("a directory");
-        let procs = cgroup.procs().expect("cgroup.procs");
+        let (shims, tasks) = (hierarchies.shims().expect("cgroup.procs"), cgroup.tasks().expect("tasks"));
         let mut fds = vec![namespaces.user.as_fd()];
         fds.extend(namespaces.network.as_ref().map(AsFd::as_fd));
         fds.push(log.as_fd());
-        fds.extend(procs.iter().map(AsFd::as_fd));
+        fds.push(shims.as_fd());
+        fds.extend(tasks.iter().map(AsFd::as_fd));
         fds.extend(self.listeners.iter().map(|(_, fd)| fd.as_fd()));
         let binds =
             self.binds.iter().map(|b| Bind { target: b.target.clone(), directory: b.source.is_dir() }).collect();
@@ -161,7 +163,7 @@ impl Builder {
             run: Box::new(self.run),
             fds: Descriptors {
                 network: self.network,
-                cgroups: procs.len(),
+                tasks: tasks.len(),
                 listeners: self.listeners.iter().map(|(name, _)| name.clone()).collect(),
             },
             binds,

@@ -12,6 +12,7 @@ use model::Limits;
 use rustix::{
     fs::{FlockOperation, Mode, OFlags, flock, fstat, open, stat},
     io::Errno,
+    system::sysinfo,
 };
 
 use super::HostError;
@@ -21,6 +22,13 @@ const OWN_LEAF: &str = "host_";
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 /// Microseconds over which a CPU limit is counted.
 const CPU_PERIOD: u64 = 100_000;
+
+/// Bytes that all VPSs together may always have.
+const LEAST_MEMORY: u64 = 64 << 20;
+/// Per cent of the machine's processes that all VPSs together may have.
+const ALL_PROCESSES: u64 = 85;
+/// Per cent of them that one VPS may have whose limits do not say.
+const OWN_PROCESSES: u64 = 15;
 
 /// Where this host's cgroups are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +61,10 @@ fn fault(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HostErr
 
 fn write(path: &Path, text: &str) -> Result<(), HostError> {
     fs::write(path, text).map_err(fault("writing", path))
+}
+
+fn for_writing(path: &Path) -> Result<OwnedFd, HostError> {
+    open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map_err(|e| fault("opening", path)(e.into()))
 }
 
 fn make(path: &Path) -> Result<(), HostError> {
@@ -114,13 +126,13 @@ impl Hierarchies {
         for base in self.bases() {
             make(base)?;
         }
+        // A group with processes of its own can't give controllers to those below it.
+        let leaf = self.unified.join(OWN_LEAF);
+        make(&leaf)?;
         if self.v1.is_some() {
             return Ok(());
         }
         if self.delegated {
-            // A group with processes of its own can't give controllers to those below it.
-            let leaf = self.unified.join(OWN_LEAF);
-            make(&leaf)?;
             let procs = self.unified.join("cgroup.procs");
             for pid in fs::read_to_string(&procs).map_err(fault("reading", &procs))?.lines() {
                 match fs::write(leaf.join("cgroup.procs"), pid) {
@@ -134,6 +146,21 @@ impl Hierarchies {
         }
         enable(&self.mount)?;
         enable(&self.unified)
+    }
+
+    /// Bounds what all VPSs together may have: all memory but `reserve` bytes, and as many processes as leave the machine
+    /// some.
+    pub fn bound(&self, reserve: u64) -> Result<(), HostError> {
+        let machine = sysinfo();
+        let total = machine.totalram as u64 * u64::from(machine.mem_unit);
+        let memory = total.saturating_sub(reserve).max(LEAST_MEMORY).to_string();
+        let processes = (machine_processes() / 100 * ALL_PROCESSES).to_string();
+        let (memory_file, processes_file) = match &self.v1 {
+            Some([_, memory, pids]) => (memory.join("memory.limit_in_bytes"), pids.join("pids.max")),
+            None => (self.unified.join("memory.max"), self.unified.join("pids.max")),
+        };
+        write(&memory_file, &memory)?;
+        write(&processes_file, &processes)
     }
 
     /// Claims the host's own group for as long as the descriptor, or a copy of it, is open.
@@ -151,6 +178,11 @@ impl Hierarchies {
             Ok(there) if there.st_ino == ours.st_ino => Ok(group),
             _ => Err(HostError::CgroupTaken(self.unified.clone())),
         }
+    }
+
+    /// `cgroup.procs` of the group of shims, open for writing: who holds it may move itself there.
+    pub fn shims(&self) -> Result<OwnedFd, HostError> {
+        for_writing(&self.unified.join(OWN_LEAF).join("cgroup.procs"))
     }
 
     /// Names of the VPSs that have a group, such as those a crashed host left.
@@ -178,7 +210,8 @@ impl Hierarchies {
         for directory in cgroup.directories() {
             make(directory)?;
         }
-        cgroup.limit(limits)?;
+        let own = || u32::try_from(machine_processes() / 100 * OWN_PROCESSES).ok();
+        cgroup.limit(&Limits { processes: limits.processes.or_else(own), ..limits.clone() })?;
         Ok(cgroup)
     }
 
@@ -187,8 +220,16 @@ impl Hierarchies {
         if self.delegated {
             return Ok(());
         }
+        remove(&self.unified.join(OWN_LEAF))?;
         self.bases().try_for_each(|base| remove(base))
     }
+}
+
+/// Processes and threads that the machine can have (proc_sys_kernel(5)).
+fn machine_processes() -> u64 {
+    let number = |path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let limits = ["/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max"].into_iter().filter_map(number);
+    limits.min().unwrap_or(32_768)
 }
 
 fn enable(group: &Path) -> Result<(), HostError> {
@@ -246,13 +287,16 @@ impl Cgroup {
         }
     }
 
-    /// The `cgroup.procs` files, open for writing: who holds them may move itself in, whatever its own rights.
-    pub fn procs(&self) -> Result<Vec<OwnedFd>, HostError> {
-        let open = |directory: &PathBuf| {
-            let path = directory.join("cgroup.procs");
-            open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map_err(|e| fault("opening", &path)(e.into()))
-        };
-        self.directories().map(open).collect()
+    /// The directory in the v2 hierarchy, for children to be born in.
+    pub fn directory(&self) -> Result<OwnedFd, HostError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        open(&self.unified, flags, Mode::empty()).map_err(|e| fault("opening", &self.unified)(e.into()))
+    }
+
+    /// The `tasks` files of the v1 hierarchies, open for writing: a thread that holds them may move itself in, whatever its
+    /// own rights. Unlike a move of a whole process this does not wait until nobody on the machine forks.
+    pub fn tasks(&self) -> Result<Vec<OwnedFd>, HostError> {
+        self.v1.iter().flatten().map(|directory| for_writing(&directory.join("tasks"))).collect()
     }
 
     /// `cgroup.events`, to be polled for priority events; each is a change of `is_frozen` or `is_empty`.

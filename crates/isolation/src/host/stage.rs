@@ -20,7 +20,7 @@ use rustix::{
 use sys::{
     mount::{Attributes, set_attributes},
     namespace::unshare,
-    process::{Child, close_on_exec_from, drop_bounding_set, exec_fd, place_fd, spawn_child},
+    process::{Child, close_on_exec_from, drop_bounding_set, exec_fd, place_fd, spawn_child_in},
 };
 
 use super::HostError;
@@ -40,6 +40,8 @@ pub struct ShimStart<'a> {
     pub binary: BorrowedFd<'a>,
     /// Its end of the socket to the daemon.
     pub socket: BorrowedFd<'a>,
+    /// The VPS's cgroup (`Cgroup::directory`), which it is born in so that what it forks is; it leaves it soon.
+    pub cgroup: BorrowedFd<'a>,
     /// The uid and gid it runs as; owns the VPS's user namespace.
     pub user: u32,
     /// The VPS's first id; owns the device nodes.
@@ -71,7 +73,7 @@ pub struct HostBind {
 
 /// Forks the shim. What fails in the child is given to `report` there, before it exits.
 pub fn spawn_shim(start: &ShimStart<'_>, report: impl FnOnce(&HostError)) -> Result<Child, HostError> {
-    let child = spawn_child(|| {
+    let child = spawn_child_in(start.cgroup, || {
         let error = match become_shim(start) {
             Err(error) => error,
             Ok(never) => match never {},

@@ -21,16 +21,25 @@ pub struct Entrance {
     pub user: OwnedFd,
     /// The network namespace; none: the one the shim is in.
     pub network: Option<OwnedFd>,
+    /// `tasks` of the VPS's v1 cgroups, opened by the daemon, whose rights count.
+    pub tasks: Vec<OwnedFd>,
 }
 
-/// Makes the calling process root of the VPS's user namespace, in its network namespace, with new mount, uts and ipc
-/// namespaces, and a new pid namespace for the children it makes from here on.
+/// Makes the calling process root of the VPS's user namespace, in its network namespace, with new mount, uts, ipc
+/// and cgroup namespaces, and a new pid namespace for the children it makes from here on.
 pub fn enter(entrance: &Entrance) -> Result<(), StepError> {
     // Before the ids change, since then /proc/self belongs to the host's root; the shim's own protection from the
     // out-of-memory killer is not the tenant's.
     step("resetting oom_score_adj", || {
         let file = open("/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
         write(&file, b"0")?;
+        Ok(())
+    })?;
+    // First, so that all that comes is charged to the VPS.
+    step("joining the cgroups", || {
+        for tasks in &entrance.tasks {
+            write(tasks, b"0")?;
+        }
         Ok(())
     })?;
     step("joining the user namespace", || sys::namespace::enter(entrance.user.as_fd(), LinkNameSpaceType::User))?;
@@ -44,7 +53,11 @@ pub fn enter(entrance: &Entrance) -> Result<(), StepError> {
     }
     step("making namespaces", || {
         sys::namespace::unshare(
-            UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC | UnshareFlags::NEWPID,
+            UnshareFlags::NEWNS
+                | UnshareFlags::NEWUTS
+                | UnshareFlags::NEWIPC
+                | UnshareFlags::NEWCGROUP
+                | UnshareFlags::NEWPID,
         )
     })?;
     // A session of its own; the shim's terminal, if it had one, is nobody's inside.
@@ -52,11 +65,6 @@ pub fn enter(entrance: &Entrance) -> Result<(), StepError> {
         setsid()?;
         Ok(())
     })
-}
-
-/// Makes the cgroups that the calling process is in the roots of those it sees.
-pub fn enter_cgroup_namespace() -> Result<(), StepError> {
-    step("making a cgroup namespace", || sys::namespace::unshare(UnshareFlags::NEWCGROUP))
 }
 
 fn step(name: &str, run: impl FnOnce() -> io::Result<()>) -> Result<(), StepError> {

@@ -142,7 +142,7 @@ pub fn plan(run: &RunSpec, setting: Setting<'_>) -> Vec<Step> {
     if run.ready == Ready::Notify {
         steps.push(Step::NotifySocket);
     }
-    steps.push(Step::Bound(capabilities(bare || run.nesting)));
+    steps.push(Step::Bound(capabilities(bare, run.nesting)));
     if !run.setuid {
         steps.push(Step::NoNewPrivileges);
     }
@@ -196,7 +196,7 @@ fn files(steps: &mut Vec<Step>, run: &RunSpec, binds: &[(String, bool)]) {
 }
 
 /// What root inside may do, beyond its own files and processes, to what belongs to its user namespace.
-fn capabilities(administers: bool) -> CapabilitySet {
+fn capabilities(bare: bool, nesting: bool) -> CapabilitySet {
     type C = CapabilitySet;
     // What the package managers' and init systems' programs, mail, SSH and FTP servers use.
     let server = C::CHOWN
@@ -219,7 +219,12 @@ fn capabilities(administers: bool) -> CapabilitySet {
         | C::LEASE;
     // Mounts and namespaces within its own, addresses and rules in its own network namespace.
     let administrator = C::SYS_ADMIN | C::NET_ADMIN | C::NET_BROADCAST | C::SYS_PTRACE | C::SYS_RESOURCE | C::IPC_OWNER;
-    if administers { server | administrator } else { server }
+    match (bare, nesting) {
+        (_, true) => server | administrator,
+        // A designated VPS: the network's, which is one, has links, addresses and rules to look after.
+        (true, false) => server | C::NET_ADMIN | C::NET_BROADCAST,
+        (false, false) => server,
+    }
 }
 
 impl fmt::Display for Step {

@@ -88,11 +88,13 @@ impl Capability {
 
     pub(super) async fn narrow(&self, narrow: Narrow, replier: &mut Replier<'_>) -> Result<(), Fault> {
         let grants = self.grants.narrow(narrow.grants)?;
+        let full = |_| Fault::new(ErrorKind::Conflict, "there are too many connections of this VPS; close some");
+        let place = self.places.clone().try_acquire_owned().map_err(full)?;
         let peer = Peer { vps: self.peer.vps.clone(), services: self.peer.services.clone() };
-        let capability = Self { host: self.host.clone(), grants, peer };
+        let capability = Self { host: self.host.clone(), grants, peer, places: self.places.clone() };
         let (ours, theirs) = UnixStream::pair()?;
         let connection = Connection::from_fd(ours.into())?;
-        tokio::spawn(Arc::new(capability).attend(connection));
+        tokio::spawn(Arc::new(capability).attend(connection, place));
         Ok(replier.done::<Narrow>(&Empty {}, &[theirs.as_fd()]).await?)
     }
 }
