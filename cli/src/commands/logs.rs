@@ -36,9 +36,12 @@ impl Timed for LogLine {
 
 fn show(line: &LogLine) -> String {
     let LogLine { at, stream, text } = line;
-    // To the millisecond; RFC 3339 in UTC has 23 characters up to there.
-    let at = at.get(..23).map_or_else(|| at.clone(), |at| format!("{at}Z"));
-    format!("{at} {stream:<3} {text}")
+    format!("{} {stream:<3} {text}", to_the_millisecond(at))
+}
+
+/// A time without what is finer. RFC 3339 in UTC has 23 characters up to there.
+pub fn to_the_millisecond(at: &str) -> String {
+    at.get(..23).map_or_else(|| at.to_owned(), |at| format!("{at}Z"))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use model::{
     limits::show_bytes,
 };
 
-use super::events;
+use super::{events, logs};
 use crate::{arguments::Form, client::Host, failure::Result, output};
 
 /// Events that are shown, the last ones; `--json` has all.
@@ -14,6 +14,9 @@ const STORY: usize = 16;
 
 /// Lines of the log that are shown of a VPS that did not fail; `bailiwick logs` has more.
 const LINES: usize = 5;
+
+/// And of one that did.
+const FAILED_LINES: usize = 12;
 
 /// Says why.
 pub async fn run(host: &Host, name: &VpsName, form: Form) -> Result<()> {
@@ -43,8 +46,14 @@ fn show(why: &Why) -> String {
         text.push_str("\nThe last it wrote\n");
     }
     // Who failed said why; of others a few lines show that they live.
-    let lines = if why.vps.state == State::Failed { why.log.len() } else { LINES };
-    for line in &why.log[why.log.len().saturating_sub(lines)..] {
+    let lines = if why.vps.state == State::Failed { FAILED_LINES } else { LINES };
+    let mut log: Vec<_> = why.log.iter().map(|line| line.split_once(' ').unwrap_or(("", line))).collect();
+    // The last time of what was said again and again.
+    log.reverse();
+    log.dedup_by_key(|(_, said)| *said);
+    for (at, said) in log.into_iter().take(lines).rev() {
+        let line = format!("{} {said}", logs::to_the_millisecond(at));
+        let line = line.trim_start();
         text.push_str(&format!("  | {line}\n"));
     }
     if let Some(next) = &why.next {
@@ -126,7 +135,7 @@ mod tests {
             },
             "summary": "failed: its program exits with 1",
             "story": vec![json!({ "at_ms": 0, "vps": "shop", "what": "exited", "detail": "exit 1", "actor": "host" }); 17],
-            "log": ["no configuration"],
+            "log": ["2026-11-22T13:58:00.123456Z err no", "2026-11-22T13:58:01.123456Z err no"],
             "next": "bailiwick logs shop",
         });
         let expected = "\
@@ -138,7 +147,7 @@ What happened
   1970-01-01T00:00:00Z  exited    exit 1  (host)
 
 The last it wrote
-  | no configuration
+  | 2026-11-22T13:58:01.123Z err no
 
 next: bailiwick logs shop
 ";

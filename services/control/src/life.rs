@@ -366,7 +366,7 @@ impl Life {
         self.generation += 1;
         let launch = self.next();
         self.record("waking", "", by.clone());
-        let because = format!("being started: {by}");
+        let because = by.clone();
         let starting =
             Starting { launch, began: now, by: Some(by), run: None, ready: false, attached: false, cancel: None };
         self.set(now, State::Starting(starting), because);

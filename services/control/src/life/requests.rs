@@ -36,7 +36,7 @@ impl Life {
     pub(super) fn stop(&mut self, now: u64, by: String, restart: bool) {
         self.tries_left = TRIES;
         let again = restart.then(|| by.clone());
-        let because = if restart { format!("being restarted: {by}") } else { format!("stopped: {by}") };
+        let because = by.clone();
         match &mut self.state {
             State::Asleep if restart => self.begin(now, by),
             State::Asleep => {}
