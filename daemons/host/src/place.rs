@@ -5,7 +5,7 @@ use std::{
     fs, io,
     os::{
         fd::AsFd,
-        unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown},
+        unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt, chown},
     },
     path::{Path, PathBuf},
 };
@@ -108,8 +108,9 @@ impl Place {
     /// Counts a start.
     pub fn next_run(&self, name: &VpsName) -> io::Result<u64> {
         let run = self.runs(name) + 1;
-        // Always as many bytes, so that a write is never seen in part.
-        fs::write(self.vps(name).join("runs"), format!("{run:020}"))?;
+        // Always as many bytes, in place, so that a write is never seen in part and frees no block of the disk.
+        let file = fs::File::options().write(true).create(true).truncate(false).open(self.vps(name).join("runs"))?;
+        file.write_all_at(format!("{run:020}").as_bytes(), 0)?;
         Ok(run)
     }
 
