@@ -30,13 +30,6 @@ const ALL_PROCESSES: u64 = 85;
 /// Per cent of them that one VPS may have whose limits do not say.
 const OWN_PROCESSES: u64 = 15;
 
-/// Bytes that all VPSs together may always have.
-const LEAST_MEMORY: u64 = 64 << 20;
-/// Per cent of the machine's processes that all VPSs together may have.
-const ALL_PROCESSES: u64 = 85;
-/// Per cent of them that one VPS may have whose limits do not say.
-const OWN_PROCESSES: u64 = 15;
-
 /// Where this host's cgroups are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hierarchies {
@@ -170,21 +163,6 @@ impl Hierarchies {
         write(&processes_file, &processes)
     }
 
-    /// Bounds what all VPSs together may have: all memory but `reserve` bytes, and as many processes as leave the machine
-    /// some.
-    pub fn bound(&self, reserve: u64) -> Result<(), HostError> {
-        let machine = sysinfo();
-        let total = machine.totalram as u64 * u64::from(machine.mem_unit);
-        let memory = total.saturating_sub(reserve).max(LEAST_MEMORY).to_string();
-        let processes = (machine_processes() / 100 * ALL_PROCESSES).to_string();
-        let (memory_file, processes_file) = match &self.v1 {
-            Some([_, memory, pids]) => (memory.join("memory.limit_in_bytes"), pids.join("pids.max")),
-            None => (self.unified.join("memory.max"), self.unified.join("pids.max")),
-        };
-        write(&memory_file, &memory)?;
-        write(&processes_file, &processes)
-    }
-
     /// Claims the host's own group for as long as the descriptor, or a copy of it, is open.
     pub fn lock(&self) -> Result<OwnedFd, HostError> {
         let fault = |action, error: Errno| fault(action, &self.unified)(error.into());
@@ -245,13 +223,6 @@ impl Hierarchies {
         remove(&self.unified.join(OWN_LEAF))?;
         self.bases().try_for_each(|base| remove(base))
     }
-}
-
-/// Processes and threads that the machine can have (proc_sys_kernel(5)).
-fn machine_processes() -> u64 {
-    let number = |path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-    let limits = ["/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max"].into_iter().filter_map(number);
-    limits.min().unwrap_or(32_768)
 }
 
 /// Processes and threads that the machine can have (proc_sys_kernel(5)).
