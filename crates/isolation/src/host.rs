@@ -6,6 +6,7 @@ pub mod cgroup;
 pub mod link;
 pub mod namespaces;
 pub mod stage;
+pub mod uplink;
 
 use std::{io, path::PathBuf};
 
@@ -15,6 +16,7 @@ pub use namespaces::{
     BLOCK, IdRange, LAYER_IDS, Namespaces, PendingNamespaces, begin_namespaces, layer_map, make_namespaces,
 };
 pub use stage::{HostBind, ShimStart, detached, spawn_shim};
+pub use uplink::HostNetwork;
 
 /// Which step failed.
 #[derive(Debug, thiserror::Error)]

@@ -13,6 +13,13 @@ use model::{
 #[error("{0}")]
 pub struct Refused(String);
 
+impl Refused {
+    /// Refuses with this message.
+    pub fn new(message: String) -> Self {
+        Self(message)
+    }
+}
+
 /// Reads host.toml; a host without one has the default configuration.
 pub fn read(paths: &Paths) -> anyhow::Result<HostConfig> {
     let text = match std::fs::read_to_string(&paths.config) {
@@ -34,10 +41,14 @@ pub fn cgroup_name(config: &HostConfig, paths: &Paths) -> String {
     if *paths == Paths::new(None) {
         return "bailiwick".to_owned();
     }
+    format!("bailiwick-{:08x}", root_hash(paths))
+}
+
+/// What names of this host's kernel objects are made from.
+pub fn root_hash(paths: &Paths) -> u32 {
     // FNV-1a: the same path gives the same name in every version.
     let fold = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
-    let hash = paths.run.as_os_str().as_encoded_bytes().iter().fold(0x811c_9dc5, fold);
-    format!("bailiwick-{hash:08x}")
+    paths.run.as_os_str().as_encoded_bytes().iter().fold(0x811c_9dc5, fold)
 }
 
 /// Where the layer store is on the host.

@@ -35,6 +35,7 @@ use crate::{
     serve::serve,
     shim::{attend, await_cgroup},
     table::{Table, Vps, now_ms},
+    uplink::{self, CHILD, Uplink},
     watch::watch,
 };
 
@@ -69,6 +70,7 @@ pub fn run(paths: Paths) -> anyhow::Result<u8> {
             Ok(host) => host,
             Err(error) => {
                 if fresh {
+                    remove_uplink(&paths).await;
                     remove_directories(&paths);
                 }
                 return Err(error);
@@ -90,6 +92,7 @@ pub fn run(paths: Paths) -> anyhow::Result<u8> {
 /// Reaps shims and other children.
 async fn reap(mut ended: tokio::signal::unix::Signal) {
     while ended.recv().await.is_some() {
+        let _others = CHILD.lock().await;
         while matches!(wait(WaitOptions::NOHANG), Ok(Some(_))) {}
     }
 }
@@ -140,15 +143,19 @@ async fn start(
     let place = Place::open(&paths, config.ids)?;
     open_layers(&config::layer_store(&config, &paths))?;
     let table = load(&config, &place)?;
+    let uplink = Uplink::prepare(&config, &paths).await?;
     let mut take = |prefix: &str| -> BTreeMap<String, OwnedFd> {
         let names: Vec<_> = held.keys().filter(|name| name.starts_with(prefix)).cloned().collect();
         names.into_iter().filter_map(|name| held.remove_entry(&name)).collect()
     };
     let (shims, userns, netns) = (take("shim/"), take("userns/"), take("netns/"));
-    let host = Arc::new(Host::new(config, paths, place, cgroups, keeper, (shim, bailiwick), table, held));
+    let host = Arc::new(Host::new(config, paths, place, cgroups, keeper, (shim, bailiwick), table, held, uplink));
     let namespaces = userns.into_values().next().zip(netns.into_values().next());
     if let Some((user, network)) = namespaces {
-        let linker = Linker::new(network.as_fd()).map_err(explained)?;
+        let mut linker = Linker::new(network.as_fd()).map_err(explained)?;
+        if let Some(uplink) = &host.uplink {
+            uplink.connect(&mut linker).map_err(explained)?;
+        }
         *lock(&host.pinned) = Some(Pinned { namespaces: Namespaces { user, network: Some(network) }, linker });
     }
     listen_as_before(&host);
@@ -300,10 +307,17 @@ fn notify_ready() {
 /// Removes all that a host has while it runs.
 async fn leave_nothing(host: &Host) {
     remove_leftovers(host).await;
+    remove_uplink(&host.paths).await;
     if let Err(error) = host.cgroups.remove() {
         warn!(error = error.explain(), "a cgroup stays");
     }
     remove_directories(&host.paths);
+}
+
+async fn remove_uplink(paths: &Paths) {
+    if let Err(error) = uplink::remove(paths).await {
+        warn!(error = %format!("{:#}", anyhow::Error::from(error)), "the uplink's changes of the host's network stay");
+    }
 }
 
 fn remove_directories(paths: &Paths) {

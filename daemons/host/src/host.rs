@@ -19,6 +19,7 @@ use crate::{
     held::Keeper,
     place::Place,
     table::{Table, Vps},
+    uplink::Uplink,
 };
 
 /// One host. Locks are held for single steps, never while waiting.
@@ -46,6 +47,8 @@ pub struct Host {
     pub stopping: AtomicBool,
     /// The network VPS's namespaces and a socket in them, once it was started.
     pub pinned: Mutex<Option<Pinned>>,
+    /// How VPSs reach the outside, if they do.
+    pub uplink: Option<Uplink>,
     /// Id-mappings of layers by the first id of the VPS they are for.
     pub layer_maps: Mutex<BTreeMap<u32, OwnedFd>>,
     /// Listening sockets by the keeper's name for them: `listen/…`, `service/…`, `host/…`, `api`.
@@ -80,6 +83,7 @@ impl Host {
         programs: (OwnedFd, PathBuf),
         table: Table,
         sockets: BTreeMap<String, OwnedFd>,
+        uplink: Option<Uplink>,
     ) -> Self {
         let layers = crate::config::layer_store(&config, &paths);
         Self {
@@ -94,6 +98,7 @@ impl Host {
             bailiwick: programs.1,
             stopping: AtomicBool::new(false),
             pinned: Mutex::new(None),
+            uplink,
             layer_maps: Mutex::new(BTreeMap::new()),
             sockets: Mutex::new(sockets),
             table: Mutex::new(table),

@@ -24,6 +24,7 @@ mod shim;
 mod start;
 mod stop;
 mod table;
+mod uplink;
 mod watch;
 
 use std::{path::PathBuf, process::ExitCode};

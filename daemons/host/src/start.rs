@@ -257,7 +257,12 @@ impl Host {
     fn pin(&self, namespaces: Namespaces) -> Result<Pinned, StartError> {
         let missing = || StartError("the network VPS needs a network namespace".to_owned());
         let network = namespaces.network.as_ref().ok_or_else(missing)?;
-        let linker = Linker::new(network.as_fd())?;
+        let mut linker = Linker::new(network.as_fd())?;
+        if let Some(uplink) = &self.uplink {
+            // What there is of that name led to the namespace of a host that crashed.
+            uplink.disconnect()?;
+            uplink.connect(&mut linker)?;
+        }
         if let Some(name) = self.config.vps_of("network") {
             self.keeper.keep(&format!("userns/{name}"), &namespaces.user)?;
             self.keeper.keep(&format!("netns/{name}"), network)?;

@@ -41,26 +41,31 @@ impl Linker {
     /// Makes the pair: `eth0` in `inner`, `link.name` in the network VPS's namespace, both down. A pair of that name that a
     /// run before left behind (the kernel removes namespaces late) is removed.
     pub fn create(&mut self, link: &Link, inner: BorrowedFd<'_>) -> Result<(), HostError> {
-        let made = match self.try_create(link, inner) {
+        self.create_pair(&link.name, "eth0", inner)
+    }
+
+    /// Makes the pair: `outer` in the network VPS's namespace, `inner` in `namespace`, as `create` does.
+    pub fn create_pair(&mut self, outer: &str, inner: &str, namespace: BorrowedFd<'_>) -> Result<(), HostError> {
+        let made = match self.try_create(outer, inner, namespace) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                self.delete(&link.name)?;
-                self.try_create(link, inner)
+                self.delete(outer)?;
+                self.try_create(outer, inner, namespace)
             }
             made => made,
         };
-        made.map_err(|source| HostError::Link { name: link.name.clone(), source })
+        made.map_err(|source| HostError::Link { name: outer.to_owned(), source })
     }
 
-    fn try_create(&mut self, link: &Link, inner: BorrowedFd<'_>) -> io::Result<()> {
+    fn try_create(&mut self, outer: &str, inner: &str, namespace: BorrowedFd<'_>) -> io::Result<()> {
         let mut peer = LinkMessage::default();
         peer.attributes = vec![
-            LinkAttribute::IfName("eth0".to_owned()),
+            LinkAttribute::IfName(inner.to_owned()),
             LinkAttribute::Address(Link::INNER_MAC.to_vec()),
-            LinkAttribute::NetNsFd(inner.as_raw_fd()),
+            LinkAttribute::NetNsFd(namespace.as_raw_fd()),
         ];
         let mut message = LinkMessage::default();
         message.attributes = vec![
-            LinkAttribute::IfName(link.name.clone()),
+            LinkAttribute::IfName(outer.to_owned()),
             LinkAttribute::Address(Link::OUTER_MAC.to_vec()),
             LinkAttribute::LinkInfo(vec![
                 LinkInfo::Kind(InfoKind::Veth),

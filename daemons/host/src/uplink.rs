@@ -1,0 +1,220 @@
+//! The uplink: VPSs reach the outside through an interface of the host's, masqueraded.
+//!
+//! What it changes on the host: a link to the network VPS with the routes of VPSs' subnets, one nft table, and `forwarding` of the
+//! uplink's interface (not of the host, which would make it a router between all its interfaces). The table says which of those
+//! settings were off, so that whoever stops last puts them back: another host on the same interface, or the next start after
+//! a crash.
+
+use std::{fs, io, path::PathBuf, process::Stdio, time::Duration};
+
+use ipnet::IpNet;
+use isolation::host::{HostError, HostNetwork, Linker};
+use model::{
+    HostConfig,
+    host::{NetworkConfig, Paths},
+};
+use tokio::{io::AsyncWriteExt as _, process::Command, sync::Mutex};
+use tracing::warn;
+
+use crate::config::{Refused, root_hash};
+
+mod table;
+
+use table::{Off, ruleset};
+
+/// How long nft may take.
+const NFT: Duration = Duration::from_secs(10);
+
+/// Held while a child is waited for by itself: `daemon::reap` takes the end of any child.
+pub static CHILD: Mutex<()> = Mutex::const_new(());
+
+/// Why there is no uplink.
+#[derive(Debug, thiserror::Error)]
+pub enum UplinkError {
+    /// nft is not there.
+    #[error("an uplink needs the program `nft`; install it: apt-get install nftables")]
+    NoNft,
+    /// It said no.
+    #[error("nft: {0}")]
+    Nft(String),
+    /// It can't be run.
+    #[error("running nft")]
+    Run(#[source] io::Error),
+    /// A kernel setting was not taken.
+    #[error("writing {}", path.display())]
+    Setting {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Links or routes.
+    #[error("{}", .0.explain())]
+    Link(HostError),
+    /// The note that there is one.
+    #[error("writing {}", path.display())]
+    Note {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl From<HostError> for UplinkError {
+    fn from(error: HostError) -> Self {
+        Self::Link(error)
+    }
+}
+
+/// One host's uplink.
+#[derive(Debug)]
+pub struct Uplink {
+    /// Its end of the link to the network VPS.
+    link: String,
+    networks: [IpNet; 2],
+}
+
+impl Uplink {
+    /// Prepares the uplink that `config` asks for, if any, and removes what a host that crashed left of another. Nothing goes
+    /// through before `connect`.
+    pub async fn prepare(config: &HostConfig, paths: &Paths) -> anyhow::Result<Option<Self>> {
+        let Some(interface) = &config.network.uplink else {
+            remove(paths).await?;
+            return Ok(None);
+        };
+        let names = Names::of(paths);
+        check(&config.network, interface, &names.link)?;
+        let before = all_tables().await?;
+        if before.iter().any(|(name, off)| *name == names.table && off.interface != *interface) {
+            remove(paths).await?;
+        }
+        // Written first: who finds it looks for the rest.
+        fs::write(&names.note, interface).map_err(|source| UplinkError::Note { path: names.note.clone(), source })?;
+        // What was off stays so in memory as long as any host's table says it.
+        let mut off = Off::now(interface);
+        for (_, other) in before.iter().filter(|(_, other)| other.interface == *interface) {
+            off.ipv4 |= other.ipv4;
+            off.ipv6 |= other.ipv6;
+        }
+        // The rules before forwarding, so that nothing is ever forwarded without them.
+        nft(&["-f", "-"], &ruleset(&names, &config.network, interface, &off)).await?;
+        off.set(true)?;
+        Ok(Some(Self { link: names.link, networks: [config.network.subnet.into(), config.network.subnet6.into()] }))
+    }
+
+    /// Connects the host with the network VPS, unless it is.
+    pub fn connect(&self, linker: &mut Linker) -> Result<(), HostError> {
+        HostNetwork::open()?.connect(linker, &self.link, &self.networks)?;
+        table::forward_link(&self.link);
+        Ok(())
+    }
+
+    /// Takes the link away.
+    pub fn disconnect(&self) -> Result<(), HostError> {
+        HostNetwork::open()?.disconnect(&self.link)
+    }
+}
+
+/// Removes all that this host's uplink changed on the host, if it had one.
+pub async fn remove(paths: &Paths) -> Result<(), UplinkError> {
+    let names = Names::of(paths);
+    if !names.note.exists() {
+        return Ok(());
+    }
+    HostNetwork::open()?.disconnect(&names.link)?;
+    let own = all_tables().await?.into_iter().find(|(name, _)| *name == names.table);
+    if let Some((name, off)) = own {
+        nft(&["delete", "table", "inet", &name], "").await?;
+        // Looked at after ours is gone, so that of two that stop at once one sees none.
+        let others = all_tables().await?;
+        if !others.iter().any(|(_, other)| other.interface == off.interface)
+            && let Err(error) = off.set(false)
+        {
+            warn!(error = %format!("{error:#}"), "a setting of the uplink stays");
+        }
+    }
+    fs::remove_file(&names.note).map_err(|source| UplinkError::Note { path: names.note, source })
+}
+
+/// What is named after the host's root.
+#[derive(Debug)]
+struct Names {
+    table: String,
+    link: String,
+    note: PathBuf,
+}
+
+impl Names {
+    fn of(paths: &Paths) -> Self {
+        let hash = root_hash(paths);
+        Self { table: format!("bailiwick_{hash:08x}"), link: format!("bw-{hash:08x}"), note: paths.run.join("uplink") }
+    }
+}
+
+/// Refuses what cannot work.
+fn check(network: &NetworkConfig, interface: &str, link: &str) -> anyhow::Result<()> {
+    let mut host = HostNetwork::open().map_err(UplinkError::Link)?;
+    if host.index(interface).map_err(UplinkError::Link)?.is_none() {
+        return Err(Refused::new(format!(
+            "host.toml: uplink = \"{interface}\": the host has no such network interface; `ip link` lists them"
+        ))
+        .into());
+    }
+    let own = host.index(link).map_err(UplinkError::Link)?;
+    for (key, subnet) in [("subnet", IpNet::from(network.subnet)), ("subnet6", network.subnet6.into())] {
+        if let Some(route) = host.overlap(subnet, own).map_err(UplinkError::Link)? {
+            return Err(Refused::new(format!(
+                "host.toml: {key} = \"{subnet}\" overlaps the host's own route to {route}; with an uplink VPSs need a \
+                 network that the host does not know yet: write another `{key}` in [network]"
+            ))
+            .into());
+        }
+    }
+    Ok(())
+}
+
+/// The tables of all hosts in this network namespace, and what each says was off.
+async fn all_tables() -> Result<Vec<(String, Off)>, UplinkError> {
+    let mut found = Vec::new();
+    for name in nft(&["list", "tables", "inet"], "").await?.lines().filter_map(table::name) {
+        match nft(&["list", "table", "inet", name], "").await {
+            Ok(text) => found.extend(Off::parse(&text).map(|off| (name.to_owned(), off))),
+            // Its host stopped meanwhile.
+            Err(UplinkError::Nft(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+/// Runs nft(8); what it wrote.
+async fn nft(arguments: &[&str], input: &str) -> Result<String, UplinkError> {
+    let _child = CHILD.lock().await;
+    let mut command = Command::new("nft");
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    // Where Debian has it, which is not on everybody's PATH.
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    let mut child = command.spawn().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => UplinkError::NoNft,
+        _ => UplinkError::Run(error),
+    })?;
+    let mut stdin = child.stdin.take();
+    let run = async {
+        if let Some(stdin) = &mut stdin {
+            stdin.write_all(input.as_bytes()).await?;
+        }
+        drop(stdin);
+        child.wait_with_output().await
+    };
+    let output = tokio::time::timeout(NFT, run).await.map_err(|_| UplinkError::Run(io::ErrorKind::TimedOut.into()))?;
+    let output = output.map_err(UplinkError::Run)?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(UplinkError::Nft(said.lines().next().unwrap_or("it failed and said nothing").to_owned()))
+}

@@ -1,0 +1,214 @@
+//! VPSs reach the outside through the host's uplink, and nothing else changes.
+//!
+//! Each test runs in a network namespace of its own, which is the host's; another one, joined to it by `eth0`, is the outside.
+
+use std::{
+    io::{BufRead, BufReader},
+    net::TcpListener,
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+use bailiwick_system_tests::{Host, HostOptions};
+
+const IN_NAMESPACE: &str = "BAILIWICK_TEST_UPLINK";
+
+/// Says to whoever connects, by IPv4 or IPv6, which address it came from.
+const SERVER: &str = "use IO::Socket::IP; my $s = IO::Socket::IP->new(LocalHost=>q(::), LocalPort=>PORT, V6Only=>0, Listen=>128, \
+                      ReuseAddr=>1) or die; $| = 1; print qq(listening\\n); \
+                      while (my $c = $s->accept) { print $c $c->peerhost; close $c }";
+
+/// Runs this test's program once more, in a network namespace of its own, and `test` there.
+fn in_own_network(name: &str, test: impl FnOnce() -> Result<()>) -> Result<()> {
+    if std::env::var_os(IN_NAMESPACE).is_some() {
+        return test();
+    }
+    let program = std::env::current_exe()?;
+    let mut command = Command::new("unshare");
+    command.arg("--net").arg(program).args(["--exact", name, "--nocapture"]).env(IN_NAMESPACE, "1");
+    let output = command.output().context("unshare")?;
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success() && said.contains("1 passed"), "{said}");
+    Ok(())
+}
+
+fn sh(script: &str) -> Result<String> {
+    let output = Command::new("sh").args(["-ec", script]).output()?;
+    ensure!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The outside: a namespace with a server on port 8000.
+struct Outside {
+    server: Child,
+}
+
+impl Outside {
+    fn new() -> Result<Self> {
+        sh("ip link set lo up; ip link add eth0 type veth peer name out0; ip link set eth0 addrgenmode none
+            ip addr add 192.0.2.10/24 dev eth0; ip link set eth0 up; ip addr add 2001:db8::10/64 dev eth0 nodad")?;
+        let script =
+            format!("ip link set lo up; echo ready; read go; exec perl -e '{}'", SERVER.replace("PORT", "8000"));
+        let mut server = Command::new("unshare")
+            .args(["--net", "sh", "-ec", &script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut lines = BufReader::new(server.stdout.take().context("stdout")?).lines();
+        lines.next().context("the outside")??;
+        let outside = Self { server };
+        sh(&format!("ip link set out0 netns {}", outside.server.id()))?;
+        // It knows a way to the VPSs, so that only the host keeps it away from them.
+        outside
+            .sh("ip addr add 192.0.2.1/24 dev out0; ip link set out0 up; ip addr add 2001:db8::1/64 dev out0 nodad
+                    ip route add 10.80.0.0/15 via 192.0.2.10; ip route add fd80::/14 via 2001:db8::10")?;
+        sh("ip route add default via 192.0.2.1; ip -6 route add default via 2001:db8::1")?;
+        let mut outside = outside;
+        std::io::Write::write_all(&mut outside.server.stdin.take().context("stdin")?, b"go\n")?;
+        lines.next().context("the outside's server")??;
+        Ok(outside)
+    }
+
+    fn sh(&self, script: &str) -> Result<String> {
+        sh(&format!("nsenter -t {} -n sh -ec '{script}'", self.server.id()))
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+/// A script that connects and shows what it is told, or that it is told nothing.
+fn ask(address: &str, port: u16) -> String {
+    format!(
+        "perl -MIO::Socket::IP -e \"my \\$s = IO::Socket::IP->new(PeerHost=>q({address}), PeerPort=>{port}, Timeout=>2); \
+         print \\$s ? <\\$s> : q(nothing)\""
+    )
+}
+
+/// All that an uplink could change here.
+fn network() -> Result<String> {
+    let state = sh("nft list ruleset; ip -o link | sed s/^[0-9]*://; ip route show table all; ip -6 route show table all
+                    ip rule; ip neigh show nud permanent
+                    cd /proc/sys/net; grep -r . ipv4/conf/*/forwarding ipv4/ip_forward ipv6/conf/*/*forwarding ipv6/conf/*/accept_ra")?;
+    // Seconds that an IPv6 route has left are no change.
+    let lines = state.lines().map(|line| line.split(" expires ").next().unwrap_or(line).trim_end());
+    Ok(lines.collect::<Vec<_>>().join("\n"))
+}
+
+fn start(net: u8) -> Result<Host> {
+    let config =
+        format!("[network]\nuplink = \"eth0\"\nsubnet = \"10.{net}.0.0/16\"\nsubnet6 = \"fd{net}:ba11::/96\"\n");
+    let host = Host::start(HostOptions { config, ..HostOptions::default() })?;
+    let spec = format!(
+        "tenant = \"acme\"\n[vps.inner]\nimage = \"debian:\"\ncommand = [\"perl\", \"-e\", {:?}]\n",
+        SERVER.replace("PORT", "7")
+    );
+    host.apply("inner.toml", &spec)?;
+    host.run(&["start", "inner"])?;
+    Ok(host)
+}
+
+fn inside(host: &Host, script: &str) -> Result<String> {
+    host.run(&["exec", "inner", "--", "sh", "-c", script])
+}
+
+/// The VPS reaches the outside, where it is seen with the host's address.
+fn reaches_outside(host: &Host) -> Result<()> {
+    for (server, seen) in [("192.0.2.1", "::ffff:192.0.2.10"), ("2001:db8::1", "2001:db8::10")] {
+        let told = inside(host, &ask(server, 8000))?;
+        ensure!(told == seen, "{server} saw {told}, not {seen}\n{}\n{}", network()?, host.daemon_log());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_vps_reaches_the_outside_and_only_that() -> Result<()> {
+    in_own_network("a_vps_reaches_the_outside_and_only_that", || {
+        let outside = Outside::new()?;
+        let before = network()?;
+        let mut host = start(80)?;
+        reaches_outside(&host)?;
+
+        let address = host.row("inner")?["address"].as_str().context("an address")?.to_owned();
+        ensure!(sh(&ask(&address, 7))? != "nothing", "the probe itself does not work");
+        let told = outside.sh(&ask(&address, 7))?;
+        ensure!(told == "nothing", "the outside reached {address}");
+
+        // What the host listens on is the outside's to connect to, not a VPS's.
+        let own = TcpListener::bind("[::]:9000")?;
+        std::thread::spawn(move || own.incoming().flatten().for_each(drop));
+        for host_address in ["192.0.2.10", "2001:db8::10"] {
+            ensure!(outside.sh(&ask(host_address, 9000))? == "", "the probe itself does not work");
+            let told = inside(&host, &ask(host_address, 9000))?;
+            ensure!(told == "nothing", "a VPS reached {host_address}");
+        }
+        host.stop()?;
+        let after = network()?;
+        ensure!(before == after, "before:\n{before}\n\nafter:\n{after}");
+        Ok(())
+    })
+}
+
+#[test]
+fn the_last_host_on_an_uplink_puts_the_settings_back() -> Result<()> {
+    in_own_network("the_last_host_on_an_uplink_puts_the_settings_back", || {
+        let _outside = Outside::new()?;
+        let before = network()?;
+        let (mut one, mut two) = (start(80)?, start(81)?);
+        reaches_outside(&one)?;
+        one.stop()?;
+        reaches_outside(&two)?;
+        two.stop()?;
+        let after = network()?;
+        ensure!(before == after, "before:\n{before}\n\nafter:\n{after}");
+        Ok(())
+    })
+}
+
+#[test]
+fn an_uplink_outlives_the_daemon_and_is_undone_after_a_crash() -> Result<()> {
+    in_own_network("an_uplink_outlives_the_daemon_and_is_undone_after_a_crash", || {
+        let _outside = Outside::new()?;
+        let before = network()?;
+        let mut host = start(80)?;
+        host.kill(host.daemon()?)?;
+        reaches_outside(&host)?;
+        let daemon = host.daemon()?;
+        // The daemon stands still, so that it can't stop in order when its keeper is gone.
+        sh(&format!("kill -STOP {daemon}"))?;
+        host.crash()?;
+        host.kill(daemon)?;
+        ensure!(network()? != before, "the crash left nothing, so nothing is shown");
+        let mut host = host.again()?;
+        host.run(&["start", "inner"])?;
+        reaches_outside(&host)?;
+        host.stop()?;
+        let after = network()?;
+        ensure!(before == after, "before:\n{before}\n\nafter:\n{after}");
+        Ok(())
+    })
+}
+
+#[test]
+fn an_uplink_that_cannot_work_is_refused_at_start() -> Result<()> {
+    in_own_network("an_uplink_that_cannot_work_is_refused_at_start", || {
+        let _outside = Outside::new()?;
+        sh("ip route add 10.80.7.0/24 via 192.0.2.1")?;
+        let before = network()?;
+        for (config, expected) in [
+            ("uplink = \"wan7\"", "uplink = \"wan7\": the host has no such network interface"),
+            ("uplink = \"eth0\"", "subnet = \"10.80.0.0/16\" overlaps the host's own route to 10.80.7.0/24"),
+        ] {
+            let config = format!("[network]\n{config}\n");
+            let started = Host::start(HostOptions { config, ..HostOptions::default() });
+            let told = started.err().context("it was not refused")?.to_string();
+            ensure!(told.contains(expected), "{told}");
+            ensure!(network()? == before, "a refused start changed something");
+        }
+        Ok(())
+    })
+}
