@@ -34,7 +34,7 @@ check "a woken nginx answers" says blog
 check "the other one answers" says shop
 check "again, warm" says blog
 bw ps --all
-unit=$(find /sys/fs/cgroup -type d -name blog | head -n 1)
+unit=$(find /sys/fs/cgroup -type d -name blog | head -n 1)/vps
 check "its memory limit is in force" value "$unit/memory.max" 134217728
 check "its CPU limit is in force" value "$unit/cpu.max" "100000 100000"
 check "its process limit is in force" value "$unit/pids.max" 100

@@ -63,8 +63,8 @@ pub enum ToShim {
 }
 
 /// Which descriptors come with `Start`, in this order: user namespace, network namespace (when `network`), log
-/// directory, `cgroup.procs` of the group that the shim moves to, `tasks` files of the VPS's v1 cgroups (all open for
-/// writing), listening sockets (one per name). The shim is born in the VPS's v2 cgroup.
+/// directory, the directory of the VPS's v2 cgroup, `tasks` files of its v1 cgroups (open for writing), listening sockets
+/// (one per name).
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Descriptors {
     /// Whether there is a network namespace; else the VPS has the host's.

@@ -252,7 +252,7 @@ async fn remove_leftovers(host: &Host) {
         }
         let cgroup = host.cgroups.of(&name);
         let _ = cgroup.kill();
-        await_cgroup(&cgroup, Cgroup::is_empty, Duration::from_secs(5)).await;
+        await_cgroup(&cgroup, cgroup.ends(), Cgroup::is_empty, Duration::from_secs(5)).await;
         match cgroup.remove() {
             Ok(()) => info!(name, "removed a leftover cgroup"),
             Err(error) => warn!(error = error.explain(), "a leftover cgroup stays"),

@@ -1,8 +1,13 @@
 //! What shims say, and what follows from it until a VPS has no process any more.
 
-use std::{io, os::fd::AsFd, sync::Arc, time::Duration};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
 
-use isolation::host::Cgroup;
+use isolation::host::{Cgroup, HostError};
 use model::{ExitStatus, VpsName, state::Ended};
 use tokio::io::Interest;
 use tracing::{info, warn};
@@ -59,8 +64,13 @@ async fn receive(socket: &ShimSocket) -> io::Result<Option<FromShim>> {
 }
 
 /// Waits until `reached`, which a change of the group's `cgroup.events` can bring.
-pub async fn await_cgroup(cgroup: &Cgroup, reached: impl Fn(&Cgroup) -> bool, limit: Duration) -> bool {
-    let Ok(events) = cgroup.events() else { return reached(cgroup) };
+pub async fn await_cgroup(
+    cgroup: &Cgroup,
+    events: Result<OwnedFd, HostError>,
+    reached: impl Fn(&Cgroup) -> bool,
+    limit: Duration,
+) -> bool {
+    let Ok(events) = events else { return reached(cgroup) };
     let Ok(events) = watch_for(events, Interest::PRIORITY) else { return reached(cgroup) };
     let wait = async {
         while !reached(cgroup) {
@@ -113,7 +123,7 @@ impl Host {
             if let Err(error) = cgroup.kill() {
                 warn!(vps = %name, error = error.explain(), "its processes can't be killed");
             }
-            if !await_cgroup(&cgroup, Cgroup::is_empty, GONE).await {
+            if !await_cgroup(&cgroup, cgroup.ends(), Cgroup::is_empty, GONE).await {
                 warn!(vps = %name, "processes are left after SIGKILL");
             }
         }

@@ -175,12 +175,12 @@ impl Host {
         };
         let mapped = !layers.is_empty() || binds.iter().any(|bind| bind.layer_map);
         let map = if mapped { Some(self.layer_map(range.first)?) } else { None };
-        let cgroup = self.cgroups.create(run.name.as_str(), &run.limits)?;
-        let birthplace = cgroup.directory()?;
+        let cgroup = self.cgroups.create(run.name.as_str(), &run.limits, shim)?;
+        let shim_cgroup = cgroup.shim_directory()?;
         let start = ShimStart {
             binary: self.shim.as_fd(),
             socket: theirs.as_fd(),
-            cgroup: birthplace.as_fd(),
+            cgroup: shim_cgroup.as_fd(),
             user: shim,
             first: range.first,
             mount_point: &self.paths.run.join("stage"),
@@ -193,7 +193,7 @@ impl Host {
             let _ = wire::shim::send(theirs.as_fd(), &FromShim::NotStarted { reason: error.explain() }, &[]);
         })?;
         drop(theirs);
-        let (shims, tasks) = (self.cgroups.shims()?, cgroup.tasks()?);
+        let (birthplace, tasks) = (cgroup.directory()?, cgroup.tasks()?);
         let namespaces = match pending {
             Some(pending) => pending.finish()?,
             None => self.pinned_namespaces(shim, range)?,
@@ -209,7 +209,7 @@ impl Host {
         let mut fds = vec![namespaces.user.as_fd()];
         fds.extend(namespaces.network.as_ref().map(AsFd::as_fd));
         fds.push(log.as_fd());
-        fds.push(shims.as_fd());
+        fds.push(birthplace.as_fd());
         fds.extend(tasks.iter().map(AsFd::as_fd));
         fds.extend(listeners.iter().map(|(_, fd)| fd.as_fd()));
         let descriptors = Descriptors {

@@ -77,7 +77,7 @@ impl Host {
         };
         let failed = |message: String| Fault::new(ErrorKind::Failed, format!("vps \"{name}\": {message}"));
         cgroup.freeze(true).map_err(|error| failed(error.explain()))?;
-        let frozen = await_cgroup(&cgroup, Cgroup::is_frozen, FREEZE).await;
+        let frozen = await_cgroup(&cgroup, cgroup.freezes(), Cgroup::is_frozen, FREEZE).await;
         let mut table = self.table();
         match table.run_mut(name, run) {
             Some(vps) if frozen && vps.up().is_some_and(|up| up.step == Step::Ready) => {

@@ -12,7 +12,7 @@ use rustix::{
     pipe::{PipeFlags, pipe_with},
     process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, waitpid},
 };
-use sys::process::{spawn_child, spawn_sibling};
+use sys::process::{spawn_child_in, spawn_sibling};
 use wire::shim::{Bind, Descriptors};
 
 use crate::{
@@ -26,8 +26,8 @@ pub struct Request {
     pub run: RunSpec,
     binds: Vec<Bind>,
     entrance: Entrance,
-    /// `cgroup.procs` of the shims' group, opened by the daemon, whose rights count.
-    shims: OwnedFd,
+    /// The VPS's v2 cgroup, which init is born in.
+    cgroup: OwnedFd,
     log: OwnedFd,
     listeners: Vec<(String, OwnedFd)>,
 }
@@ -58,11 +58,11 @@ impl Request {
         let user = next()?;
         let network = count.network.then(&mut next).transpose()?;
         let log = next()?;
-        let shims = next()?;
+        let cgroup = next()?;
         let tasks = (0..count.tasks).map(|_| next()).collect::<Result<_, _>>()?;
         let listeners =
             count.listeners.iter().map(|name| Ok((name.clone(), next()?))).collect::<anyhow::Result<_>>()?;
-        Ok(Self { run, binds, entrance: Entrance { user, network, tasks }, shims, log, listeners })
+        Ok(Self { run, binds, entrance: Entrance { user, network, tasks }, cgroup, log, listeners })
     }
 }
 
@@ -77,7 +77,7 @@ pub fn start(request: Request) -> Result<Vps, String> {
     let binds: Vec<_> = request.binds.iter().map(|b| (b.target.clone(), b.directory)).collect();
     let steps = plan(&request.run, Setting { network: request.entrance.network.is_some(), binds: &binds });
     let streams = Streams { shim: &theirs, output: &output_writer, errors: &errors_writer };
-    let entering = spawn_child(|| {
+    let entering = spawn_child_in(request.cgroup.as_fd(), || {
         let entered = enter(&request.entrance).map_err(|e| e.explain()).and_then(|()| {
             spawn_sibling(|| init::run(&request.run, &steps, &streams, &request.listeners))
                 .map_err(fault("forking init"))
@@ -89,8 +89,6 @@ pub fn start(request: Request) -> Result<Vps, String> {
         i32::from(write(&report, answer.as_bytes()).is_err())
     })
     .map_err(fault("forking"))?;
-    // Only now: what is to be in the VPS's cgroup was born there. The kernel makes this wait, the child goes on meanwhile.
-    write(&request.shims, b"0").map_err(|e| fault("leaving the VPS's cgroup")(e.into()))?;
     drop((theirs, output_writer, errors_writer, report));
 
     let mut bytes = [0; 2048];

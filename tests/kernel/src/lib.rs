@@ -105,7 +105,7 @@ impl Builder {
 
         let hierarchies = Hierarchies::find(&format!("bailiwick-kernel-{n}")).expect("cgroups");
         hierarchies.prepare().expect("a cgroup");
-        let cgroup = hierarchies.create("blog", &self.run.limits).expect("a cgroup");
+        let cgroup = hierarchies.create("blog", &self.run.limits, user).expect("a cgroup");
         let namespaces = make_namespaces(user, ids, self.network).expect("namespaces");
         if let (Some(outer), Some(link), Some(inner)) = (&self.outer, &self.run.link, &namespaces.network) {
             Linker::new(outer.as_fd()).and_then(|mut l| l.create(link, inner.as_fd())).expect("a link");
@@ -135,7 +135,7 @@ impl Builder {
             &ShimStart {
                 binary: binary.as_fd(),
                 socket: shim.as_fd(),
-                cgroup: cgroup.directory().expect("a directory").as_fd(),
+                cgroup: cgroup.shim_directory().expect("a directory").as_fd(),
                 user,
                 first: ids.first,
                 mount_point: &at("root"),
@@ -149,11 +149,11 @@ impl Builder {
         .expect("a shim");
         drop(shim);
         let log = File::open(at("log")).expect("a directory");
-        let (shims, tasks) = (hierarchies.shims().expect("cgroup.procs"), cgroup.tasks().expect("tasks"));
+        let (birthplace, tasks) = (cgroup.directory().expect("a directory"), cgroup.tasks().expect("tasks"));
         let mut fds = vec![namespaces.user.as_fd()];
         fds.extend(namespaces.network.as_ref().map(AsFd::as_fd));
         fds.push(log.as_fd());
-        fds.push(shims.as_fd());
+        fds.push(birthplace.as_fd());
         fds.extend(tasks.iter().map(AsFd::as_fd));
         fds.extend(self.listeners.iter().map(|(_, fd)| fd.as_fd()));
         let binds =

@@ -4,7 +4,7 @@
 
 use std::{
     fs, io,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::chown},
     path::{Path, PathBuf},
 };
 
@@ -20,6 +20,10 @@ use super::HostError;
 /// The leaf of a delegated unit that the daemon itself lives in; no VPS can have this name.
 const OWN_LEAF: &str = "host_";
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+/// Where a VPS's shim is, below the VPS's group.
+const SHIM_LEAF: &str = "shim";
+/// Where the VPS is.
+const VPS_LEAF: &str = "vps";
 /// Microseconds over which a CPU limit is counted.
 const CPU_PERIOD: u64 = 100_000;
 
@@ -65,6 +69,11 @@ fn write(path: &Path, text: &str) -> Result<(), HostError> {
 
 fn for_writing(path: &Path) -> Result<OwnedFd, HostError> {
     open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map_err(|e| fault("opening", path)(e.into()))
+}
+
+fn directory(path: &Path) -> Result<OwnedFd, HostError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    open(path, flags, Mode::empty()).map_err(|e| fault("opening", path)(e.into()))
 }
 
 fn make(path: &Path) -> Result<(), HostError> {
@@ -126,13 +135,13 @@ impl Hierarchies {
         for base in self.bases() {
             make(base)?;
         }
-        // A group with processes of its own can't give controllers to those below it.
-        let leaf = self.unified.join(OWN_LEAF);
-        make(&leaf)?;
         if self.v1.is_some() {
             return Ok(());
         }
         if self.delegated {
+            // A group with processes of its own can't give controllers to those below it.
+            let leaf = self.unified.join(OWN_LEAF);
+            make(&leaf)?;
             let procs = self.unified.join("cgroup.procs");
             for pid in fs::read_to_string(&procs).map_err(fault("reading", &procs))?.lines() {
                 match fs::write(leaf.join("cgroup.procs"), pid) {
@@ -180,11 +189,6 @@ impl Hierarchies {
         }
     }
 
-    /// `cgroup.procs` of the group of shims, open for writing: who holds it may move itself there.
-    pub fn shims(&self) -> Result<OwnedFd, HostError> {
-        for_writing(&self.unified.join(OWN_LEAF).join("cgroup.procs"))
-    }
-
     /// Names of the VPSs that have a group, such as those a crashed host left.
     pub fn names(&self) -> Vec<String> {
         let mut names = std::collections::BTreeSet::new();
@@ -199,16 +203,27 @@ impl Hierarchies {
     /// The group of a VPS, whether it exists or not.
     pub fn of(&self, name: &str) -> Cgroup {
         Cgroup {
-            unified: self.unified.join(name),
+            outer: self.unified.join(name),
+            unified: self.unified.join(name).join(VPS_LEAF),
             v1: self.v1.as_ref().map(|v1| v1.each_ref().map(|base| base.join(name))),
         }
     }
 
-    /// Makes the group of a VPS, with its limits.
-    pub fn create(&self, name: &str, limits: &Limits) -> Result<Cgroup, HostError> {
+    /// Makes the group of a VPS, with its limits. `shim` may have its children born in it.
+    pub fn create(&self, name: &str, limits: &Limits, shim: u32) -> Result<Cgroup, HostError> {
         let cgroup = self.of(name);
+        make(&cgroup.outer)?;
+        make(&cgroup.outer.join(SHIM_LEAF))?;
+        if self.v1.is_none() {
+            enable(&cgroup.outer)?;
+        }
         for directory in cgroup.directories() {
             make(directory)?;
+        }
+        // Where a birth begins and ends is asked of both the group and the one above that they share.
+        for group in [&cgroup.outer, &cgroup.unified] {
+            let procs = group.join("cgroup.procs");
+            chown(&procs, Some(shim), None).map_err(fault("giving to the shim", &procs))?;
         }
         let own = || u32::try_from(machine_processes() / 100 * OWN_PROCESSES).ok();
         cgroup.limit(&Limits { processes: limits.processes.or_else(own), ..limits.clone() })?;
@@ -220,7 +235,6 @@ impl Hierarchies {
         if self.delegated {
             return Ok(());
         }
-        remove(&self.unified.join(OWN_LEAF))?;
         self.bases().try_for_each(|base| remove(base))
     }
 }
@@ -250,9 +264,11 @@ fn cgroup_mount(line: &str) -> Option<(&str, PathBuf, &str)> {
     Some((kind, PathBuf::from(front.split(' ').nth(4)?), back.nth(1)?))
 }
 
-/// The group of one VPS in each hierarchy.
+/// The group of one VPS in each hierarchy. In v2 it has two leaves, one for its shim and one for the VPS, so that nobody has
+/// to be moved, which the kernel does only when it has seen that nobody forks: each is born where it belongs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cgroup {
+    outer: PathBuf,
     unified: PathBuf,
     v1: Option<[PathBuf; 3]>,
 }
@@ -287,10 +303,14 @@ impl Cgroup {
         }
     }
 
-    /// The directory in the v2 hierarchy, for children to be born in.
+    /// The VPS's directory in the v2 hierarchy, for init to be born in.
     pub fn directory(&self) -> Result<OwnedFd, HostError> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        open(&self.unified, flags, Mode::empty()).map_err(|e| fault("opening", &self.unified)(e.into()))
+        directory(&self.unified)
+    }
+
+    /// The shim's directory in the v2 hierarchy.
+    pub fn shim_directory(&self) -> Result<OwnedFd, HostError> {
+        directory(&self.outer.join(SHIM_LEAF))
     }
 
     /// The `tasks` files of the v1 hierarchies, open for writing: a thread that holds them may move itself in, whatever its
@@ -299,9 +319,18 @@ impl Cgroup {
         self.v1.iter().flatten().map(|directory| for_writing(&directory.join("tasks"))).collect()
     }
 
-    /// `cgroup.events`, to be polled for priority events; each is a change of `is_frozen` or `is_empty`.
-    pub fn events(&self) -> Result<OwnedFd, HostError> {
-        let path = self.unified.join("cgroup.events");
+    /// To be polled for priority events; each is a change of `is_frozen`.
+    pub fn freezes(&self) -> Result<OwnedFd, HostError> {
+        Self::events(&self.unified)
+    }
+
+    /// To be polled for priority events; each is a change of `is_empty`.
+    pub fn ends(&self) -> Result<OwnedFd, HostError> {
+        Self::events(&self.outer)
+    }
+
+    fn events(group: &Path) -> Result<OwnedFd, HostError> {
+        let path = group.join("cgroup.events");
         open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(|e| fault("opening", &path)(e.into()))
     }
 
@@ -315,14 +344,14 @@ impl Cgroup {
         field(&self.unified.join("cgroup.events"), "frozen") == Some(1)
     }
 
-    /// Whether no process is left, or the group is not there.
+    /// Whether no process is left, the shim neither, or the group is not there.
     pub fn is_empty(&self) -> bool {
-        field(&self.unified.join("cgroup.events"), "populated") != Some(1)
+        field(&self.outer.join("cgroup.events"), "populated") != Some(1)
     }
 
-    /// Sends SIGKILL to all processes, frozen ones too. They may still be there when this returns.
+    /// Sends SIGKILL to all processes, frozen ones and the shim too. They may still be there when this returns.
     pub fn kill(&self) -> Result<(), HostError> {
-        match write(&self.unified.join("cgroup.kill"), "1") {
+        match write(&self.outer.join("cgroup.kill"), "1") {
             Err(HostError::Cgroup { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
             done => done,
         }
@@ -353,7 +382,9 @@ impl Cgroup {
 
     /// Removes the group; it must be empty.
     pub fn remove(&self) -> Result<(), HostError> {
-        self.directories().try_for_each(|directory| remove(directory))
+        self.directories().try_for_each(|directory| remove(directory))?;
+        remove(&self.outer.join(SHIM_LEAF))?;
+        remove(&self.outer)
     }
 }
 

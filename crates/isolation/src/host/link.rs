@@ -39,7 +39,7 @@ impl Linker {
     }
 
     /// Makes the pair: `eth0` in `inner`, `link.name` in the network VPS's namespace, both down. A pair of that name that a
-    /// run before left behind (the kernel removes namespaces late) is removed.
+    /// run before left behind (the kernel removes namespaces late) goes under another name.
     pub fn create(&mut self, link: &Link, inner: BorrowedFd<'_>) -> Result<(), HostError> {
         self.create_pair(&link.name, "eth0", inner)
     }
@@ -48,7 +48,7 @@ impl Linker {
     pub fn create_pair(&mut self, outer: &str, inner: &str, namespace: BorrowedFd<'_>) -> Result<(), HostError> {
         let made = match self.try_create(outer, inner, namespace) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                self.delete(outer)?;
+                self.set_aside(outer).map_err(|source| HostError::Link { name: outer.to_owned(), source })?;
                 self.try_create(outer, inner, namespace)
             }
             made => made,
@@ -73,6 +73,20 @@ impl Linker {
             ]),
         ];
         self.netlink.request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL).map(drop)
+    }
+
+    /// Renames a link. To remove it would take the kernel tens of milliseconds, in which this thread serves nobody.
+    fn set_aside(&mut self, name: &str) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+        for answer in self.netlink.request(RouteNetlinkMessage::GetLink(message), 0)? {
+            let RouteNetlinkMessage::NewLink(found) = answer else { continue };
+            let mut message = LinkMessage::default();
+            message.header.index = found.header.index;
+            message.attributes = vec![LinkAttribute::IfName(format!("gone{}", found.header.index))];
+            self.netlink.request(RouteNetlinkMessage::SetLink(message), 0)?;
+        }
+        Ok(())
     }
 
     /// Removes the pair whose outer end has this name, if there is one.

@@ -40,7 +40,7 @@ pub struct ShimStart<'a> {
     pub binary: BorrowedFd<'a>,
     /// Its end of the socket to the daemon.
     pub socket: BorrowedFd<'a>,
-    /// The VPS's cgroup (`Cgroup::directory`), which it is born in so that what it forks is; it leaves it soon.
+    /// The cgroup it is born in (`Cgroup::shim_directory`).
     pub cgroup: BorrowedFd<'a>,
     /// The uid and gid it runs as; owns the VPS's user namespace.
     pub user: u32,
