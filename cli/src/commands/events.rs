@@ -44,5 +44,6 @@ pub fn show(event: &Event, named: bool) -> String {
     if !event.actor.is_empty() {
         text.push_str(&format!("  ({})", event.actor));
     }
-    text
+    // One event is one line, whatever a command's arguments hold.
+    text.replace('\n', " ")
 }

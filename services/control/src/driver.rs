@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use model::{VpsName, VpsSpec, api::LastWake, run::Link};
+use model::{VpsName, VpsSpec, api::LastWake, run::Link, spec::Idle};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::AbortHandle,
@@ -17,7 +17,7 @@ use crate::{
     calls::insist,
     clock::{now_ms, unix_ms},
     launch,
-    life::{Action, Input, Life, Reach, Rules, Step},
+    life::{Action, ENDED, Input, Life, Reach, Rules, Step},
     shared::Control,
     store::Wakes,
 };
@@ -172,10 +172,23 @@ impl Driver {
 
     /// Publishes before anything is carried out: nobody may be sent to a VPS that is about to stop.
     fn decide(&mut self, input: Input) -> Vec<Action> {
-        let (actions, now) = {
+        let (stopped, found) = (matches!(input, Input::Stop(_)), matches!(input, Input::Snapshot(_)));
+        let was_up = lock(&self.vps.wakes).up;
+        let (mut actions, asleep, ended) = {
             let mut life = self.vps.life();
             let actions = life.step(now_ms(), input);
-            (actions, (life.generation(), life.reach()))
+            let asleep = life.state() == model::api::State::Asleep;
+            (actions, asleep, asleep && life.because() == ENDED)
+        };
+        if was_up && (stopped || ended) {
+            self.keep_wakes(|wakes| wakes.up = false);
+        } else if was_up && found && asleep && self.vps.spec().idle == Idle::Never {
+            let by = "it was up when the host ended".to_owned();
+            actions.extend(self.vps.life().step(now_ms(), Input::Wake(by)));
+        }
+        let now = {
+            let life = self.vps.life();
+            (life.generation(), life.reach())
         };
         if self.published.as_ref() != Some(&now) {
             let address = self.vps.link().map(|link| link.address.into());
@@ -241,10 +254,17 @@ impl Driver {
     }
 
     fn woken(&mut self, took_ms: u64, by: String) {
-        let wakes = {
-            let mut wakes = lock(&self.vps.wakes);
+        self.keep_wakes(|wakes| {
             wakes.last = Some(LastWake { took_ms: Some(took_ms), by, at_ms: unix_ms() - took_ms });
             wakes.starts += 1;
+            wakes.up = true;
+        });
+    }
+
+    fn keep_wakes(&self, change: impl FnOnce(&mut Wakes)) {
+        let wakes = {
+            let mut wakes = lock(&self.vps.wakes);
+            change(&mut wakes);
             wakes.clone()
         };
         // A full queue means a slow disk: this one is not kept then, and the next one will be.

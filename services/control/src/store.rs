@@ -48,6 +48,10 @@ pub struct Wakes {
     pub last: Option<LastWake>,
     /// How many starts came to be ready.
     pub starts: u64,
+    /// Whether it was up, and neither a person stopped it nor its program had ended: a host that was restarted starts
+    /// it again if it never sleeps.
+    #[serde(default)]
+    pub up: bool,
 }
 
 /// Everything that is stored.

@@ -162,9 +162,13 @@ async fn open(data: &Path, socket: &Path) -> Arc<Control> {
 }
 
 async fn apply(control: &Arc<Control>) -> VpsName {
+    apply_with(control, "").await
+}
+
+async fn apply_with(control: &Arc<Control>, more: &str) -> VpsName {
     let text = "tenant = \"acme\"\n[vps.a]\nimage = \"debian:nginx-light\"\ncommand = [\"nginx\"]\n\
                 routes = { \"http://a.example\" = 80 }\n";
-    let files = vec![SpecFile { name: "a.toml".to_owned(), text: text.to_owned() }];
+    let files = vec![SpecFile { name: "a.toml".to_owned(), text: format!("{text}{more}") }];
     let request = ApplyRequest { files, dry_run: false, take_routes: false };
     let body = Bytes::from(serde_json::to_vec(&request).unwrap());
     let answer = api::apply::apply(State(control.clone()), body).await.unwrap();
@@ -247,6 +251,27 @@ async fn what_runs_is_adopted_by_the_next_process_and_not_started_again() {
     assert!(vps.settled(LONG).await);
     assert_eq!(vps.life().state(), VpsState::Running);
     assert_eq!((played.asked("Start"), played.asked("Create")), (1, 1));
+}
+
+#[tokio::test]
+async fn who_never_sleeps_comes_back_with_the_host_unless_it_was_stopped() {
+    let House { control, played, directory } = house().await;
+    let vps = control.get(&apply_with(&control, "idle = \"never\"").await).unwrap();
+    let kept =
+        |control: &Arc<Control>| control.store.load().unwrap().wakes.get(&vps.name).is_some_and(|wakes| wakes.up);
+    vps.ask(Input::Start("root".to_owned())).await;
+    assert!(vps.settled(LONG).await);
+    until(|| kept(&control)).await;
+    let data = tempfile::tempdir().unwrap();
+    std::fs::copy(directory.path().join("state.redb"), data.path().join("state.redb")).unwrap();
+    // A host that was restarted has no process of it.
+    played.status.lock().unwrap().clear();
+    let next = open(data.path(), &directory.path().join("socket")).await;
+    let back = next.get(&vps.name).unwrap();
+    until(|| back.life().state() == VpsState::Running).await;
+    assert_eq!(played.asked("Start"), 2);
+    back.ask(Input::Stop("root".to_owned())).await;
+    until(|| !kept(&next)).await;
 }
 
 #[tokio::test]

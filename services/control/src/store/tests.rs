@@ -21,7 +21,7 @@ fn what_was_put_is_there_after_a_restart() {
     store.put_specs(&specs(&["a", "b"])).unwrap();
     store.put_place(&name("a"), &link()).unwrap();
     store.put_images(&BTreeMap::from([(image().reference, image())])).unwrap();
-    let wakes = Wakes { last: None, starts: 3 };
+    let wakes = Wakes { last: None, starts: 3, up: false };
     store.put_wakes(&BTreeMap::from([(name("a"), wakes.clone()), (name("gone"), wakes)])).unwrap();
     drop(store);
 
