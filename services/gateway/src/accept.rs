@@ -1,10 +1,11 @@
 //! Takes connections from one listening socket, as many as there is room for, and hands each to what its address is for.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use model::ListenAddress;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
+    io::unix::AsyncFd,
     net::{TcpListener, TcpStream},
     sync::Semaphore,
     time::{Instant, sleep},
@@ -25,6 +26,8 @@ const CONNECTIONS: usize = 20_000;
 const DESCRIPTORS: u64 = 6;
 /// Descriptors for everything else.
 const RESERVED: u64 = 512;
+/// Connections that may wait, as the host daemon asks for.
+const BACKLOG: i32 = 4096;
 /// Pause when the system has no room for another connection.
 const NO_ROOM: Duration = Duration::from_millis(100);
 
@@ -54,9 +57,14 @@ impl Limits {
 
 /// Accepts until it is dropped; connections wait in the socket's backlog while there is no room.
 pub async fn accept(listener: TcpListener, listen: ListenAddress, directory: Arc<Directory>, limits: Arc<Limits>) {
+    let mut listener = listener.into_std().and_then(AsyncFd::new);
     loop {
         let Ok(place) = limits.places.clone().acquire_owned().await else { return };
-        match listener.accept().await {
+        let socket = match &listener {
+            Ok(socket) => socket,
+            Err(error) => return tracing::error!(%listen, %error, "a socket can't be watched"),
+        };
+        match next(socket).await {
             Ok((stream, peer)) => {
                 let (directory, head) = (directory.clone(), limits.head);
                 tokio::spawn(async move {
@@ -66,12 +74,43 @@ pub async fn accept(listener: TcpListener, listen: ListenAddress, directory: Arc
             }
             // One client's connection broke while it waited; else the socket or the system has no room (EMFILE, ENOBUFS).
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            // Another holder of the socket shut it down.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                tracing::warn!(%listen, "a socket was shut down; listening again");
+                sleep(NO_ROOM).await;
+                listener = listener.and_then(again);
+            }
             Err(error) => {
                 tracing::warn!(%listen, %error, "a connection was not accepted");
                 sleep(NO_ROOM).await;
             }
         }
     }
+}
+
+/// The next connection. A socket that is or was shut down is `InvalidInput`: the runtime takes that for its end and would
+/// call it ready for ever, also when it listens again.
+async fn next(listener: &AsyncFd<std::net::TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {
+    loop {
+        let mut guard = listener.readable().await?;
+        let ended = guard.ready().is_read_closed();
+        match guard.try_io(|listener| listener.get_ref().accept()) {
+            Ok(accepted) => {
+                let (stream, peer) = accepted?;
+                stream.set_nonblocking(true)?;
+                return Ok((TcpStream::from_std(stream)?, peer));
+            }
+            Err(_) if ended => return Err(io::ErrorKind::InvalidInput.into()),
+            Err(_) => {}
+        }
+    }
+}
+
+/// Listens again, and watches the socket as a new one.
+fn again(listener: AsyncFd<std::net::TcpListener>) -> io::Result<AsyncFd<std::net::TcpListener>> {
+    let socket = listener.into_inner();
+    rustix::net::listen(&socket, BACKLOG)?;
+    AsyncFd::new(socket)
 }
 
 async fn dispatch(
@@ -99,5 +138,35 @@ async fn dispatch(
             }
         }
         Err(reason) => tracing::debug!(vps = %vps.name, %reason, "a connection was closed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_that_was_shut_down_and_repaired_does_not_spin() {
+        let free = net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        // By number: a port that the kernel chose is given up by a shutdown.
+        let ours = net::TcpListener::bind(address).unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let other = ours.try_clone().unwrap();
+        let listener = AsyncFd::new(ours).unwrap();
+        rustix::net::shutdown(&other, rustix::net::Shutdown::Both).unwrap();
+        let refused = next(&listener).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
+        // Repaired by the other holder before it was tried again.
+        rustix::net::listen(&other, 16).unwrap();
+        let refused = next(&listener).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
+        let listener = again(listener).unwrap();
+        let client = net::TcpStream::connect(address).unwrap();
+        let (_, peer) = next(&listener).await.unwrap();
+        assert_eq!(peer, client.local_addr().unwrap());
     }
 }

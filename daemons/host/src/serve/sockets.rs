@@ -19,7 +19,7 @@ use wire::{
 use super::Capability;
 use crate::{
     host::lock,
-    listeners::{connect_unix, listen_tcp},
+    listeners::{connect_unix, listen_again, listen_tcp},
 };
 
 /// Addresses listened on at most.
@@ -41,6 +41,8 @@ impl Capability {
             self.host.note_listening();
         }
         let socket = self.host.held(&key).ok_or_else(|| Fault::not_found(format!("{address} was closed again")))??;
+        // Another holder may have shut it down.
+        listen_again(&socket)?;
         Ok(replier.done::<Listen>(&Empty {}, &[socket.as_fd()]).await?)
     }
 
