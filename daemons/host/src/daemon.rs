@@ -64,6 +64,10 @@ pub fn run(paths: Paths) -> anyhow::Result<u8> {
         let (keeper, mut held) = Keeper::connect().context("the daemon is started by the keeper: run `bailiwickd`")?;
         let keeper_end = watch(keeper.end()?)?;
         let config = config::read(&paths)?;
+        // Before anything is made. A daemon that takes up a host that runs has no choice.
+        if held.is_empty() {
+            uplink::check(&config.network, &paths).await?;
+        }
         let cgroups = claim(&config, &paths, &keeper, &mut held).await?;
         let fresh = held.len() == 1;
         let host = match start(paths.clone(), config, cgroups, keeper, held).await {
@@ -143,7 +147,11 @@ async fn start(
     let place = Place::open(&paths, config.ids)?;
     open_layers(&config::layer_store(&config, &paths))?;
     let table = load(&config, &place)?;
-    let uplink = Uplink::prepare(&config, &paths).await?;
+    let uplink = Uplink::of(&config, &paths);
+    match uplink::prepare(&config, &paths).await {
+        Err(error) if held.len() > 1 => warn!(error = %format!("{error:#}"), "the uplink can't be looked after"),
+        prepared => prepared?,
+    }
     let mut take = |prefix: &str| -> BTreeMap<String, OwnedFd> {
         let names: Vec<_> = held.keys().filter(|name| name.starts_with(prefix)).cloned().collect();
         names.into_iter().filter_map(|name| held.remove_entry(&name)).collect()

@@ -78,31 +78,11 @@ pub struct Uplink {
 }
 
 impl Uplink {
-    /// Prepares the uplink that `config` asks for, if any, and removes what a host that crashed left of another. Nothing goes
-    /// through before `connect`.
-    pub async fn prepare(config: &HostConfig, paths: &Paths) -> anyhow::Result<Option<Self>> {
-        let Some(interface) = &config.network.uplink else {
-            remove(paths).await?;
-            return Ok(None);
-        };
-        let names = Names::of(paths);
-        check(&config.network, interface, &names.link)?;
-        let before = all_tables().await?;
-        if before.iter().any(|(name, off)| *name == names.table && off.interface != *interface) {
-            remove(paths).await?;
-        }
-        // Written first: who finds it looks for the rest.
-        fs::write(&names.note, interface).map_err(|source| UplinkError::Note { path: names.note.clone(), source })?;
-        // What was off stays so in memory as long as any host's table says it.
-        let mut off = Off::now(interface);
-        for (_, other) in before.iter().filter(|(_, other)| other.interface == *interface) {
-            off.ipv4 |= other.ipv4;
-            off.ipv6 |= other.ipv6;
-        }
-        // The rules before forwarding, so that nothing is ever forwarded without them.
-        nft(&["-f", "-"], &ruleset(&names, &config.network, interface, &off)).await?;
-        off.set(true)?;
-        Ok(Some(Self { link: names.link, networks: [config.network.subnet.into(), config.network.subnet6.into()] }))
+    /// The one that `config` asks for, if any.
+    pub fn of(config: &HostConfig, paths: &Paths) -> Option<Self> {
+        let NetworkConfig { uplink, subnet, subnet6, .. } = &config.network;
+        let link = Names::of(paths).link;
+        uplink.as_ref().map(|_| Self { link, networks: [(*subnet).into(), (*subnet6).into()] })
     }
 
     /// Connects the host with the network VPS, unless it is.
@@ -118,6 +98,29 @@ impl Uplink {
     }
 }
 
+/// Prepares the uplink that `config` asks for, if any, and removes what a host that crashed left of another. Nothing goes
+/// through before `Uplink::connect`.
+pub async fn prepare(config: &HostConfig, paths: &Paths) -> Result<(), UplinkError> {
+    let Some(interface) = &config.network.uplink else { return remove(paths).await };
+    let names = Names::of(paths);
+    let mut before = all_tables().await?;
+    before.extend(names.noted().map(|off| (names.table.clone(), off)));
+    if before.iter().any(|(name, off)| *name == names.table && off.interface != *interface) {
+        remove(paths).await?;
+    }
+    // What was off stays so in memory as long as any host's table says it.
+    let mut off = Off::now(interface);
+    for (_, other) in before.iter().filter(|(_, other)| other.interface == *interface) {
+        off.ipv4 |= other.ipv4;
+        off.ipv6 |= other.ipv6;
+    }
+    // Written first: who finds it looks for the rest.
+    names.note_down(&off)?;
+    // The rules before forwarding, so that nothing is ever forwarded without them.
+    nft(&["-f", "-"], &ruleset(&names, &config.network, interface, &off)).await?;
+    off.set(true)
+}
+
 /// Removes all that this host's uplink changed on the host, if it had one.
 pub async fn remove(paths: &Paths) -> Result<(), UplinkError> {
     let names = Names::of(paths);
@@ -126,8 +129,11 @@ pub async fn remove(paths: &Paths) -> Result<(), UplinkError> {
     }
     HostNetwork::open()?.disconnect(&names.link)?;
     let own = all_tables().await?.into_iter().find(|(name, _)| *name == names.table);
-    if let Some((name, off)) = own {
-        nft(&["delete", "table", "inet", &name], "").await?;
+    if own.is_some() {
+        nft(&["delete", "table", "inet", &names.table], "").await?;
+    }
+    // Whoever flushes all rules takes the table with them.
+    if let Some(off) = own.map(|(_, off)| off).or_else(|| names.noted()) {
         // Looked at after ours is gone, so that of two that stop at once one sees none.
         let others = all_tables().await?;
         if !others.iter().any(|(_, other)| other.interface == off.interface)
@@ -152,10 +158,28 @@ impl Names {
         let hash = root_hash(paths);
         Self { table: format!("bailiwick_{hash:08x}"), link: format!("bw-{hash:08x}"), note: paths.run.join("uplink") }
     }
+
+    /// Notes that there is an uplink, and what was off.
+    fn note_down(&self, off: &Off) -> Result<(), UplinkError> {
+        let text = format!("{}comment \"{}\"\n", boot(), off.comment());
+        fs::write(&self.note, text).map_err(|source| UplinkError::Note { path: self.note.clone(), source })
+    }
+
+    /// What is noted, since the machine was started.
+    fn noted(&self) -> Option<Off> {
+        Off::parse(fs::read_to_string(&self.note).ok()?.strip_prefix(&boot())?)
+    }
 }
 
-/// Refuses what cannot work.
-fn check(network: &NetworkConfig, interface: &str, link: &str) -> anyhow::Result<()> {
+/// The number of this start of the machine, which ends all settings of the one before.
+fn boot() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
+}
+
+/// Refuses an uplink that cannot work. Changes nothing.
+pub async fn check(network: &NetworkConfig, paths: &Paths) -> anyhow::Result<()> {
+    let Some(interface) = &network.uplink else { return Ok(()) };
+    nft(&["--version"], "").await?;
     let mut host = HostNetwork::open().map_err(UplinkError::Link)?;
     if host.index(interface).map_err(UplinkError::Link)?.is_none() {
         return Err(Refused::new(format!(
@@ -163,7 +187,7 @@ fn check(network: &NetworkConfig, interface: &str, link: &str) -> anyhow::Result
         ))
         .into());
     }
-    let own = host.index(link).map_err(UplinkError::Link)?;
+    let own = host.index(&Names::of(paths).link).map_err(UplinkError::Link)?;
     for (key, subnet) in [("subnet", IpNet::from(network.subnet)), ("subnet6", network.subnet6.into())] {
         if let Some(route) = host.overlap(subnet, own).map_err(UplinkError::Link)? {
             return Err(Refused::new(format!(

@@ -46,7 +46,8 @@ impl Off {
         Ok(())
     }
 
-    fn comment(&self) -> String {
+    /// The table's comment.
+    pub fn comment(&self) -> String {
         let word = |off: bool| if off { "off" } else { "on" };
         format!("{COMMENT} {} ipv4 {} ipv6 {}", self.interface, word(self.ipv4), word(self.ipv6))
     }
