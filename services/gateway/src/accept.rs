@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use model::ListenAddress;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
-    io::unix::AsyncFd,
+    io::{Interest, unix::AsyncFd},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
     time::{Instant, sleep},
@@ -57,7 +57,7 @@ impl Limits {
 
 /// Accepts until it is dropped; connections wait in the socket's backlog while there is no room.
 pub async fn accept(listener: TcpListener, listen: ListenAddress, directory: Arc<Directory>, limits: Arc<Limits>) {
-    let mut listener = listener.into_std().and_then(AsyncFd::new);
+    let mut listener = listener.into_std().and_then(watched);
     loop {
         let Ok(place) = limits.places.clone().acquire_owned().await else { return };
         let socket = match &listener {
@@ -110,7 +110,11 @@ async fn next(listener: &AsyncFd<std::net::TcpListener>) -> io::Result<(TcpStrea
 fn again(listener: AsyncFd<std::net::TcpListener>) -> io::Result<AsyncFd<std::net::TcpListener>> {
     let socket = listener.into_inner();
     rustix::net::listen(&socket, BACKLOG)?;
-    AsyncFd::new(socket)
+    watched(socket)
+}
+
+fn watched(socket: std::net::TcpListener) -> io::Result<AsyncFd<std::net::TcpListener>> {
+    AsyncFd::with_interest(socket, Interest::READABLE)
 }
 
 async fn dispatch(
@@ -156,7 +160,7 @@ mod tests {
         let ours = net::TcpListener::bind(address).unwrap();
         ours.set_nonblocking(true).unwrap();
         let other = ours.try_clone().unwrap();
-        let listener = AsyncFd::new(ours).unwrap();
+        let listener = watched(ours).unwrap();
         rustix::net::shutdown(&other, rustix::net::Shutdown::Both).unwrap();
         let refused = next(&listener).await.unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
