@@ -61,7 +61,7 @@ test-v2:
 	cargo build --quiet --release --bins
 	$(RELEASE)/bailiwick-images debian:nginx-light
 	dir=$$(mktemp -d /var/tmp/bailiwick-v2-XXXXXX); trap 'rm -rf "$$dir"' EXIT; \
-	tests/v2/prepare $(RELEASE) "$$dir" && $(V2_HOST) "$$dir"
+	tests/v2/prepare $(RELEASE) "$$dir" && V2_HOST_PACKAGES=mmdebstrap $(V2_HOST) "$$dir"
 
 bench:
 	$(call install,$(BENCH_PACKAGES))

@@ -32,8 +32,26 @@ use std::{path::PathBuf, process::ExitCode};
 use model::host::Paths;
 
 const USAGE: &str = "usage: bailiwickd [--root DIR]";
+const HELP: &str = "\
+Runs a host in the foreground until SIGTERM or SIGINT. Needs root.
+
+  --root DIR   all its files under DIR (host.toml, lib, run) instead of /etc, /var/lib and /run/bailiwick
+  --version    the version
+
+Afterwards: bailiwick [--root DIR] ps, apply, …; configuration: packaging/host.toml";
 
 fn main() -> ExitCode {
+    match std::env::args().nth(1).as_deref() {
+        Some("--help" | "-h") => {
+            println!("{USAGE}\n\n{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        Some("--version" | "-V") => {
+            println!("bailiwickd {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        _ => {}
+    }
     let (daemon, root) = match arguments(std::env::args().skip(1)) {
         Ok(arguments) => arguments,
         Err(message) => {
