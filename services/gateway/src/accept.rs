@@ -113,6 +113,8 @@ fn again(listener: AsyncFd<std::net::TcpListener>) -> io::Result<AsyncFd<std::ne
     watched(socket)
 }
 
+// What made this constructor unsound is a type that answers another descriptor each time; this one answers its own.
+#[allow(deprecated)]
 fn watched(socket: std::net::TcpListener) -> io::Result<AsyncFd<std::net::TcpListener>> {
     AsyncFd::with_interest(socket, Interest::READABLE)
 }
