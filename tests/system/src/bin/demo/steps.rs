@@ -181,7 +181,8 @@ pub fn invite(host: &Host, report: &mut Report) -> Result<()> {
     report.say(&format!("  export BAILIWICK_ROOT={} PATH={}:$PATH", host.root.display(), programs.display()));
     report.say(&format!("  curl -H 'Host: blog.test' http://{WEB}/"));
     report.say(&format!("  redis-cli -p {} SET greeting hello", CACHE.port()));
-    for command in ["ps --all", "why blog", "logs -f blog", "exec blog -- nginx -T", "events -f", "services", "--help"] {
+    for command in ["ps --all", "why blog", "logs -f blog", "exec blog -- nginx -T", "events -f", "services", "--help"]
+    {
         report.say(&format!("  bailiwick {command}"));
     }
     let images = bailiwick_system_tests::host::layers_store();
