@@ -200,11 +200,6 @@ impl Hierarchies {
         names.into_iter().collect()
     }
 
-    /// The group of shims; empty some time after they have said their last words. None when this process is in it too.
-    pub fn of_shims(&self) -> Option<Cgroup> {
-        (!self.delegated).then(|| self.of(OWN_LEAF))
-    }
-
     /// The group of a VPS, whether it exists or not.
     pub fn of(&self, name: &str) -> Cgroup {
         Cgroup {
