@@ -5,5 +5,6 @@
 pub mod census;
 pub mod host;
 pub mod load;
+pub mod spec;
 
 pub use host::{Answer, Host, HostOptions};

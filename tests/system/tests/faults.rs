@@ -7,23 +7,17 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use bailiwick_system_tests::{Host, HostOptions, census::Census, load::Load};
+use bailiwick_system_tests::{
+    Host, HostOptions,
+    census::Census,
+    load::Load,
+    spec::{ECHO, perl, server},
+};
 
 const LONG: Duration = Duration::from_secs(60);
 
 fn echo_server(name: &str, port: u16) -> String {
-    let program = "use IO::Socket::INET; my $s = IO::Socket::INET->new(LocalPort=>7, Listen=>128, ReuseAddr=>1) or die; \
-                   $SIG{CHLD} = 'IGNORE'; while (my $c = $s->accept) { next if fork; while (my $l = <$c>) { print $c $l } exit }";
-    format!(
-        r#"
-tenant = "acme"
-[vps.{name}]
-image   = "debian:"
-command = ["perl", "-e", {program:?}]
-routes  = {{ "tcp://127.0.0.1:{port}" = 7 }}
-idle    = "never"
-"#
-    )
+    perl(name, port, &server("", ECHO), "idle = \"never\"")
 }
 
 fn local(port: u16) -> SocketAddr {

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use bailiwick_system_tests::{
     Host, HostOptions,
     load::{Ended, http},
+    spec::{ECHO, perl, server},
 };
 
 const LONG: Duration = Duration::from_secs(60);
@@ -38,25 +39,6 @@ image   = "debian:nginx-light"
 command = ["nginx", "-g", "daemon off;"]
 routes  = {{ "http://{name}.test:{port}" = 80 }}
 files   = {{ "/var/www/html/index.html" = "hello from {name}\n" }}
-{more}
-"#
-    )
-}
-
-/// A server in perl, which the base image has: `setup` runs before it listens on port 7.
-fn perl(name: &str, port: u16, setup: &str, more: &str) -> String {
-    let program = format!(
-        "use IO::Socket::INET; $|=1; {setup}; \
-         my $s = IO::Socket::INET->new(LocalPort=>7, Listen=>128, ReuseAddr=>1) or die; \
-         while (my $c = $s->accept) {{ while (my $l = <$c>) {{ print $c $l }} }}"
-    );
-    format!(
-        r#"
-tenant = "acme"
-[vps.{name}]
-image   = "debian:"
-command = ["perl", "-e", {program:?}]
-routes  = {{ "tcp://127.0.0.1:{port}" = 7 }}
 {more}
 "#
     )
@@ -127,7 +109,7 @@ fn a_request_while_it_stops_waits_for_the_next_start() -> Result<()> {
     let mut host = Host::start(HostOptions::default())?;
     // It takes a second to end after it was asked to.
     let setup = "$SIG{TERM} = sub { select(undef, undef, undef, 1.0); exit 0 }";
-    host.apply("a.toml", &perl("slow", 20130, setup, "idle = \"never\""))?;
+    host.apply("a.toml", &perl("slow", 20130, &server(setup, ECHO), "idle = \"never\""))?;
     ensure!(echo(&mut TcpStream::connect(local(20130))?, "one\n")? == "one\n");
     let first = host.pid_of("slow")?;
     std::thread::scope(|scope| -> Result<()> {
@@ -162,7 +144,10 @@ fn a_server_that_fails_gives_503_without_internals_and_a_reason_in_why() -> Resu
 #[test]
 fn a_server_that_never_listens_is_ended_at_its_deadline() -> Result<()> {
     let mut host = Host::start(HostOptions::default())?;
-    host.apply("a.toml", &perl("mute", 20150, "sleep 1000", "start_deadline = \"1s\"\nrestart = \"never\""))?;
+    host.apply(
+        "a.toml",
+        &perl("mute", 20150, &server("sleep 1000", ""), "start_deadline = \"1s\"\nrestart = \"never\""),
+    )?;
     let start = Instant::now();
     let mut client = TcpStream::connect(local(20150))?;
     client.set_read_timeout(Some(LONG))?;
