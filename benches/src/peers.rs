@@ -81,3 +81,14 @@ pub fn bwrap(root: &Path) -> impl FnMut() -> Result<f64> + use<> {
         timed(command.args(["--proc", "/proc", "--dev", "/dev", "/bin/true"]))
     }
 }
+
+/// Removes the cgroups that lxc leaves in each hierarchy.
+pub fn clean_up() {
+    for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+        let group = hierarchy.path().join("bailiwick-bench-lxc");
+        for left in [group.join("lxc.pivot"), group] {
+            // What was not made there, or is still in use, stays.
+            let _ = fs::remove_dir(left);
+        }
+    }
+}

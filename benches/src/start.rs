@@ -44,6 +44,7 @@ pub fn run() -> Result<Vec<Measure>> {
             ("bwrap", Box::new(peers::bwrap(&root))),
         ],
     );
+    peers::clean_up();
     let (ours, runc) = (samples.median("ours"), samples.median("runc"));
     Ok(vec![Measure {
         measure: "start to exit of /bin/true in a new VPS".to_owned(),
