@@ -155,6 +155,20 @@ fn without_a_host_the_next_step_is_said() -> Result<()> {
 }
 
 #[test]
+fn without_root_it_is_said_and_nothing_is_made() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let root = directory.path().join("host");
+    let daemon = bailiwick_system_tests::host::programs().join("bailiwickd");
+    let mut command = std::process::Command::new("setpriv");
+    command.args(["--reuid", "1000", "--regid", "1000", "--clear-groups"]).arg(daemon).arg("--root").arg(&root);
+    let output = command.output()?;
+    let err = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success() && err.contains("only root") && err.contains("sudo"), "{output:?}");
+    ensure!(!root.exists(), "it made {}", root.display());
+    Ok(())
+}
+
+#[test]
 fn a_second_host_on_one_root_and_a_bad_host_toml_are_refused() -> Result<()> {
     let mut host = Host::start(HostOptions::default())?;
     let daemon = bailiwick_system_tests::host::programs().join("bailiwickd");
