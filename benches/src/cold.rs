@@ -88,7 +88,8 @@ fn bare(config: &Path) -> Result<f64> {
     };
     // SIGQUIT lets the workers go in order, so that the port is free for the next run.
     let pid = nginx.id().to_string();
-    ensure!(Command::new("kill").args(["-QUIT", &pid]).status()?.success(), "nginx could not be asked to end");
+    let asked = Command::new("sh").args(["-c", "kill -QUIT \"$0\"", &pid]).status()?;
+    ensure!(asked.success(), "nginx could not be asked to end");
     nginx.wait()?;
     Ok(took.as_secs_f64() * 1e3)
 }

@@ -1,21 +1,23 @@
 //! Stopping, freezing and thawing VPSs, and stopping the host.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    os::fd::OwnedFd,
+    sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
 
 use isolation::host::Cgroup;
 use model::{VpsName, api::ErrorKind};
+use tokio::io::unix::AsyncFd;
 use tracing::{info, warn};
 use wire::{Fault, shim::ToShim};
 
 use crate::{
     host::{Host, lock},
-    life::Step,
+    life::{Step, Up},
     record::Record,
     shim::await_cgroup,
-    table::{Vps, now_ms},
+    table::{Table, Vps, now_ms},
 };
 
 /// How long after a stop's grace a shim may take before the daemon kills by itself, and before it gives the shim up.
@@ -28,10 +30,10 @@ impl Host {
     pub fn stop(self: &Arc<Self>, name: &VpsName, grace_ms: Option<u64>) -> Result<(), Fault> {
         let mut table = self.table();
         let vps = table.get_mut(name)?;
-        let run = vps.run;
         let Some(up) = vps.up_mut() else { return Ok(()) };
         let grace_ms = grace_ms.unwrap_or(up.record.grace_ms);
         up.record.asked = true;
+        let socket = Arc::downgrade(&up.socket);
         // An error means that it is ending already.
         let _ = up.say(&ToShim::Stop { grace_ms }, &[]);
         if up.step == Step::Frozen
@@ -45,22 +47,26 @@ impl Host {
         }
         self.changed(name, vps);
         let (host, name) = (self.clone(), name.clone());
-        tokio::spawn(async move { host.kill_late(&name, run, Duration::from_millis(grace_ms)).await });
+        tokio::spawn(async move { host.kill_late(&name, socket, Duration::from_millis(grace_ms)).await });
         Ok(())
     }
 
-    /// Kills what a shim has not ended in time.
-    async fn kill_late(&self, name: &VpsName, run: u64, grace: Duration) {
+    /// Kills what a shim has not ended in time. The socket is the run's: a VPS that was deleted and made again counts its runs
+    /// anew.
+    async fn kill_late(&self, name: &VpsName, socket: Weak<AsyncFd<OwnedFd>>, grace: Duration) {
+        let same = |up: &&mut Up| Weak::ptr_eq(&Arc::downgrade(&up.socket), &socket);
         tokio::time::sleep(grace + SHIM_GRACE).await;
-        let Some(cgroup) = self.table().run_mut(name, run).and_then(|vps| vps.up().map(|up| up.cgroup.clone())) else {
-            return;
+        let up = |table: &mut Table| {
+            table.get_mut(name).ok().and_then(Vps::up_mut).filter(same).map(|up| (up.cgroup.clone(), up.socket.clone()))
         };
+        let Some((cgroup, _)) = up(&mut self.table()) else { return };
         warn!(vps = %name, "it did not end in time; killing it");
         let _ = cgroup.kill();
         tokio::time::sleep(SHIM_GRACE).await;
-        if let Some(up) = self.table().run_mut(name, run).and_then(|vps| vps.up_mut()) {
+        let still = up(&mut self.table());
+        if let Some((_, socket)) = still {
             // Ends the task that hears the shim, and the shim if it still listens.
-            let _ = rustix::net::shutdown(up.socket.get_ref(), rustix::net::Shutdown::Both);
+            let _ = rustix::net::shutdown(socket.get_ref(), rustix::net::Shutdown::Both);
         }
     }
 

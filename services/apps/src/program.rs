@@ -176,7 +176,7 @@ mod tests {
         let (heard, ended) = sh("sleep 60 & echo $!").await;
         ended.expect("it succeeds");
         let pid = heard[0].strip_prefix("out ").expect("a pid");
-        let killed = std::process::Command::new("kill").arg(pid).status().expect("running kill");
+        let killed = std::process::Command::new("sh").args(["-c", "kill \"$0\"", pid]).status().expect("running sh");
         assert!(killed.success());
     }
 }

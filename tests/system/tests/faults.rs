@@ -136,6 +136,23 @@ fn a_crashed_host_comes_back_with_what_was_applied_and_without_leftovers() -> Re
 }
 
 #[test]
+fn the_stop_of_a_deleted_vps_does_not_end_the_one_that_has_its_name_now() -> Result<()> {
+    let mut host = Host::start(HostOptions::default())?;
+    let spec = format!("{}\nstop = {{ grace = \"1ms\" }}", echo_server("phoenix", 20250));
+    host.apply("p.toml", &spec)?;
+    echo(&mut TcpStream::connect(local(20250))?)?;
+    host.run(&["delete", "--yes", "phoenix"])?;
+    host.apply("p.toml", &spec)?;
+    let mut held = TcpStream::connect(local(20250))?;
+    echo(&mut held)?;
+    // The daemon gives a shim 3 s more than the grace.
+    held.set_read_timeout(Some(Duration::from_secs(4)))?;
+    let cut = held.read(&mut [0]);
+    ensure!(matches!(&cut, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock), "it ended: {cut:?}");
+    host.stop()
+}
+
+#[test]
 fn a_stopped_host_leaves_nothing_behind() -> Result<()> {
     let directory = tempfile::Builder::new().prefix("bailiwick-").tempdir_in("/var/tmp")?;
     let root = directory.path().to_owned();
