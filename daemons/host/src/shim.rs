@@ -114,6 +114,15 @@ impl Host {
         }
     }
 
+    /// Removes what the overlay of a VPS that is down left, which its next mount would have to.
+    fn tidy(&self, name: &VpsName) {
+        // The table stays locked, so that it does not start meanwhile.
+        let mut table = self.table();
+        if table.get_mut(name).is_ok_and(|vps| vps.up().is_none()) {
+            let _ = std::fs::remove_dir(self.place.vps(name).join("state/work/work"));
+        }
+    }
+
     async fn finish(self: &Arc<Self>, name: &VpsName, run: u64, said: Option<Said>) {
         let Some(cgroup) = self.table().run_mut(name, run).and_then(|vps| vps.up().map(|up| up.cgroup.clone())) else {
             return;
@@ -147,6 +156,9 @@ impl Host {
         vps.life = Life::Down(Some(ended));
         vps.since_ms = now_ms();
         self.changed(name, vps);
+        let (host, gone) = (self.clone(), name.clone());
+        // Later than who waits for the end hears of it.
+        tokio::spawn(async move { host.tidy(&gone) });
         if vps.designated {
             drop(table);
             self.repair_listeners(name);

@@ -62,11 +62,16 @@ impl Linker {
             LinkAttribute::IfName(inner.to_owned()),
             LinkAttribute::Address(Link::INNER_MAC.to_vec()),
             LinkAttribute::NetNsFd(namespace.as_raw_fd()),
+            LinkAttribute::NumTxQueues(1),
+            LinkAttribute::NumRxQueues(1),
         ];
         let mut message = LinkMessage::default();
         message.attributes = vec![
             LinkAttribute::IfName(outer.to_owned()),
             LinkAttribute::Address(Link::OUTER_MAC.to_vec()),
+            // What veth has anyway; said, the kernel need not wait until nobody uses the others.
+            LinkAttribute::NumTxQueues(1),
+            LinkAttribute::NumRxQueues(1),
             LinkAttribute::LinkInfo(vec![
                 LinkInfo::Kind(InfoKind::Veth),
                 LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
