@@ -81,6 +81,8 @@ pub struct Up {
     pub step: Step,
     /// Its shim.
     pub socket: ShimSocket,
+    /// Readable once its shim has ended (pidfd_open(2)); none where an earlier daemon started it.
+    pub shim: Option<AsyncFd<OwnedFd>>,
     /// Its cgroup.
     pub cgroup: Cgroup,
     /// What outlives this daemon.

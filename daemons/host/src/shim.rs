@@ -19,10 +19,12 @@ use wire::{
 use crate::{
     host::Host,
     life::{Life, ShimSocket, Step},
-    table::now_ms,
+    table::{Vps, now_ms},
     watch::watch_for,
 };
 
+/// How long a shim that closed its socket may take to end.
+const SHIM_END: Duration = Duration::from_secs(1);
 /// How long killed processes may take to be gone.
 const GONE: Duration = Duration::from_secs(10);
 
@@ -127,6 +129,11 @@ impl Host {
         let Some(cgroup) = self.table().run_mut(name, run).and_then(|vps| vps.up().map(|up| up.cgroup.clone())) else {
             return;
         };
+        // The socket closes a moment before its holder is gone. Of that moment the cgroup would tell up to 10 ms late.
+        let shim = self.table().run_mut(name, run).and_then(Vps::up_mut).and_then(|up| up.shim.take());
+        if let Some(shim) = shim {
+            let _ = tokio::time::timeout(SHIM_END, shim.readable()).await;
+        }
         if !cgroup.is_empty() {
             // Frozen processes die too.
             if let Err(error) = cgroup.kill() {

@@ -16,6 +16,7 @@ use model::{
     run::{Link, Root},
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use tokio::io::unix::AsyncFd;
 use tracing::info;
 use wire::{
     Fault,
@@ -97,14 +98,15 @@ impl Host {
             asked: false,
             pid: None,
         };
-        let (socket, cgroup) = self.build(launch, range, shim).map_err(|error| {
+        let (socket, shim, cgroup) = self.build(launch, range, shim).map_err(|error| {
             self.unbuild(&name, record.link.as_deref());
             failed(error)
         })?;
         {
             let mut table = self.table();
             let vps = table.get_mut(&name)?;
-            let up = Up { step: Step::Starting, socket: socket.clone(), cgroup, record, execs: [].into() };
+            let shim = Some(shim);
+            let up = Up { step: Step::Starting, socket: socket.clone(), shim, cgroup, record, execs: [].into() };
             vps.life = Life::Up(Box::new(up));
             (vps.run, vps.since_ms) = (run, begun_ms);
             self.changed(&name, vps);
@@ -159,7 +161,7 @@ impl Host {
         launch: Launch,
         range: IdRange,
         shim: u32,
-    ) -> Result<(crate::life::ShimSocket, Cgroup), StartError> {
+    ) -> Result<(crate::life::ShimSocket, AsyncFd<OwnedFd>, Cgroup), StartError> {
         let Launch { run, binds, listeners, network } = launch;
         let directory = self.place.vps(&run.name);
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
@@ -189,7 +191,7 @@ impl Host {
             state: &directory.join("state"),
             binds: &binds,
         };
-        spawn_shim(&start, |error| {
+        let child = spawn_shim(&start, |error| {
             let _ = wire::shim::send(theirs.as_fd(), &FromShim::NotStarted { reason: error.explain() }, &[]);
         })?;
         drop(theirs);
@@ -227,7 +229,7 @@ impl Host {
             sent => sent?,
         }
         self.keeper.keep(&format!("shim/{name}"), &ours)?;
-        Ok((Arc::new(watch(ours)?), cgroup))
+        Ok((Arc::new(watch(ours)?), watch(child.pidfd)?, cgroup))
     }
 
     /// The network VPS's namespaces: made once, then joined.
