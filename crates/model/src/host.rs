@@ -15,21 +15,23 @@ pub use parse::parse;
 /// The configuration of a host that has no host.toml, or an empty one. `packaging/host.toml` says the same in words.
 pub fn default_config() -> HostConfig {
     let word = "a word of the default configuration";
-    let designated = |services: &str, grants: &[&str], memory: Option<u64>, network, userland| Designated {
-        services: vec![services.parse().expect(word)],
-        grants: grants.iter().map(|grant| grant.parse().expect(word)).collect(),
-        limits: Limits { memory, ..Limits::default() },
-        network,
-        userland,
-    };
+    let designated =
+        |services: &str, grants: &[&str], memory: Option<u64>, network, userland, programs: &[&str]| Designated {
+            services: vec![services.parse().expect(word)],
+            grants: grants.iter().map(|grant| grant.parse().expect(word)).collect(),
+            limits: Limits { memory, ..Limits::default() },
+            network,
+            userland,
+            programs: programs.iter().map(|program| (*program).to_owned()).collect(),
+        };
     let mib = |count: u64| Some(count << 20);
     let control = ["create,start,stop,freeze,delete,watch,logs,exec : *", "connect : apps,network,gateway"];
     let gateway = ["wake : *", "listen : *", "connect : control"];
     let all = [
-        designated("control", &control, mib(128), DesignatedNetwork::Link, false),
-        designated("gateway", &gateway, mib(256), DesignatedNetwork::Link, false),
-        designated("network", &[], mib(64), DesignatedNetwork::None, false),
-        designated("apps", &["layer : *"], None, DesignatedNetwork::Host, true),
+        designated("control", &control, mib(128), DesignatedNetwork::Link, false, &[]),
+        designated("gateway", &gateway, mib(256), DesignatedNetwork::Link, false, &[]),
+        designated("network", &[], mib(64), DesignatedNetwork::None, false, &["nft"]),
+        designated("apps", &["layer : *"], None, DesignatedNetwork::Host, true, &[]),
     ];
     let name = |vps: &Designated| vps.services[0].as_str().parse().expect(word);
     HostConfig {
@@ -122,6 +124,8 @@ pub struct Designated {
     pub network: DesignatedNetwork,
     /// Whether it sees the host's programs (`/usr`, `/etc/apt` and the like) read-only.
     pub userland: bool,
+    /// Names of single programs of the host's that it sees read-only, with their libraries, where the host has them.
+    pub programs: Vec<String>,
 }
 
 /// Which network a designated VPS has.
@@ -134,6 +138,14 @@ pub enum DesignatedNetwork {
     Host,
     /// Loopback only. Also what the network VPS itself has: its namespace is where the others' links end.
     None,
+}
+
+impl NetworkConfig {
+    /// What VPSs' own addresses are translated to on their way out of the network VPS: the subnet's .1.
+    pub fn translated(&self) -> (std::net::Ipv4Addr, std::net::Ipv6Addr) {
+        let address = std::net::Ipv4Addr::from(u32::from(self.subnet.network()) + 1);
+        (address, crate::run::Link::address6_for(self.subnet6.addr(), address))
+    }
 }
 
 /// Where tenants' addresses begin, counted from the subnet's base.

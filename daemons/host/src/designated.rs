@@ -21,6 +21,7 @@ use crate::{
     grants::Grants,
     host::{Host, lock},
     listeners::{listen_again, listen_unix, takes_connections},
+    programs,
     start::{Launch, Network},
 };
 
@@ -159,6 +160,18 @@ impl Host {
             // A link such as /bin becomes what it leads to.
             let found = seen.into_iter().filter_map(|path| Some((fs::canonicalize(path).ok()?, path)));
             binds.extend(found.map(|(source, path)| bind(source, path, false)));
+        }
+        for program in &designated.programs {
+            let files = programs::files(program)?;
+            if files.is_empty() {
+                info!(vps = %name, program, "the host does not have this program of `programs`");
+            }
+            for file in files {
+                let target = file.to_string_lossy().into_owned();
+                if !binds.iter().any(|bind| bind.target == target) {
+                    binds.push(bind(fs::canonicalize(&file)?, &target, false));
+                }
+            }
         }
         if designated.grants.iter().any(|grant| grant.allows_any(Verb::Layer)) {
             let layers = bind(self.layers.clone(), "/layers", true);

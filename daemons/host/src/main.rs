@@ -17,6 +17,7 @@ mod keeper;
 mod life;
 mod listeners;
 mod place;
+mod programs;
 mod record;
 mod remove;
 mod serve;

@@ -16,7 +16,10 @@ use model::{
 use tokio::{io::AsyncWriteExt as _, process::Command, sync::Mutex};
 use tracing::warn;
 
-use crate::config::{Refused, root_hash};
+use crate::{
+    config::{Refused, root_hash},
+    programs::SYSTEM_PATH,
+};
 
 mod table;
 
@@ -219,9 +222,8 @@ async fn nft(arguments: &[&str], input: &str) -> Result<String, UplinkError> {
     let _child = CHILD.lock().await;
     let mut command = Command::new("nft");
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    // Where Debian has it, which is not on everybody's PATH.
     let path = std::env::var("PATH").unwrap_or_default();
-    command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    command.env("PATH", format!("{path}:{SYSTEM_PATH}"));
     let mut child = command.spawn().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => UplinkError::NoNft,
         _ => UplinkError::Run(error),

@@ -6,6 +6,7 @@
 
 mod addresses;
 mod links;
+mod nat;
 mod netlink;
 mod policy;
 mod sysctl;
@@ -25,6 +26,7 @@ use wire::{
 
 pub use addresses::{AddressBook, AddressError};
 pub use links::{LinkError, Links};
+pub use nat::NatError;
 pub use netlink::NetlinkError;
 pub use policy::Layout;
 
@@ -39,7 +41,11 @@ pub async fn run(context: service::Context) -> anyhow::Result<()> {
         subnet6: config.network.subnet6,
         gateway: config.vps_of("gateway").and_then(|vps| config.designated_address(vps)),
         uplink: config.network.uplink.is_some(),
+        translated: config.network.translated(),
     };
+    if layout.uplink {
+        nat::install(&layout).await?;
+    }
     let path = context.data.join("addresses.json");
     let book = AddressBook::open(&path, layout.subnet, layout.subnet6.addr(), FIRST_TENANT)?;
     let links = Links::start(layout).await.context("preparing links")?;

@@ -47,6 +47,8 @@ pub struct Layout {
     pub gateway: Option<Ipv4Addr>,
     /// Whether VPSs reach the outside through `Link::UPLINK`.
     pub uplink: bool,
+    /// What VPSs' addresses become on their way to the outside.
+    pub translated: (Ipv4Addr, Ipv6Addr),
 }
 
 impl Layout {
@@ -60,6 +62,9 @@ impl Layout {
 pub async fn install(handle: &Handle, layout: &Layout, ipv6: bool) -> Result<(), NetlinkError> {
     for ipv6 in [false, true].into_iter().filter(|v6| ipv6 || !v6) {
         close_tenants(handle, layout, ipv6).await?;
+        let subnet = if ipv6 { IpNet::from(layout.subnet6) } else { layout.subnet.into() };
+        // An address that no VPS has is not the outside's: the host would send it back, again and again.
+        netlink::unreachable(handle, subnet.trunc(), MAIN).await?;
         let rule = |priority, input: Option<&str>, table| Rule {
             ipv6,
             priority,

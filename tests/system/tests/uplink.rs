@@ -154,6 +154,68 @@ fn a_vps_reaches_the_outside_and_only_that() -> Result<()> {
 }
 
 #[test]
+fn addresses_are_translated_in_the_network_vps() -> Result<()> {
+    in_own_network("addresses_are_translated_in_the_network_vps", || {
+        let _outside = Outside::new()?;
+        let mut host = start(80)?;
+        // Counts what reaches the host from the network VPS, by its source.
+        sh("nft -f - <<END\ntable inet watch { chain seen { type filter hook prerouting priority -400;
+            iifname bw-* ip daddr 192.0.2.1 ip saddr 10.80.0.1 counter comment one
+            iifname bw-* ip daddr 192.0.2.1 ip saddr != 10.80.0.1 counter comment other
+            iifname bw-* ip6 daddr 2001:db8::1 ip6 saddr fd80:ba11::a50:1 counter comment one
+            iifname bw-* ip6 daddr 2001:db8::1 ip6 saddr != fd80:ba11::a50:1 counter comment other
+            }
+            }\nEND")?;
+        let packets = || -> Result<(u64, u64)> {
+            let listed = sh("nft list table inet watch")?;
+            let count = |comment: &str| {
+                let of = listed.lines().filter(|line| line.contains(&format!("comment \"{comment}\"")));
+                let packets = of.map(|line| line.split("packets ").nth(1)?.split(' ').next()?.parse::<u64>().ok());
+                packets.collect::<Option<Vec<_>>>().filter(|all| all.len() == 2).context("two counters")
+            };
+            Ok((*count("one")?.iter().min().context("counters")?, count("other")?.iter().sum()))
+        };
+        reaches_outside(&host)?;
+        let (one, other) = packets()?;
+        ensure!(one > 0 && other == 0, "{one} packets with the one address, {other} with others");
+
+        // A connection outlives the network service.
+        host.run(&["exec", "inner", "--", "true"])?;
+        host.kill(host.pid_of("network")?)?;
+        reaches_outside(&host)?;
+
+        // Without the translation the host forwards nothing: a VPS's own address is none of the outside's.
+        sh(&format!("nsenter -t {} -n nft flush ruleset", host.pid_of("network")?))?;
+        for server in ["192.0.2.1", "2001:db8::1"] {
+            let told = inside(&host, &ask(server, 8000))?;
+            ensure!(told == "nothing", "{server} was reached from an address that is not translated");
+        }
+        ensure!(packets()?.1 > 0, "the probe itself does not work");
+        host.stop()
+    })
+}
+
+#[test]
+fn what_is_sent_to_no_vps_does_not_come_back_to_the_host() -> Result<()> {
+    in_own_network("what_is_sent_to_no_vps_does_not_come_back_to_the_host", || {
+        let _outside = Outside::new()?;
+        let mut host = start(80)?;
+        sh("nft -f - <<END\ntable inet watch { chain sent { type filter hook postrouting priority -400;
+            oifname bw-* ip daddr 10.80.77.7 counter\n }
+            chain back { type filter hook prerouting priority -400; iifname bw-* ip daddr 10.80.77.7 counter\n }\n }\nEND")?;
+        ensure!(sh(&ask("10.80.77.7", 7))? == "nothing", "a VPS that is not there answers");
+        let counted = sh("nft list table inet watch")?;
+        let packets = |chain: &str| -> Result<u64> {
+            let of = counted.split(chain).nth(1).and_then(|rest| rest.split("packets ").nth(1)).context("a counter")?;
+            Ok(of.split(' ').next().context("a count")?.parse()?)
+        };
+        ensure!(packets("chain sent")? > 0, "the probe itself does not work: {counted}");
+        ensure!(packets("chain back")? == 0, "packets went round: {counted}");
+        host.stop()
+    })
+}
+
+#[test]
 fn the_last_host_on_an_uplink_puts_the_settings_back() -> Result<()> {
     in_own_network("the_last_host_on_an_uplink_puts_the_settings_back", || {
         let _outside = Outside::new()?;

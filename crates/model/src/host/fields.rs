@@ -93,6 +93,19 @@ const CGROUP: Word = Word {
     },
 };
 
+const PROGRAM: Word = Word {
+    expected: "a program's name such as \"nft\"",
+    pattern: Some("^[A-Za-z0-9][A-Za-z0-9._+-]{0,62}$"),
+    check: |text| {
+        let legal = |b: u8| b.is_ascii_alphanumeric() || b"._+-".contains(&b);
+        let first = text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+        if first && text.len() <= 63 && text.bytes().all(legal) {
+            return Ok(());
+        }
+        Err(format!("`{text}` is not a program's name such as \"nft\", without its directory"))
+    },
+};
+
 static RESERVE: Fields = Fields {
     fields: &[
         Field::new("memory", Kind::Word(words::MEMORY), "Memory that VPSs never get.").default("\"256MiB\""),
@@ -144,6 +157,12 @@ static DESIGNATED: Fields = Fields {
         Field::new("network", Kind::Choice(&["link", "host", "none"]), "Which network it has.")
             .default("\"link\", and \"none\" for the one that runs `network`"),
         Field::new("userland", Kind::Boolean, "Whether it sees the host's programs, read-only.").default("false"),
+        Field::new(
+            "programs",
+            Kind::List(&Kind::Word(PROGRAM), 16),
+            "Single programs of the host's that it sees, read-only, with their libraries.",
+        )
+        .default("[]"),
     ],
     later: &[],
     otherwise: &[],

@@ -153,5 +153,6 @@ fn read_designated(table: &DeTable<'_>) -> Designated {
         limits: table.table("limits").map(read_limits).unwrap_or_default(),
         network,
         userland: table.boolean("userland").unwrap_or(false),
+        programs: list(table, "programs"),
     }
 }

@@ -87,12 +87,14 @@ pub fn name(line: &str) -> Option<&str> {
     line.strip_prefix("table inet ").filter(|name| name.starts_with("bailiwick_"))
 }
 
-/// The table, in place of the one before, as one transaction. VPSs may send from their own addresses, to the outside only;
-/// what comes back to them belongs to a connection of theirs, or of the host's own.
+/// The table, in place of the one before, as one transaction. To the outside goes only what the network VPS has translated to
+/// its one address, which is masqueraded; what comes back belongs to such a connection. VPSs' own addresses are for
+/// connections of the host's own.
 pub fn ruleset(names: &Names, network: &NetworkConfig, uplink: &str, off: &Off) -> String {
     let Names { table, link, .. } = names;
     let NetworkConfig { subnet, subnet6, .. } = network;
     let comment = off.comment();
+    let (translated, translated6) = network.translated();
     format!(
         r#"table inet {table}
 delete table inet {table}
@@ -113,15 +115,16 @@ table inet {table} {{
     chain through_host {{
         type filter hook forward priority filter; policy accept;
         iifname "{link}" ip daddr 169.254.0.0/16 reject with icmpx admin-prohibited
-        iifname "{link}" oifname "{uplink}" accept
+        iifname "{link}" oifname "{uplink}" ip saddr {translated} accept
+        iifname "{link}" oifname "{uplink}" ip6 saddr {translated6} accept
         iifname "{link}" reject with icmpx admin-prohibited
         iifname "{uplink}" oifname "{link}" ct state established,related accept
         oifname "{link}" drop
     }}
     chain to_outside {{
         type nat hook postrouting priority srcnat; policy accept;
-        oifname "{uplink}" ip saddr {subnet} masquerade
-        oifname "{uplink}" ip6 saddr {subnet6} masquerade
+        oifname "{uplink}" ip saddr {translated} masquerade
+        oifname "{uplink}" ip6 saddr {translated6} masquerade
     }}
 }}
 "#
