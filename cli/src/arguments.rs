@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use model::{ImageRef, TenantName, VpsName, host::Paths};
+use model::{ImageRef, TenantName, VolumeName, VpsName, host::Paths};
 
 /// Runs many unmodified server programs, each in its own isolated VPS, on one Linux host.
 #[derive(Debug, Parser)]
@@ -57,15 +57,18 @@ A spec file:
   limits  = { memory = \"512MiB\", cpu = 1.0, processes = 200 }
   idle    = { after = \"10m\", then = \"stop\" }     # or idle = \"never\"
 
-Also: cwd, user, hostname, env, files, ids, restart, ready, start_deadline, stop, setuid, nesting
+Also: cwd, user, hostname, env, files, volumes, ids, restart, ready, start_deadline, stop, setuid, nesting
 (docs/spec.schema.json says what each may be).")]
     Apply(Apply),
-    /// Delete VPSs and what they have on disk
-    #[command(after_help = "Example:\n  bailiwick delete blog shop --yes")]
+    /// Delete VPSs and what they have on disk; volumes stay
+    #[command(after_help = "Examples:\n  bailiwick delete blog shop --yes\n  bailiwick delete db --volumes")]
     Delete {
         /// The VPSs' names
         #[arg(required = true, value_name = "NAME")]
         names: Vec<VpsName>,
+        /// Their volumes too, but for those that another VPS uses
+        #[arg(long)]
+        volumes: bool,
         /// Do not ask
         #[arg(long, short)]
         yes: bool,
@@ -152,6 +155,12 @@ Examples:
         after_help = "Examples:\n  bailiwick image build debian:nginx-light\n  bailiwick image rm debian:nginx-light"
     )]
     Image(Image),
+    /// List, look at or remove volumes, which outlive the VPSs that use them
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  bailiwick volume ls\n  bailiwick volume inspect acme/data\n  bailiwick volume rm acme/data"
+    )]
+    Volume(Volume),
     /// List routes: what leads where
     #[command(after_help = "Example:\n  bailiwick routes")]
     Routes {
@@ -270,6 +279,63 @@ pub enum Image {
         #[arg(required = true, value_name = "IMAGE")]
         images: Vec<ImageRef>,
     },
+}
+
+/// `volume …`
+#[derive(Debug, Subcommand)]
+pub enum Volume {
+    /// List volumes
+    #[command(after_help = "Example:\n  bailiwick volume ls --tenant acme")]
+    Ls {
+        /// Only this tenant's
+        #[arg(long)]
+        tenant: Option<TenantName>,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Print all that is known of a volume, as JSON
+    #[command(after_help = "Example:\n  bailiwick volume inspect acme/data")]
+    Inspect {
+        /// Which: `TENANT/NAME`
+        volume: VolumeRef,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Remove volumes that no VPS uses, with all that is in them
+    #[command(after_help = "Example:\n  bailiwick volume rm acme/data --yes")]
+    Rm {
+        /// Which: `TENANT/NAME`
+        #[arg(required = true, value_name = "VOLUME")]
+        volumes: Vec<VolumeRef>,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+/// `TENANT/NAME`
+#[derive(Debug, Clone)]
+pub struct VolumeRef {
+    /// Whose.
+    pub tenant: TenantName,
+    /// Which.
+    pub name: VolumeName,
+}
+
+impl std::str::FromStr for VolumeRef {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (tenant, name) = text.split_once('/').ok_or("write TENANT/NAME, as `bailiwick volume ls` lists them")?;
+        let legal = |error: model::name::NameError| error.to_string();
+        Ok(Self { tenant: tenant.parse().map_err(legal)?, name: name.parse().map_err(legal)? })
+    }
+}
+
+impl std::fmt::Display for VolumeRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.tenant, self.name)
+    }
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {

@@ -19,6 +19,7 @@ use model::{
 };
 
 mod apply;
+mod delete;
 mod events;
 mod exec;
 mod follow;
@@ -28,13 +29,14 @@ mod ps;
 mod routes;
 mod services;
 mod time;
+mod volumes;
 mod why;
 
 /// Carries out a command; answers the exit status.
 pub async fn run(host: &Host, command: Command) -> Result<ExitCode> {
     match command {
         Command::Apply(apply) => apply::run(host, apply).await?,
-        Command::Delete { names, yes } => delete(host, &names, yes).await?,
+        Command::Delete { names, volumes, yes } => delete::run(host, &names, volumes, yes).await?,
         Command::Get { name } => output::line(host.get_text(&format!("/v1/vps/{name}/spec")).await?.trim_end())?,
         Command::Ps { tenant, all, form } => ps::run(host, tenant.as_ref(), all, form).await?,
         Command::Inspect { name, .. } => output::json(&host.get::<VpsRow>(&format!("/v1/vps/{name}")).await?)?,
@@ -48,6 +50,7 @@ pub async fn run(host: &Host, command: Command) -> Result<ExitCode> {
         Command::Exec(exec) => return exec::run(host, exec).await,
         Command::Images { form } => images::list(host, form).await?,
         Command::Image(image) => images::run(host, image).await?,
+        Command::Volume(volume) => volumes::run(host, volume).await?,
         Command::Routes { form } => routes::run(host, form).await?,
         Command::Services { form } => services::run(host, form).await?,
         Command::Events { follow, form } => events::run(host, follow, form).await?,
@@ -94,33 +97,13 @@ fn keep_first(first: &mut Option<Failure>, failure: Failure) {
     }
 }
 
-async fn delete(host: &Host, names: &[VpsName], yes: bool) -> Result<()> {
-    if !yes {
-        // Nobody is asked about what is not there.
-        for name in names {
-            host.get_text(&format!("/v1/vps/{name}/spec")).await?;
-        }
-        if !confirmed(names)? {
-            return Err(Failure::new(ErrorKind::Failed, "nothing was deleted"));
-        }
-    }
-    let mut failed: Option<Failure> = None;
-    for name in names {
-        match host.act(Method::DELETE, &format!("/v1/vps/{name}")).await {
-            Ok(()) => output::line(&format!("{name}: deleted"))?,
-            Err(failure) => keep_first(&mut failed, failure),
-        }
-    }
-    failed.map_or(Ok(()), Err)
-}
-
-fn confirmed(names: &[VpsName]) -> Result<bool> {
-    let names = names.iter().map(VpsName::as_str).collect::<Vec<_>>().join(", ");
+/// Asks before something is lost. `what` is what that is; without a terminal nobody can be asked.
+fn confirmed(what: &str) -> Result<bool> {
     if !io::stdin().is_terminal() {
-        let message = format!("{names} and all that is in there would be deleted, and nobody can be asked");
+        let message = format!("{what} would be deleted, and nobody can be asked");
         return Err(Failure::new(ErrorKind::Invalid, message).next("add --yes"));
     }
-    eprint!("Delete {names}, with all that is in there? [y/N] ");
+    eprint!("Delete {what}? [y/N] ");
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

@@ -14,12 +14,13 @@ mod network;
 mod plan;
 mod program;
 mod seccomp;
+mod volume;
 
 use std::io;
 
 pub use enter::{Entrance, enter};
 pub use live::Live;
-pub use plan::{Setting, Step, plan};
+pub use plan::{Prepared, Setting, Step, plan};
 pub use program::{Failure, Program, Starting};
 pub use seccomp::filter;
 

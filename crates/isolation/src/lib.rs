@@ -7,3 +7,6 @@
 
 pub mod host;
 pub mod inside;
+mod remove;
+
+pub use remove::remove_tree;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{VpsName, spec::Problem};
+use crate::{TenantName, VolumeName, VpsName, spec::Problem};
 
 /// `POST /v1/apply`
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -262,6 +262,19 @@ pub struct RouteRow {
     pub listen: String,
     /// Whether that address is being listened on, else why not.
     pub fault: Option<String>,
+}
+
+/// `GET /v1/volumes`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VolumeRow {
+    /// Whose it is.
+    pub tenant: TenantName,
+    /// Its name.
+    pub name: VolumeName,
+    /// Bytes it may hold at most, as a spec says it.
+    pub size: Option<u64>,
+    /// The VPSs whose specs use it, and where they see it.
+    pub used_by: BTreeMap<VpsName, String>,
 }
 
 /// `GET /v1/services`

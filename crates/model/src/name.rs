@@ -91,6 +91,10 @@ name_type! {
     TenantName
 }
 name_type! {
+    /// Data of a tenant that outlives the VPSs that use it.
+    VolumeName
+}
+name_type! {
     /// One administrative job, such as `gateway`.
     ServiceName
 }

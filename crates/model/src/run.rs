@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{LayerId, Limits, VpsName};
+use crate::{LayerId, Limits, VolumeName, VpsName};
 
 /// One start of a VPS, said by `control` (a server VPS) or by the host daemon (a designated one).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,6 +33,9 @@ pub struct RunSpec {
     /// Small files that are written into the root before the program starts; absolute path to content.
     #[serde(default)]
     pub files: BTreeMap<String, String>,
+    /// Volumes of its tenant's.
+    #[serde(default)]
+    pub volumes: BTreeMap<VolumeName, Volume>,
     /// cgroup limits.
     #[serde(default)]
     pub limits: Limits,
@@ -62,6 +65,16 @@ fn root_user() -> String {
 }
 fn yes() -> bool {
     true
+}
+
+/// A directory that outlives the VPSs that see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// Where a VPS sees it, absolute. On its first use it gets what the image has there.
+    pub path: String,
+    /// Bytes at most, where the file system can count them.
+    #[serde(default)]
+    pub size: Option<u64>,
 }
 
 /// Where a root filesystem comes from.

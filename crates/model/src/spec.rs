@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ImageRef, Limits, Route, TenantName, VpsName, run::Stop};
+use crate::{
+    ImageRef, Limits, Route, TenantName, VolumeName, VpsName,
+    run::{Stop, Volume},
+};
 
 pub(crate) mod fields;
 mod parse;
@@ -12,6 +15,7 @@ mod problem;
 mod render;
 #[cfg(test)]
 mod tests;
+mod volumes;
 
 pub use parse::parse;
 pub(crate) use parse::read_limits;
@@ -57,6 +61,9 @@ pub struct VpsSpec {
     pub env: BTreeMap<String, String>,
     /// Small files written before the program starts: absolute path to content.
     pub files: BTreeMap<String, String>,
+    /// Directories that outlive it.
+    #[serde(default)]
+    pub volumes: BTreeMap<VolumeName, Volume>,
     /// What leads to it, and to which port inside.
     pub routes: BTreeMap<Route, u16>,
     /// cgroup limits.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use model::{ExitStatus, HostConfig, ListenAddress, RunSpec, TenantName, VpsName, VpsStatus};
+use model::{ExitStatus, HostConfig, ListenAddress, RunSpec, TenantName, VolumeName, VpsName, VpsStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::{method, varlink::Empty};
@@ -59,6 +59,20 @@ method! {
         /// Which.
         name: VpsName,
     } = "io.bailiwick.Host.Delete" -> Empty
+}
+method! {
+    /// All volumes of the tenants that the grants show. Grant: `watch`.
+    Volumes {} = "io.bailiwick.Host.Volumes" -> AllVolumes
+}
+method! {
+    /// Removes a volume with all that is in it. A VPS that is up and uses it keeps what it sees until it ends.
+    /// Grant: `delete`, on the whole tenant.
+    DeleteVolume {
+        /// Whose.
+        tenant: TenantName,
+        /// Which.
+        name: VolumeName,
+    } = "io.bailiwick.Host.DeleteVolume" -> Empty
 }
 method! {
     /// All VPSs that the grants show, with memory and processes. Grant: `watch`.
@@ -130,6 +144,22 @@ method! {
 pub struct Started {
     /// The number of this run.
     pub run: u64,
+}
+
+/// Answer of `Volumes`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AllVolumes {
+    /// One each, in the order of tenants and names.
+    pub volumes: Vec<VolumeStatus>,
+}
+
+/// One volume.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// Whose.
+    pub tenant: TenantName,
+    /// Its name.
+    pub name: VolumeName,
 }
 
 /// Some VPSs' statuses.

@@ -82,6 +82,9 @@ pub struct Bind {
     pub target: String,
     /// Whether the source is a directory.
     pub directory: bool,
+    /// Whether it is a volume: what is mounted is its `data`, made of what the root has at `target` where it is missing.
+    #[serde(default)]
+    pub volume: bool,
 }
 
 /// From a shim to the daemon.

@@ -117,6 +117,7 @@ impl Host {
             cwd: "/".to_owned(),
             user: "root".to_owned(),
             files: [].into(),
+            volumes: [].into(),
             limits: designated.limits.clone(),
             link: self.link(name, designated)?,
             resolvers: self.config.network.resolvers.clone(),
@@ -146,6 +147,7 @@ impl Host {
             target: target.to_owned(),
             writable,
             layer_map: false,
+            volume: false,
         };
         let mut binds = vec![
             bind(self.bailiwick.clone(), "/bailiwick", false),

@@ -17,6 +17,16 @@ impl Grants {
         self.0.iter().any(|grant| grant.allows(verb, vps, tenant))
     }
 
+    /// Whether `verb` is granted on all that is that tenant's.
+    pub fn allows_tenant(&self, verb: Verb, tenant: &TenantName) -> bool {
+        let selected = |selector: &Selector| match selector {
+            Selector::All => true,
+            Selector::Tenant(own) => own == tenant,
+            _ => false,
+        };
+        self.0.iter().any(|grant| grant.verbs.contains(&verb) && selected(&grant.selector))
+    }
+
     /// `allows`, or the refusal.
     pub fn check(&self, verb: Verb, vps: &VpsName, tenant: Option<&TenantName>) -> Result<(), Fault> {
         if self.allows(verb, vps, tenant) {

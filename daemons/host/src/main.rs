@@ -19,7 +19,6 @@ mod listeners;
 mod place;
 mod programs;
 mod record;
-mod remove;
 mod serve;
 mod shim;
 mod start;

@@ -11,15 +11,15 @@ use std::{
 };
 
 use anyhow::Context as _;
-use isolation::host::LAYER_IDS;
+use isolation::{host::LAYER_IDS, remove_tree};
 use model::{
-    ListenAddress, VpsName,
+    ListenAddress, TenantName, VolumeName, VpsName,
     host::{Ids, Paths},
 };
 use rustix::process::{Signal, set_parent_process_death_signal};
 use sys::process::{close_all_but, spawn_child};
 
-use crate::{ids::Allocation, remove::remove_tree};
+use crate::ids::Allocation;
 
 /// Prefixes of what is on its way in and out; no name begins with a dot.
 const NEW: &str = ".new-";
@@ -44,14 +44,18 @@ impl Place {
     /// The places of this host, made where missing. What a crash left half-made is removed.
     pub fn open(paths: &Paths, ids: Ids) -> anyhow::Result<Self> {
         let place = Self { state: paths.state.clone(), ids };
-        for directory in [place.state.clone(), place.vps_root(), place.state.join("designated")] {
+        let [vps, designated, volumes] = ["vps", "designated", "volumes"].map(|name| place.state.join(name));
+        for directory in [&place.state, &vps, &designated, &volumes] {
             fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
         }
-        for entry in fs::read_dir(place.vps_root())?.flatten() {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if name.starts_with(NEW) || name.starts_with(DEAD) {
-                remove_aside(entry.path())?;
+        let tenants = entries(&volumes)?.into_iter().map(|tenant| tenant.path());
+        for directory in tenants.chain([vps]) {
+            for entry in entries(&directory)? {
+                let name = entry.file_name();
+                let name = name.to_string_lossy();
+                if name.starts_with(NEW) || name.starts_with(DEAD) {
+                    remove_aside(entry.path())?;
+                }
             }
         }
         Ok(place)
@@ -133,11 +137,50 @@ impl Place {
         serde_json::from_slice(&text).unwrap_or_default()
     }
 
+    /// A volume's directory, made where missing. It has ids as layers have, so that whichever VPS uses it next sees the same
+    /// owners.
+    pub fn volume(&self, tenant: &TenantName, name: &VolumeName) -> io::Result<PathBuf> {
+        let tenant = self.state.join("volumes").join(tenant.as_str());
+        fs::create_dir_all(&tenant)?;
+        let path = tenant.join(name.as_str());
+        make(&path, 0o700, LAYER_IDS)?;
+        Ok(path)
+    }
+
+    /// All volumes.
+    pub fn volumes(&self) -> io::Result<Vec<(TenantName, VolumeName)>> {
+        let mut all = Vec::new();
+        for tenant in entries(&self.state.join("volumes"))? {
+            let Ok(name) = tenant.file_name().to_string_lossy().parse::<TenantName>() else { continue };
+            for volume in entries(&tenant.path())? {
+                all.extend(volume.file_name().to_string_lossy().parse().ok().map(|volume| (name.clone(), volume)));
+            }
+        }
+        all.sort();
+        Ok(all)
+    }
+
+    /// Takes a volume away at once; its files go in a child process.
+    pub fn delete_volume(&self, tenant: &TenantName, name: &VolumeName) -> io::Result<()> {
+        let path = self.state.join("volumes").join(tenant.as_str());
+        let dead = path.join(format!("{DEAD}{name}-{}", crate::table::now_ms()));
+        fs::rename(path.join(name.as_str()), &dead)?;
+        remove_aside(dead)
+    }
+
     /// A designated VPS's `/data`, owned by its root.
     pub fn data(&self, name: &VpsName, owner: u32) -> io::Result<PathBuf> {
         let path = self.state.join("designated").join(name.as_str());
         make(&path, 0o700, owner)?;
         Ok(path)
+    }
+}
+
+/// What is in a directory; nothing where there is none.
+fn entries(directory: &Path) -> io::Result<Vec<fs::DirEntry>> {
+    match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        read => read?.collect(),
     }
 }
 

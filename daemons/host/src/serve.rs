@@ -11,8 +11,8 @@ use tracing::{debug, warn};
 use wire::{
     Connection, Fault, Method, Peer, Replier, Request, host,
     host::{
-        Config, Connect, Create, Delete, Events, Exec, Freeze, List, Listen, Listening, Logs, Narrow, Start, Statuses,
-        Stop, Thaw, Unlisten,
+        Config, Connect, Create, Delete, DeleteVolume, Events, Exec, Freeze, List, Listen, Listening, Logs, Narrow,
+        Start, Statuses, Stop, Thaw, Unlisten, Volumes,
     },
     varlink::{Empty, MAX_REQUEST, Service, serve_connection},
 };
@@ -27,6 +27,7 @@ use crate::{
 
 mod inside;
 mod sockets;
+mod volumes;
 
 /// Connections of one designated VPS at once, those of capabilities that it made narrower included.
 const CONNECTIONS: usize = 256;
@@ -126,7 +127,8 @@ impl Capability {
             let message = format!("vps \"{}\" is a designated VPS; the host starts it", start.run.name);
             return Err(Fault::new(ErrorKind::Conflict, message));
         }
-        let launch = Launch { run: start.run, binds: Vec::new(), listeners: Vec::new(), network: Network::Own };
+        let binds = self.volumes(&start.run)?;
+        let launch = Launch { run: start.run, binds, listeners: Vec::new(), network: Network::Own };
         Ok(host::Started { run: self.host.start(launch)? })
     }
 
@@ -202,6 +204,14 @@ impl Service for Capability {
                 self.check(Verb::Delete, &name)?;
                 self.host.delete(&name)?;
                 replier.done::<Delete>(&empty, &[]).await?;
+            }
+            Volumes::NAME => {
+                let volumes = self.all_volumes()?;
+                replier.done::<Volumes>(&volumes, &[]).await?;
+            }
+            DeleteVolume::NAME => {
+                self.delete_volume(&request.parse()?)?;
+                replier.done::<DeleteVolume>(&empty, &[]).await?;
             }
             List::NAME => {
                 self.grants.check_any(Verb::Watch)?;

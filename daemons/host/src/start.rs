@@ -219,7 +219,11 @@ impl Host {
             tasks: tasks.len(),
             listeners: listeners.iter().map(|(name, _)| name.clone()).collect(),
         };
-        let seen = |bind: &HostBind| Bind { target: bind.target.clone(), directory: bind.source.is_dir() };
+        let seen = |bind: &HostBind| Bind {
+            target: bind.target.clone(),
+            directory: bind.source.is_dir(),
+            volume: bind.volume,
+        };
         let name = run.name.clone();
         let binds = binds.iter().map(seen).collect();
         let message = ToShim::Start { version: VERSION, run: Box::new(run), fds: descriptors, binds };

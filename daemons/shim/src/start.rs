@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use isolation::inside::{Entrance, Setting, enter, plan};
+use isolation::inside::{Entrance, Prepared, Setting, enter, plan};
 use model::RunSpec;
 use rustix::{
     io::{read, write},
@@ -74,7 +74,9 @@ pub fn start(request: Request) -> Result<Vps, String> {
     let ((output, output_writer), (errors, errors_writer)) = (pipe()?, pipe()?);
     let (answer, report) = pipe()?;
 
-    let binds: Vec<_> = request.binds.iter().map(|b| (b.target.clone(), b.directory)).collect();
+    let prepared =
+        |bind: &Bind| Prepared { target: bind.target.clone(), directory: bind.directory, volume: bind.volume };
+    let binds: Vec<_> = request.binds.iter().map(prepared).collect();
     let steps = plan(&request.run, Setting { network: request.entrance.network.is_some(), binds: &binds });
     let streams = Streams { shim: &theirs, output: &output_writer, errors: &errors_writer };
     let entering = spawn_child_in(request.cgroup.as_fd(), || {

@@ -7,6 +7,7 @@ mod exec;
 mod lists;
 pub mod openapi;
 mod stream;
+mod volumes;
 mod vps;
 
 use std::sync::Arc;
@@ -43,6 +44,8 @@ fn router(control: Arc<Control>) -> Router {
         .route("/v1/images", get(build::images))
         .route("/v1/images/build", post(build::build))
         .route("/v1/images/{reference}", axum::routing::delete(build::remove))
+        .route("/v1/volumes", get(volumes::list))
+        .route("/v1/volumes/{tenant}/{name}", get(volumes::get).delete(volumes::remove))
         .route("/v1/routes", get(lists::routes))
         .route("/v1/services", get(lists::services))
         .route("/v1/events", get(lists::events))

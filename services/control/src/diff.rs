@@ -39,6 +39,7 @@ fn flat(name: &VpsName, spec: &VpsSpec) -> BTreeMap<String, String> {
                     flatten("", fields, &mut out);
                 }
             }
+            (_, toml::Value::Table(inner)) => flatten(&key, inner, &mut out),
             (_, value) => drop(out.insert(key, show(&value))),
         }
     }

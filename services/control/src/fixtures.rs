@@ -16,6 +16,7 @@ pub fn spec(tenant: &str, routes: &[(&str, u16)]) -> VpsSpec {
         user: "root".to_owned(),
         hostname: None,
         env: Default::default(),
+        volumes: Default::default(),
         files: Default::default(),
         routes: routes.iter().map(|(route, port)| (route.parse().unwrap(), *port)).collect(),
         limits: Default::default(),

@@ -156,8 +156,11 @@ impl Builder {
         fds.push(birthplace.as_fd());
         fds.extend(tasks.iter().map(AsFd::as_fd));
         fds.extend(self.listeners.iter().map(|(_, fd)| fd.as_fd()));
-        let binds =
-            self.binds.iter().map(|b| Bind { target: b.target.clone(), directory: b.source.is_dir() }).collect();
+        let binds = self
+            .binds
+            .iter()
+            .map(|b| Bind { target: b.target.clone(), directory: b.source.is_dir(), volume: b.volume })
+            .collect();
         let start = ToShim::Start {
             version: VERSION,
             run: Box::new(self.run),

@@ -197,6 +197,7 @@ fn a_bare_root_is_read_only_and_holds_what_is_bound() {
         target: format!("/bin/{name}"),
         writable: false,
         layer_map: false,
+        volume: false,
     };
     builder.binds = ["sh", "sleep", "ls", "touch", "cat", "ip"].map(busybox).into();
     builder.run.files.insert("/etc/a/b".into(), "hello".into());

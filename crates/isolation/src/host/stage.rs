@@ -69,6 +69,8 @@ pub struct HostBind {
     pub writable: bool,
     /// Whether ids are mapped as those of layers are.
     pub layer_map: bool,
+    /// Whether it is a volume (`Step::Volume`).
+    pub volume: bool,
 }
 
 /// Forks the shim. What fails in the child is given to `report` there, before it exits.

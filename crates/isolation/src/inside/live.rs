@@ -16,7 +16,7 @@ use rustix::{
 };
 use sys::mount::{Attributes, set_attributes};
 
-use super::{Kernel, Step, files::write_file, mounts, network, seccomp};
+use super::{Kernel, Step, files::write_file, mounts, network, seccomp, volume};
 
 /// Where the new root is put until it is `/`: a directory of the shim's root that nothing needs once the overlay is
 /// mounted.
@@ -144,6 +144,7 @@ impl Kernel for Live {
             }
             Step::Devices => self.devices(),
             Step::Bind { index, target, directory } => self.bind(*index, target, *directory),
+            Step::Volume { index, target } => volume::mount(self.root()?, &format!("/binds/{index}"), target),
             Step::File { path, content, optional } => match write_file(self.root()?, path, content) {
                 Err(error) if *optional && error.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(()),
                 done => done,

@@ -46,6 +46,13 @@ pub enum Step {
         /// Whether it is a directory.
         directory: bool,
     },
+    /// The volume that is prepared at `/binds/INDEX`, at `target`.
+    Volume {
+        /// Which.
+        index: usize,
+        /// Absolute path inside; made where missing.
+        target: String,
+    },
     /// A small file.
     File {
         /// Absolute path inside.
@@ -92,8 +99,19 @@ pub enum Step {
 pub struct Setting<'a> {
     /// Whether the VPS has a network namespace of its own.
     pub network: bool,
-    /// Targets of `/binds/0`, `/binds/1`…, and whether each is a directory.
-    pub binds: &'a [(String, bool)],
+    /// `/binds/0`, `/binds/1`…
+    pub binds: &'a [Prepared],
+}
+
+/// A mount that the host prepared.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// Absolute path inside.
+    pub target: String,
+    /// Whether it is a directory.
+    pub directory: bool,
+    /// Whether it is a volume.
+    pub volume: bool,
 }
 
 const NOSUID: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID;
@@ -119,10 +137,9 @@ pub fn plan(run: &RunSpec, setting: Setting<'_>) -> Vec<Step> {
         Root::Bare => Step::BareRoot,
     });
     mounts(&mut steps, bare, run.nesting, setting.network);
-    steps.extend(setting.binds.iter().enumerate().map(|(index, (target, directory))| Step::Bind {
-        index,
-        target: target.clone(),
-        directory: *directory,
+    steps.extend(setting.binds.iter().enumerate().map(|(index, bind)| match bind.volume {
+        true => Step::Volume { index, target: bind.target.clone() },
+        false => Step::Bind { index, target: bind.target.clone(), directory: bind.directory },
     }));
     files(&mut steps, run, setting.binds);
     if bare {
@@ -173,7 +190,7 @@ fn mounts(steps: &mut Vec<Step>, bare: bool, nesting: bool, network: bool) {
     }
 }
 
-fn files(steps: &mut Vec<Step>, run: &RunSpec, binds: &[(String, bool)]) {
+fn files(steps: &mut Vec<Step>, run: &RunSpec, binds: &[Prepared]) {
     let name = run.hostname.as_ref().unwrap_or(&run.name);
     let mut hosts = format!("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 {name}\n");
     if let Some(link) = &run.link {
@@ -185,7 +202,7 @@ fn files(steps: &mut Vec<Step>, run: &RunSpec, binds: &[(String, bool)]) {
         system.push(("/etc/resolv.conf", lines));
     }
     for (path, content) in system {
-        if !run.files.contains_key(path) && !binds.iter().any(|(target, _)| target == path) {
+        if !run.files.contains_key(path) && !binds.iter().any(|bind| bind.target == path) {
             // A designated VPS may have the host's /etc bound in, read-only.
             steps.push(Step::File { path: path.to_owned(), content, optional: run.root == Root::Bare });
         }
@@ -238,6 +255,7 @@ impl fmt::Display for Step {
             Self::BindSysfs => write!(f, "mounting the host's /sys"),
             Self::Devices => write!(f, "making /dev"),
             Self::Bind { index, target, .. } => write!(f, "mounting prepared mount {index} at {target}"),
+            Self::Volume { target, .. } => write!(f, "mounting the volume at {target}"),
             Self::File { path, .. } => write!(f, "writing {path}"),
             Self::ReadOnlyRoot => write!(f, "making the root read-only"),
             Self::EnterRoot => write!(f, "entering the new root"),

@@ -105,6 +105,16 @@ static STOP: Fields = Fields {
     otherwise: &[("timeout", "write: grace = \"10s\"")],
 };
 
+static VOLUME: Fields = Fields {
+    fields: &[Field::new(
+        "size",
+        Kind::Word(words::MEMORY),
+        "Bytes it holds at most, where the file system can count them.",
+    )],
+    later: &[("backup", "back up what `bailiwick volume export` gives")],
+    otherwise: &[("path", "write: volumes = { NAME = \"/path\" } in [vps.NAME]")],
+};
+
 static VPS: Fields = Fields {
     fields: &[
         Field::new("image", Kind::Word(IMAGE), "Where its root filesystem comes from.").required(),
@@ -117,6 +127,11 @@ static VPS: Fields = Fields {
             "files",
             Kind::Map(words::PATH, &Kind::Word(words::CONTENT), 256),
             "Small files written before the program starts: path to content, 64 KiB each and 128 KiB together.",
+        ),
+        Field::new(
+            "volumes",
+            Kind::Map(words::VOLUME_NAME, &Kind::Word(words::PATH), 32),
+            "Directories that outlive it: volume to path. On its first use a volume gets what the image has there.",
         ),
         Field::new(
             "routes",
@@ -147,7 +162,6 @@ static VPS: Fields = Fields {
         Field::new("nesting", Kind::Boolean, "Whether a VPS may run inside.").default("false"),
     ],
     later: &[
-        ("volumes", "what is written under / is kept as long as the VPS"),
         ("secrets", "write files = { \"/path\" = \"content\" } for what is not secret"),
         ("env_file", "write the variables in env = { NAME = \"value\" }"),
         ("job", "run it from outside: bailiwick exec NAME -- COMMAND"),
@@ -176,11 +190,10 @@ pub(super) static FILE: Fields = Fields {
     fields: &[
         Field::new("tenant", Kind::Word(words::TENANT_NAME), "Whose VPSs these are.").required(),
         Field::new("vps", Kind::Map(words::VPS_NAME, &Kind::Table(&VPS), 256), "The VPSs by name.").required(),
+        Field::new("volume", Kind::Map(words::VOLUME_NAME, &Kind::Table(&VOLUME), 256), "About volumes, by name."),
     ],
     later: &[
         ("allow", "VPSs cannot reach each other"),
-        ("volume", "what is written under / is kept as long as the VPS"),
-        ("volumes", "what is written under / is kept as long as the VPS"),
         ("secrets", "write files = { \"/path\" = \"content\" } for what is not secret"),
     ],
     otherwise: &[],

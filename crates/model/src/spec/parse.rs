@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use toml::de::{DeTable, DeValue};
 
-use super::{Idle, IdleAction, Problem, ReadySpec, Restart, Spec, VpsSpec, fields};
+use super::{Idle, IdleAction, Problem, ReadySpec, Restart, Spec, VpsSpec, fields, volumes};
 use crate::{
     Limits, Route, TenantName, VpsName,
     document::{Get, Problems, Source, Value, check, integer, number},
@@ -33,7 +33,9 @@ pub fn parse(file: &str, text: &str) -> Result<Spec, Vec<Problem>> {
         across(&mut problems, vpss);
         for value in vpss.values().filter_map(|v| v.get_ref().as_table()) {
             within(&mut problems, value);
+            volumes::within(&mut problems, value);
         }
+        volumes::unused(&mut problems, document, vpss);
     }
     problems.or(|| read(document))
 }
@@ -116,7 +118,8 @@ fn within(problems: &mut Problems<'_>, vps: &DeTable<'_>) {
     }
 }
 
-fn texts_of<'t>(table: &'t DeTable<'_>) -> impl Iterator<Item = (&'t str, &'t str)> {
+/// The texts of a table, by key.
+pub(super) fn texts_of<'t>(table: &'t DeTable<'_>) -> impl Iterator<Item = (&'t str, &'t str)> {
     table.iter().filter_map(|(key, value)| Some((key.get_ref().as_ref(), value.get_ref().as_str()?)))
 }
 
@@ -125,7 +128,8 @@ fn read(document: &DeTable<'_>) -> Option<Spec> {
     let mut vps = BTreeMap::new();
     for (name, value) in document.table("vps")? {
         let name: VpsName = name.get_ref().parse().ok()?;
-        vps.insert(name, read_vps(&tenant, value.get_ref().as_table()?)?);
+        let table = value.get_ref().as_table()?;
+        vps.insert(name, VpsSpec { volumes: volumes::read(document, table), ..read_vps(&tenant, table)? });
     }
     Some(Spec { tenant, vps })
 }
@@ -152,6 +156,7 @@ fn read_vps(tenant: &TenantName, table: &DeTable<'_>) -> Option<VpsSpec> {
         hostname: table.parsed("hostname"),
         env: map("env"),
         files: map("files"),
+        volumes: BTreeMap::new(),
         limits: table.table("limits").map(read_limits).unwrap_or_default(),
         ids: u32::try_from(table.integer("ids").unwrap_or(fields::BLOCK)).ok()?,
         idle: read_idle(table.get("idle"), !routes.is_empty()),

@@ -21,6 +21,9 @@ pub fn render(name: &VpsName, spec: &VpsSpec) -> String {
     for (path, file) in &spec.files {
         text.push_str(&format!("{} = {}\n", quoted(path), content(file)));
     }
+    for (name, size) in spec.volumes.iter().filter_map(|(name, volume)| Some((name, volume.size?))) {
+        text.push_str(&format!("\n[volume.{name}]\nsize = {}\n", quoted(&exact_bytes(size))));
+    }
     text
 }
 
@@ -35,6 +38,8 @@ fn fields(spec: &VpsSpec) -> Vec<(&'static str, String)> {
     add("cwd", spec.cwd != "/", quoted(&spec.cwd));
     add("user", spec.user != "root", quoted(&spec.user));
     add("hostname", spec.hostname.is_some(), quoted(spec.hostname.as_ref().map_or("", VpsName::as_str)));
+    let volumes = spec.volumes.iter().map(|(name, volume)| (name.to_string(), quoted(&volume.path)));
+    add("volumes", !spec.volumes.is_empty(), table(volumes));
     let routes = spec.routes.iter().map(|(route, port)| (quoted(&route.to_string()), port.to_string()));
     add("routes", !spec.routes.is_empty(), table(routes));
     add("env", !spec.env.is_empty(), texts(&spec.env));

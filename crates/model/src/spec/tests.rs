@@ -1,7 +1,10 @@
 use proptest::{collection::btree_map, option, prelude::*};
 
 use super::*;
-use crate::{limits::parse_bytes, run::SIGNALS};
+use crate::{
+    limits::parse_bytes,
+    run::{SIGNALS, Volume},
+};
 
 const BLOG: &str = r#"
 tenant = "acme"
@@ -59,7 +62,7 @@ fn what_is_not_written_has_its_default() {
 #[test]
 fn all_problems_are_told_with_their_places() {
     let told = problems(
-        "tenant = \"Acme\"\n[vps.blog]\nimage = \"nginx\"\nmemory = \"512MiB\"\nvolumes = {}\ncomand = []\n\n[vps.db]\nimage = \"debian:redis\"\ncommand = [\"x\"]\nroutes = { \"http://A\" = 80, \"http://a\" = 81 }\nlimits = { memory = 5 }\n",
+        "tenant = \"Acme\"\n[vps.blog]\nimage = \"nginx\"\nmemory = \"512MiB\"\nschedule = {}\ncomand = []\n\n[vps.db]\nimage = \"debian:redis\"\ncommand = [\"x\"]\nroutes = { \"http://A\" = 80, \"http://a\" = 81 }\nlimits = { memory = 5 }\n",
     );
     let expected = "\
 s.toml:1:10  `Acme` is not a name: use a-z, 0-9 and `-`, beginning and ending with a letter or digit
@@ -71,9 +74,9 @@ s.toml:3:9  `nginx` names no image: write \"debian:PACKAGE[,PACKAGE]\"
 s.toml:4:1  unknown field `memory` in [vps.blog]
   4 | memory = \"512MiB\"
     | ^^^^^^ write: limits = { memory = \"512MiB\" }
-s.toml:5:1  `volumes` is not there yet in [vps.blog]
-  5 | volumes = {}
-    | ^^^^^^^ what is written under / is kept as long as the VPS
+s.toml:5:1  `schedule` is not there yet in [vps.blog]
+  5 | schedule = {}
+    | ^^^^^^^^ run it from outside: bailiwick start NAME
 s.toml:6:1  unknown field `comand` in [vps.blog]
   6 | comand = []
     | ^^^^^^ did you mean `command`?
@@ -151,7 +154,13 @@ fn each_illegal_value_is_refused() {
         ("after = \"1s\"", "write: idle = { after = \"1s\" }"),
         ("env_file = \"x\"", "`env_file` is not there yet"),
         ("[[vps.blog.job]]", "`job` is not there yet"),
-        ("[volume]", "`volume` is not there yet"),
+        ("[volume.data]\nsize = \"1GiB\"", "no vps of this file uses the volume `data`"),
+        ("volumes = { data = \"/srv\" }\n[volume.dat]\nsize = \"1GiB\"", "did you mean `data`?"),
+        ("volumes = { data = \"srv\" }", "not an absolute path"),
+        ("volumes = { data = \"/\" }", "cannot be the whole root"),
+        ("volumes = { data = \"/proc/x\" }", "cannot be below /proc"),
+        ("volumes = { a = \"/srv/\", b = \"/srv\" }", "volume `a` is at /srv already"),
+        ("volumes = { Data = \"/srv\" }", "is not a name"),
         ("[vps.\"\"]", "must not be empty"),
         ("nesting = 1979-05-27", "cannot be a date"),
     ] {
@@ -272,6 +281,7 @@ prop_compose! {
         ready in prop_oneof![option::of(1u16..).prop_map(ReadySpec::Listen), Just(ReadySpec::Notify)],
         start_deadline_ms in 100u64..31_622_400_000,
         stop in (0..SIGNALS.len(), 0u64..31_622_400_000).prop_map(|(i, grace_ms)| Stop { signal: SIGNALS[i].1, grace_ms }),
+        volumes in btree_map("[a-z]{1,9}", option::of(1u64..1 << 20), 0..4),
         flags in any::<(bool, bool)>(),
     ) -> VpsSpec {
         // Which route is the first is only known to the parser: with several ports it says the one it means.
@@ -284,6 +294,10 @@ prop_compose! {
             cwd: place.0,
             user: place.1,
             hostname: names.1.map(|name| name.parse().expect("a name")),
+            volumes: volumes.into_iter().enumerate().map(|(n, (name, size))| {
+                let volume = Volume { path: format!("/srv/{n}"), size: size.map(|mib| mib << 20) };
+                (name.parse().expect("a name"), volume)
+            }).collect(),
             env, files, routes, limits, idle, restart, ready, start_deadline_ms, stop,
             ids: blocks * 65_536,
             setuid: flags.0,

@@ -74,7 +74,7 @@ fn a_bare_root_is_read_only_once_all_is_in_it() {
     let mut spec = server();
     spec.root = Root::Bare;
     spec.ready = Ready::Notify;
-    let binds = [("/bin/bailiwick".to_owned(), false)];
+    let binds = [Prepared { target: "/bin/bailiwick".to_owned(), directory: false, volume: false }];
     let steps = plan(&spec, Setting { network: true, binds: &binds });
     let closed = at(&steps, |s| *s == Step::ReadOnlyRoot);
     assert!(at(&steps, |s| matches!(s, Step::Bind { .. })) < closed);

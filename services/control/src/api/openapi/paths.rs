@@ -57,6 +57,9 @@ const PATHS: &[Path] = &[
     row("/v1/images", "get", "Lists images", Nothing, List("ImageRow")),
     row("/v1/images/build", "post", "Builds an image unless it is there", One("BuildRequest"), Lines("BuildLine")),
     row("/v1/images/{reference}", "delete", "Removes an image that no VPS uses", Nothing, Nothing),
+    row("/v1/volumes", "get", "Lists volumes", Nothing, List("VolumeRow")),
+    row("/v1/volumes/{tenant}/{name}", "get", "One volume", Nothing, One("VolumeRow")),
+    row("/v1/volumes/{tenant}/{name}", "delete", "Removes a volume that no VPS uses", Nothing, Nothing),
     row("/v1/routes", "get", "Lists routes", Nothing, List("RouteRow")),
     row("/v1/services", "get", "Lists services", Nothing, List("ServiceRow")),
     with(

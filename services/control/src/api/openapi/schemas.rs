@@ -184,6 +184,16 @@ const TYPES: &[(&str, &str, &[Field])] = &[
         ],
     ),
     (
+        "VolumeRow",
+        "One volume.",
+        &[
+            ("tenant", Text, Always, "Whose it is."),
+            ("name", Text, Always, "Its name."),
+            ("size", Int, Nullable, "Bytes it may hold at most, as a spec says it."),
+            ("used_by", Strings, Always, "The VPSs whose specs use it, and where they see it."),
+        ],
+    ),
+    (
         "ServiceRow",
         "One service.",
         &[

@@ -1,0 +1,86 @@
+//! `volume ls`, `volume inspect`, `volume rm`.
+
+use hyper::Method;
+use model::{
+    api::{ErrorKind, VolumeRow},
+    limits::show_bytes,
+};
+
+use super::confirmed;
+use crate::{
+    arguments::{Volume, VolumeRef},
+    client::Host,
+    failure::{Failure, Result},
+    output, table,
+};
+
+/// Lists, shows or removes.
+pub async fn run(host: &Host, volume: Volume) -> Result<()> {
+    match volume {
+        Volume::Ls { tenant, form } => {
+            let mut rows: Vec<VolumeRow> = host.get("/v1/volumes").await?;
+            rows.retain(|row| tenant.as_ref().is_none_or(|tenant| row.tenant == *tenant));
+            if form.json { output::json(&rows) } else { output::own(&show(&rows)) }
+        }
+        Volume::Inspect { volume, .. } => output::json(&host.get::<VolumeRow>(&path(&volume)).await?),
+        Volume::Rm { volumes, yes } => {
+            if !yes {
+                for volume in &volumes {
+                    host.get::<VolumeRow>(&path(volume)).await?;
+                }
+                let all = volumes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                if !confirmed(&format!("{all}, with all that is in there"))? {
+                    return Err(Failure::new(ErrorKind::Failed, "nothing was deleted"));
+                }
+            }
+            for volume in volumes {
+                host.act(Method::DELETE, &path(&volume)).await?;
+                output::line(&format!("volume {volume}: deleted"))?;
+            }
+            Ok(())
+        }
+    }
+}
+
+fn path(VolumeRef { tenant, name }: &VolumeRef) -> String {
+    format!("/v1/volumes/{tenant}/{name}")
+}
+
+fn show(rows: &[VolumeRow]) -> String {
+    if rows.is_empty() {
+        return "no volumes; a VPS whose spec has `volumes` makes them at its first start\n".to_owned();
+    }
+    table::text(
+        ["VOLUME", "SIZE", "USED BY"],
+        rows.iter().map(|row| {
+            let size = row.size.map_or("-".to_owned(), show_bytes);
+            let users: Vec<_> = row.used_by.iter().map(|(vps, path)| format!("{vps}:{path}")).collect();
+            let users = if users.is_empty() { "nobody".to_owned() } else { users.join(", ") };
+            [format!("{}/{}", row.tenant, row.name), size, users]
+        }),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_uses_a_volume_is_beside_it() {
+        let row = |name: &str, size: Option<u64>, used_by: &[(&str, &str)]| VolumeRow {
+            tenant: "acme".parse().expect("a name"),
+            name: name.parse().expect("a name"),
+            size,
+            used_by: used_by.iter().map(|(vps, path)| (vps.parse().expect("a name"), (*path).to_owned())).collect(),
+        };
+        let rows = [row("content", None, &[("blog", "/var/www")]), row("old", Some(10 << 30), &[])];
+        let expected = "\
+VOLUME        SIZE     USED BY
+acme/content  -        blog:/var/www
+acme/old      10 GiB   nobody
+";
+        let shown = show(&rows);
+        let squeezed = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(squeezed(&shown), squeezed(expected), "{shown}");
+    }
+}

@@ -1,0 +1,60 @@
+//! Calls about volumes, and the volumes of a start.
+
+use isolation::host::HostBind;
+use model::{RunSpec, TenantName, Verb, api::ErrorKind, run::Root};
+use wire::{
+    Fault,
+    host::{AllVolumes, DeleteVolume, VolumeStatus},
+};
+
+use super::Capability;
+
+impl Capability {
+    /// What a start mounts of its tenant's, the outer before what is in it.
+    pub(super) fn volumes(&self, run: &RunSpec) -> Result<Vec<HostBind>, Fault> {
+        let name = &run.name;
+        if run.volumes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let tenant = self.host.table().get(name)?.tenant().cloned();
+        let (Some(tenant), Root::Layers(_)) = (tenant, &run.root) else {
+            return Err(Fault::new(ErrorKind::Invalid, format!("vps \"{name}\" can have no volumes")));
+        };
+        let mut binds = Vec::new();
+        for (volume, at) in &run.volumes {
+            let source = self.host.place.volume(&tenant, volume).map_err(|error| {
+                Fault::new(ErrorKind::Failed, format!("vps \"{name}\": volume `{tenant}/{volume}`: {error}"))
+            })?;
+            binds.push(HostBind { source, target: at.path.clone(), writable: true, layer_map: true, volume: true });
+        }
+        binds.sort_by(|a, b| a.target.cmp(&b.target));
+        Ok(binds)
+    }
+
+    fn may(&self, verb: Verb, tenant: &TenantName) -> bool {
+        self.grants.allows_tenant(verb, tenant)
+    }
+
+    /// All volumes that the grants show.
+    pub(super) fn all_volumes(&self) -> Result<AllVolumes, Fault> {
+        self.grants.check_any(Verb::Watch)?;
+        let all = self.host.place.volumes();
+        let all = all.map_err(|error| Fault::new(ErrorKind::Failed, format!("listing volumes: {error}")))?;
+        let seen = all.into_iter().filter(|(tenant, _)| self.may(Verb::Watch, tenant));
+        let volumes = seen.map(|(tenant, name)| VolumeStatus { tenant, name }).collect();
+        Ok(AllVolumes { volumes })
+    }
+
+    pub(super) fn delete_volume(&self, request: &DeleteVolume) -> Result<(), Fault> {
+        let DeleteVolume { tenant, name } = request;
+        if !self.may(Verb::Delete, tenant) {
+            return Err(Fault::denied(format!(
+                "volume `{tenant}/{name}`: no grant for `delete`; host.toml gives grants"
+            )));
+        }
+        self.host.place.delete_volume(tenant, name).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Fault::not_found(format!("there is no volume `{tenant}/{name}`")),
+            _ => Fault::new(ErrorKind::Failed, format!("volume `{tenant}/{name}`: {error}")),
+        })
+    }
+}
