@@ -46,7 +46,7 @@ impl Place {
         let place = Self { state: paths.state.clone(), ids };
         let [vps, designated, volumes] = ["vps", "designated", "volumes"].map(|name| place.state.join(name));
         for directory in [&place.state, &vps, &designated, &volumes] {
-            fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
+            fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
         }
         let tenants = entries(&volumes)?.into_iter().map(|tenant| tenant.path());
         for directory in tenants.chain([vps]) {
