@@ -1,8 +1,8 @@
 //! What a shim's children do with the rights of the VPS's own user namespace: steps 6 to 8 of a start
 //! (docs/ARCHITECTURE.md).
 //!
-//! `plan` turns a `RunSpec` into steps without touching anything; `build` has a `Kernel` carry them out, `Live` in
-//! earnest. What is in the image is the tenant's: its paths are reached by `openat2` below the new root only.
+//! `frame` and `finish` turn a `RunSpec` into steps without touching anything; `build` has a `Kernel` carry them out, `Live`
+//! in earnest. What is in the image is the tenant's: its paths are reached by `openat2` below the new root only.
 
 mod account;
 mod enter;
@@ -20,7 +20,7 @@ use std::io;
 
 pub use enter::{Entrance, enter};
 pub use live::Live;
-pub use plan::{Prepared, Setting, Step, plan};
+pub use plan::{Prepared, Setting, Step, finish, frame};
 pub use program::{Failure, Program, Starting};
 pub use seccomp::filter;
 

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::seqpacket::{recv_with_fds, send_with_fds};
 
 /// Version of this protocol.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Bytes of one message at most.
 pub const MAX_MESSAGE: usize = 192 << 10;
 
@@ -60,6 +60,22 @@ pub enum ToShim {
     },
     /// Say where you are (after a restart of the daemon).
     Report,
+    /// As `Start`, but what is this program's own waits for `Go`; version 2.
+    Prepare {
+        /// `VERSION` of the daemon.
+        version: u16,
+        /// Of which what the frame of a VPS depends on counts: root, link, nesting.
+        run: Box<RunSpec>,
+        /// As for `Start`; no listening sockets.
+        fds: Descriptors,
+        /// As for `Start`.
+        binds: Vec<Bind>,
+    },
+    /// To one that was prepared: run this; version 2.
+    Go {
+        /// With the root, link and nesting that it was prepared with.
+        run: Box<RunSpec>,
+    },
 }
 
 /// Which descriptors come with `Start`, in this order: user namespace, network namespace (when `network`), log
@@ -131,6 +147,8 @@ pub enum ShimState {
     Ready,
     /// It was asked to end.
     Stopping,
+    /// All is there but what comes with `Go`; only after `Prepare`.
+    Prepared,
 }
 
 /// Sends one message.

@@ -7,7 +7,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use model::ExitStatus;
+use model::{ExitStatus, RunSpec};
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, socketpair},
@@ -31,6 +31,8 @@ pub enum ToInit {
     ExecKill { id: u64 },
     /// Send this signal to the VPS's program.
     Signal { number: i32 },
+    /// To one that waits in its frame: finish it, and start the program.
+    Go { run: Box<RunSpec> },
 }
 
 /// From init to the shim.
@@ -46,6 +48,8 @@ pub enum FromInit {
     ExecEnded { id: u64, status: ExitStatus, error: Option<String> },
     /// The program ended; init ends, and with it all that is left.
     Ended { status: ExitStatus },
+    /// The frame is there; it waits for `Go`.
+    Framed,
 }
 
 /// Both ends.

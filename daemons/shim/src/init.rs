@@ -8,7 +8,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use isolation::inside::{Live, Program, Starting, Step, build};
+use isolation::inside::{Live, Program, Setting, Starting, build, finish, frame};
 use model::{ExitStatus, RunSpec, run::Ready};
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -33,9 +33,18 @@ pub struct Streams<'a> {
 /// Programs that `exec` may run at the same time.
 const MAX_EXECS: usize = 64;
 
+/// What is to be built and run.
+pub struct Task<'a> {
+    pub run: &'a RunSpec,
+    pub setting: Setting<'a>,
+    /// Whether the frame is built ahead: what is run comes with `ToInit::Go`.
+    pub ahead: bool,
+    pub listeners: &'a [(String, OwnedFd)],
+}
+
 /// Runs as init; the exit code.
-pub fn run(run: &RunSpec, steps: &[Step], streams: &Streams<'_>, listeners: &[(String, OwnedFd)]) -> i32 {
-    match begin(run, steps, streams, listeners) {
+pub fn run(task: &Task<'_>, streams: &Streams<'_>) -> i32 {
+    match begin(task, streams) {
         Ok(mut init) => init.serve(),
         Err(reason) => {
             let _ = channel::send(streams.shim, &FromInit::NotStarted { reason: bounded(reason) }, &[]);
@@ -60,12 +69,8 @@ struct Running {
     error: Option<(i32, String)>,
 }
 
-fn begin<'a>(
-    run: &RunSpec,
-    steps: &[Step],
-    streams: &Streams<'a>,
-    listeners: &[(String, OwnedFd)],
-) -> Result<Init<'a>, String> {
+fn begin<'a>(task: &Task<'_>, streams: &Streams<'a>) -> Result<Init<'a>, String> {
+    let Task { run, setting, ahead, listeners } = *task;
     let fault = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
     // After the last change of ids, which would undo it. Should the shim have died before, the socket says so.
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| fault("binding init to its shim")(e.into()))?;
@@ -79,7 +84,10 @@ fn begin<'a>(
 
     let mut live = Live::default();
     umask(Mode::empty());
-    build(steps, &mut live).map_err(|e| e.explain())?;
+    build(&frame(run, setting), &mut live).map_err(|e| e.explain())?;
+    let told = if ahead { Some(await_go(streams.shim)?) } else { None };
+    let run = told.as_deref().unwrap_or(run);
+    build(&finish(run, setting), &mut live).map_err(|e| e.explain())?;
     umask(Mode::from(0o022));
     let second = null().map_err(Into::into).and_then(standard).map_err(fault("opening /dev/null of the VPS"))?;
     // One of the two may be one of the three.
@@ -119,6 +127,24 @@ fn begin<'a>(
     .map_err(fault("closing descriptors"))?;
     let program = Running { exec: None, pid: starting.child.pid, starting: Some(starting), error: None };
     Ok(Init { shim: streams.shim.as_fd(), children, programs: vec![program] })
+}
+
+/// Says that the frame is there, and waits for what is to run in it.
+fn await_go(shim: &OwnedFd) -> Result<Box<RunSpec>, String> {
+    let fault = |error: std::io::Error| format!("waiting in the frame: {error}");
+    channel::send(shim, &FromInit::Framed, &[]).map_err(fault)?;
+    loop {
+        match poll(&mut [PollFd::new(shim, PollFlags::IN)], None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(fault(error.into())),
+        }
+        match channel::receive::<ToInit>(shim, channel::TO_INIT).map_err(fault)? {
+            Received::Message(ToInit::Go { run }, _) => return Ok(run),
+            // Nothing runs that it could be meant for.
+            Received::Message(..) | Received::Nothing => {}
+            Received::Closed => return Err("the shim is gone".to_owned()),
+        }
+    }
 }
 
 impl Init<'_> {
@@ -174,6 +200,8 @@ impl Init<'_> {
                     let _ = kill_process(program.pid, Signal::KILL);
                 }
             }
+            // It runs already.
+            ToInit::Go { .. } => {}
             ToInit::Exec { id, command, env, user, cwd } => {
                 if let Err(reason) = self.exec(id, &command, &env, &user, &cwd, fds) {
                     let status = ExitStatus::Code(126);

@@ -14,7 +14,7 @@ mod supervise;
 
 use std::os::fd::AsFd;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use wire::shim::{FromShim, ToShim, recv, send};
 
 /// The descriptor that the daemon's socket is inherited as.
@@ -26,9 +26,7 @@ fn main() -> anyhow::Result<()> {
     let Some((message, fds)) = recv::<ToShim>(daemon.as_fd()).context("receiving the start message")? else {
         return Ok(());
     };
-    let ToShim::Start { run, fds: count, binds, .. } = message else { bail!("the first message is not a start") };
-    let request = start::Request::new(*run, &count, binds, fds)?;
-    match start::start(request) {
+    match start::start(start::Request::new(message, fds)?) {
         Ok(vps) => supervise::Supervisor::new(daemon, vps).run(),
         Err(reason) => Ok(send(daemon.as_fd(), &FromShim::NotStarted { reason }, &[])?),
     }

@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use isolation::inside::{Entrance, Prepared, Setting, enter, plan};
+use isolation::inside::{Entrance, Prepared, Setting, enter};
 use model::RunSpec;
 use rustix::{
     io::{read, write},
@@ -13,11 +13,11 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, waitpid},
 };
 use sys::process::{spawn_child_in, spawn_sibling};
-use wire::shim::{Bind, Descriptors};
+use wire::shim::{Bind, ToShim};
 
 use crate::{
     channel,
-    init::{self, Streams},
+    init::{self, Streams, Task},
 };
 
 /// `Start`, with its descriptors sorted.
@@ -30,6 +30,8 @@ pub struct Request {
     cgroup: OwnedFd,
     log: OwnedFd,
     listeners: Vec<(String, OwnedFd)>,
+    /// Whether it was a `Prepare`.
+    ahead: bool,
 }
 
 /// A VPS whose init was started.
@@ -46,11 +48,18 @@ pub struct Vps {
     pub errors: OwnedFd,
     /// The directory for its log.
     pub log: OwnedFd,
+    /// Whether what it runs comes with `Go`.
+    pub ahead: bool,
 }
 
 impl Request {
-    /// Fails when the daemon's count is not that of the descriptors.
-    pub fn new(run: RunSpec, count: &Descriptors, binds: Vec<Bind>, fds: Vec<OwnedFd>) -> anyhow::Result<Self> {
+    /// From the first message and its descriptors. Fails when it is no start, or the daemon's count is not theirs.
+    pub fn new(message: ToShim, fds: Vec<OwnedFd>) -> anyhow::Result<Self> {
+        let (run, count, binds, ahead) = match message {
+            ToShim::Start { run, fds, binds, .. } => (*run, fds, binds, false),
+            ToShim::Prepare { run, fds, binds, .. } => (*run, fds, binds, true),
+            _ => anyhow::bail!("the first message is not a start"),
+        };
         let expected = 3 + usize::from(count.network) + count.tasks + count.listeners.len();
         anyhow::ensure!(fds.len() == expected, "{} descriptors came with the start, not {expected}", fds.len());
         let mut fds = fds.into_iter();
@@ -62,7 +71,7 @@ impl Request {
         let tasks = (0..count.tasks).map(|_| next()).collect::<Result<_, _>>()?;
         let listeners =
             count.listeners.iter().map(|name| Ok((name.clone(), next()?))).collect::<anyhow::Result<_>>()?;
-        Ok(Self { run, binds, entrance: Entrance { user, network, tasks }, cgroup, log, listeners })
+        Ok(Self { run, binds, entrance: Entrance { user, network, tasks }, cgroup, log, listeners, ahead })
     }
 }
 
@@ -77,13 +86,13 @@ pub fn start(request: Request) -> Result<Vps, String> {
     let prepared =
         |bind: &Bind| Prepared { target: bind.target.clone(), directory: bind.directory, volume: bind.volume };
     let binds: Vec<_> = request.binds.iter().map(prepared).collect();
-    let steps = plan(&request.run, Setting { network: request.entrance.network.is_some(), binds: &binds });
+    let setting = Setting { network: request.entrance.network.is_some(), binds: &binds };
+    let task = Task { run: &request.run, setting, ahead: request.ahead, listeners: &request.listeners };
     let streams = Streams { shim: &theirs, output: &output_writer, errors: &errors_writer };
     let entering = spawn_child_in(request.cgroup.as_fd(), || {
-        let entered = enter(&request.entrance).map_err(|e| e.explain()).and_then(|()| {
-            spawn_sibling(|| init::run(&request.run, &steps, &streams, &request.listeners))
-                .map_err(fault("forking init"))
-        });
+        let entered = enter(&request.entrance)
+            .map_err(|e| e.explain())
+            .and_then(|()| spawn_sibling(|| init::run(&task, &streams)).map_err(fault("forking init")));
         let answer = match entered {
             Ok(pid) => format!("+{}", pid.as_raw_nonzero()),
             Err(reason) => format!("-{}", channel::bounded(reason)),
@@ -109,8 +118,8 @@ pub fn start(request: Request) -> Result<Vps, String> {
         let _ = waitpid(Some(pid), WaitOptions::empty());
         fault("opening init")(error.into())
     })?;
-    let Request { run, log, .. } = request;
+    let Request { run, log, ahead, .. } = request;
     rustix::io::ioctl_fionbio(output.as_fd(), true).map_err(|e| fault("preparing the log")(e.into()))?;
     rustix::io::ioctl_fionbio(errors.as_fd(), true).map_err(|e| fault("preparing the log")(e.into()))?;
-    Ok(Vps { run, pid, pidfd, init: ours, output, errors, log })
+    Ok(Vps { run, pid, pidfd, init: ours, output, errors, log, ahead })
 }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use model::{ExitStatus, run::Ready};
+use model::{ExitStatus, RunSpec, run::Ready};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::{Errno, ioctl_fionbio, read},
@@ -51,6 +51,8 @@ pub struct Supervisor {
     log: Log,
     ready: Ready,
     stop_signal: i32,
+    /// Whether it was prepared, and `Go` has not come.
+    ahead: bool,
     state: ShimState,
     /// When init is killed.
     deadline: Option<Instant>,
@@ -73,6 +75,7 @@ impl Supervisor {
             log: Log::open(vps.log),
             ready: vps.run.ready,
             stop_signal: vps.run.stop.signal,
+            ahead: vps.ahead,
             state: ShimState::Building,
             deadline: None,
             ended: None,
@@ -155,7 +158,9 @@ impl Supervisor {
             }
             // Neither daemon nor keeper: nobody could ever stop this VPS.
             Ok(None) | Err(_) => {
-                self.log.say("the host daemon and its keeper are gone; ending");
+                if !self.ahead {
+                    self.log.say("the host daemon and its keeper are gone; ending");
+                }
                 self.state = ShimState::Stopping;
                 self.kill();
             }
@@ -164,7 +169,8 @@ impl Supervisor {
 
     fn obey(&mut self, message: ToShim, fds: &[OwnedFd]) {
         match message {
-            ToShim::Start { .. } => {}
+            ToShim::Start { .. } | ToShim::Prepare { .. } => {}
+            ToShim::Go { run } => self.go(run),
             ToShim::Report => self.report(),
             ToShim::Stop { grace_ms } => self.stop(grace_ms),
             ToShim::Exec { id, command, env, user, cwd } => {
@@ -177,6 +183,19 @@ impl Supervisor {
             ToShim::ExecKill { id } => {
                 let _ = self.ask(&ToInit::ExecKill { id }, &[]);
             }
+        }
+    }
+
+    /// Has a prepared VPS run this.
+    fn go(&mut self, run: Box<RunSpec>) {
+        if !std::mem::take(&mut self.ahead) {
+            return;
+        }
+        (self.ready, self.stop_signal) = (run.ready.clone(), run.stop.signal);
+        self.enter(ShimState::Building);
+        if let Err(error) = self.ask(&ToInit::Go { run }, &[]) {
+            self.not_started.get_or_insert(format!("init of the prepared VPS takes no requests: {error}"));
+            self.kill();
         }
     }
 
@@ -217,6 +236,9 @@ impl Supervisor {
                 self.held = if listener { fds.next() } else { None };
                 self.notify = if notify { fds.next().filter(|fd| ioctl_fionbio(fd, true).is_ok()) } else { None };
             }
+            // `Go` may have come before.
+            FromInit::Framed if self.ahead => self.enter(ShimState::Prepared),
+            FromInit::Framed => {}
             FromInit::Started => {
                 // It may listen before init has seen that it was executed.
                 if self.state == ShimState::Building {

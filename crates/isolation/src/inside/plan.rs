@@ -128,9 +128,10 @@ const fn mount(
     Step::Mount { kind, target, options, flags }
 }
 
-/// All steps of `run`, in order.
-pub fn plan(run: &RunSpec, setting: Setting<'_>) -> Vec<Step> {
-    let mut steps = vec![Step::Hostname(run.hostname.as_ref().unwrap_or(&run.name).to_string()), Step::PrivateMounts];
+/// The steps that depend on no more than where the root comes from, the mounts and the link: what can be done before it is
+/// known which program will run. `finish` follows.
+pub fn frame(run: &RunSpec, setting: Setting<'_>) -> Vec<Step> {
+    let mut steps = vec![Step::PrivateMounts];
     let bare = run.root == Root::Bare;
     steps.push(match &run.root {
         Root::Layers(layers) => Step::Overlay { layers: layers.len() },
@@ -141,8 +142,8 @@ pub fn plan(run: &RunSpec, setting: Setting<'_>) -> Vec<Step> {
         true => Step::Volume { index, target: bind.target.clone() },
         false => Step::Bind { index, target: bind.target.clone(), directory: bind.directory },
     }));
-    files(&mut steps, run, setting.binds);
     if bare {
+        files(&mut steps, run, setting.binds);
         steps.push(Step::ReadOnlyRoot);
     }
     // All mounts of proc and sysfs come before: they need the shim's own to be seen.
@@ -155,6 +156,16 @@ pub fn plan(run: &RunSpec, setting: Setting<'_>) -> Vec<Step> {
     if setting.network {
         steps.push(Step::Loopback);
         steps.extend(run.link.clone().map(Step::Link));
+    }
+    steps
+}
+
+/// The steps after `frame`: what is this program's own.
+pub fn finish(run: &RunSpec, setting: Setting<'_>) -> Vec<Step> {
+    let mut steps = vec![Step::Hostname(run.hostname.as_ref().unwrap_or(&run.name).to_string())];
+    let bare = run.root == Root::Bare;
+    if !bare {
+        files(&mut steps, run, setting.binds);
     }
     if run.ready == Ready::Notify {
         steps.push(Step::NotifySocket);

@@ -16,6 +16,11 @@ fn server() -> RunSpec {
 
 const OWN: Setting<'_> = Setting { network: true, binds: &[] };
 
+/// All steps of `run`, in order.
+fn plan(run: &RunSpec, setting: Setting<'_>) -> Vec<Step> {
+    [frame(run, setting), finish(run, setting)].concat()
+}
+
 /// Says what was to be done, and fails where told.
 #[derive(Default)]
 struct Recorder {
@@ -105,4 +110,15 @@ fn the_hosts_network_is_not_touched() {
     let steps = plan(&server(), Setting { network: false, binds: &[] });
     assert!(!steps.iter().any(|s| matches!(s, Step::Loopback | Step::Link(_))));
     assert!(steps.contains(&Step::BindSysfs));
+}
+
+#[test]
+fn a_frame_is_the_same_for_every_program_of_an_image() {
+    let mut other = server();
+    other.name = "shop".parse().expect("a name");
+    other.command = vec!["redis-server".to_owned()];
+    other.files.insert("/etc/redis.conf".to_owned(), "port 1".to_owned());
+    (other.ready, other.setuid) = (Ready::Notify, false);
+    assert_eq!(frame(&other, OWN), frame(&server(), OWN));
+    assert_ne!(finish(&other, OWN), finish(&server(), OWN));
 }
