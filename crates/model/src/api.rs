@@ -140,6 +140,9 @@ pub struct VpsRow {
     pub for_ms: u64,
     /// What leads to it, and the port inside.
     pub routes: BTreeMap<String, u16>,
+    /// The ports that neighbours may connect to.
+    #[serde(default)]
+    pub internal: Vec<u16>,
     /// Bytes of memory in use; none: asleep.
     pub memory: Option<u64>,
     /// Limit of memory in bytes.
@@ -252,7 +255,7 @@ pub struct BuildRequest {
 /// `GET /v1/routes`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RouteRow {
-    /// `http://blog.example.org`
+    /// `http://blog.example.org`; `(internal) db:3306` for what a tenant's VPSs have among each other.
     pub route: String,
     /// Where it leads.
     pub vps: VpsName,
@@ -262,6 +265,9 @@ pub struct RouteRow {
     pub listen: String,
     /// Whether that address is being listened on, else why not.
     pub fault: Option<String>,
+    /// The only VPSs it is for, where it is internal.
+    #[serde(default)]
+    pub from: Vec<VpsName>,
 }
 
 /// `GET /v1/volumes`

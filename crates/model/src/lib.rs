@@ -4,6 +4,7 @@
 //! No I/O, no clock, no policy; every other crate may use this one, it uses none.
 #![forbid(unsafe_code)]
 
+pub mod allow;
 pub mod api;
 mod document;
 pub mod grant;
@@ -16,6 +17,7 @@ pub mod run;
 pub mod spec;
 pub mod state;
 
+pub use allow::Allow;
 pub use document::nearest;
 pub use grant::{Grant, Selector, Verb};
 pub use host::HostConfig;

@@ -104,7 +104,7 @@ impl FromStr for Route {
 }
 
 /// A port in digits, not 0; the parser of integers would also take `+80`.
-fn parse_port(text: &str) -> Option<u16> {
+pub(crate) fn parse_port(text: &str) -> Option<u16> {
     let digits = text.bytes().all(|b| b.is_ascii_digit());
     text.parse().ok().filter(|port| digits && *port != 0)
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ImageRef, Limits, Route, TenantName, VolumeName, VpsName,
+    Allow, ImageRef, Limits, Route, TenantName, VolumeName, VpsName,
     run::{Stop, Volume},
 };
 
@@ -66,6 +66,12 @@ pub struct VpsSpec {
     pub volumes: BTreeMap<VolumeName, Volume>,
     /// What leads to it, and to which port inside.
     pub routes: BTreeMap<Route, u16>,
+    /// Who of its tenant's may connect to it, and to which ports.
+    #[serde(default)]
+    pub admits: BTreeMap<VpsName, BTreeSet<u16>>,
+    /// To whom it may connect, where the rule stands in its own file and not in that of the other.
+    #[serde(default)]
+    pub reaches: BTreeMap<VpsName, BTreeSet<u16>>,
     /// cgroup limits.
     pub limits: Limits,
     /// How many ids its user namespace has, a multiple of 65,536.
@@ -91,6 +97,21 @@ impl VpsSpec {
     pub fn ports(&self) -> BTreeSet<u16> {
         self.routes.values().copied().collect()
     }
+
+    /// The rules that stand in its file, with `name` as its name.
+    pub fn allow(&self, name: &VpsName) -> BTreeSet<Allow> {
+        let pairs = |map: &BTreeMap<VpsName, BTreeSet<u16>>| -> Vec<_> {
+            map.iter().flat_map(|(other, ports)| ports.iter().map(|port| (other.clone(), *port))).collect()
+        };
+        let admits = pairs(&self.admits).into_iter().map(|(from, port)| Allow { from, to: name.clone(), port });
+        let reaches = pairs(&self.reaches).into_iter().map(|(to, port)| Allow { from: name.clone(), to, port });
+        admits.chain(reaches).collect()
+    }
+
+    /// Whether something leads to it, as far as its own file says.
+    pub fn is_led_to(&self) -> bool {
+        !self.routes.is_empty() || !self.admits.is_empty()
+    }
 }
 
 /// What happens when nobody uses a VPS.
@@ -105,13 +126,19 @@ pub enum Idle {
         after_ms: u64,
         /// What then.
         then: IdleAction,
+        /// Milliseconds of silence after which an open connection does not count any more; none: it always counts.
+        #[serde(default)]
+        quiet_ms: Option<u64>,
     },
 }
 
 impl Idle {
-    /// Where the spec does not say: a VPS that requests can wake sleeps after ten minutes, another one stays.
-    pub fn default_for(routes: bool) -> Self {
-        if routes { Self::After { after_ms: IDLE_AFTER_MS, then: IdleAction::Stop } } else { Self::Never }
+    /// Where the spec does not say: a VPS that something leads to sleeps after ten minutes, another one stays.
+    pub fn default_for(led_to: bool) -> Self {
+        match led_to {
+            true => Self::After { after_ms: IDLE_AFTER_MS, then: IdleAction::Stop, quiet_ms: None },
+            false => Self::Never,
+        }
     }
 }
 
@@ -141,8 +168,8 @@ pub enum Restart {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReadySpec {
-    /// When its program listens on this port; without a number, on the port of its first route, and when there is no
-    /// route, at once.
+    /// When its program listens on this port; without a number, on the port of its first route, else on the lowest
+    /// that a neighbour may connect to, and when there is neither, at once.
     Listen(Option<u16>),
     /// When it says `READY=1` on the notify socket.
     Notify,

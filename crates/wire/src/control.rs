@@ -1,6 +1,6 @@
 //! `io.bailiwick.Control`: what the gateway asks of `control`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use model::{ListenAddress, Route, VpsName};
 use serde::{Deserialize, Serialize};
@@ -34,6 +34,9 @@ method! {
 pub struct RouteUpdate {
     /// The whole new table, when it changed.
     pub table: Option<Vec<RouteEntry>>,
+    /// The whole new table of what leads to VPSs from their neighbours; goes with `table`.
+    #[serde(default)]
+    pub doors: Vec<Door>,
     /// The states that changed.
     #[serde(default)]
     pub states: Vec<VpsState>,
@@ -52,6 +55,42 @@ pub struct RouteEntry {
     pub port: u16,
     /// Milliseconds without use until `Idle` is said; none: never.
     pub idle_after_ms: Option<u64>,
+    /// Milliseconds of silence after which an open connection is no use any more; none: it always is.
+    #[serde(default)]
+    pub quiet_ms: Option<u64>,
+}
+
+/// A port that neighbours may connect to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Door {
+    /// Where it leads.
+    pub name: VpsName,
+    /// The address that neighbours connect to: the VPS's own.
+    pub at: Addresses,
+    /// The port, outside and inside.
+    pub port: u16,
+    /// Who may connect, known by the address.
+    pub from: Vec<(VpsName, Addresses)>,
+    /// As of a route.
+    pub idle_after_ms: Option<u64>,
+    /// As of a route.
+    pub quiet_ms: Option<u64>,
+}
+
+/// The addresses of one VPS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addresses {
+    /// IPv4.
+    pub v4: Ipv4Addr,
+    /// IPv6.
+    pub v6: Ipv6Addr,
+}
+
+impl Addresses {
+    /// Both.
+    pub fn both(self) -> [IpAddr; 2] {
+        [self.v4.into(), self.v6.into()]
+    }
 }
 
 /// One VPS's state, for who sends to it.

@@ -1,6 +1,8 @@
 //! `io.bailiwick.Network`: what `control` asks of the network service.
 
-use model::{VpsName, run::Link};
+use std::collections::BTreeMap;
+
+use model::{TenantName, VpsName, run::Link};
 use serde::{Deserialize, Serialize};
 
 use crate::{method, varlink::Empty};
@@ -29,6 +31,17 @@ method! {
 method! {
     /// All addresses that are given out.
     Addresses {} = "io.bailiwick.Network.Addresses" -> AllAddresses
+}
+
+method! {
+    /// Who is whose, and who may reach whom: in place of all that was said before. Answers when it is in force; it stays
+    /// so over restarts.
+    Neighbours {
+        /// The VPSs of each tenant, which find each other by name.
+        tenants: BTreeMap<TenantName, Vec<VpsName>>,
+        /// Pairs of one tenant's: the first may connect to the second, by way of the gateway, which knows the ports.
+        allow: Vec<(VpsName, VpsName)>,
+    } = "io.bailiwick.Network.Neighbours" -> Empty
 }
 
 /// Answer of `Allocate`.

@@ -68,6 +68,7 @@ pub fn plan(world: &World<'_>, request: &ApplyRequest) -> Result<Plan, Refusal> 
     check.read(&request.files);
     check.names(world);
     check.limits(world);
+    check.neighbours(world);
     let taken = check.routes(world, request.take_routes);
     check.listeners(world, &taken);
     let Check { found, sent } = check;
@@ -149,6 +150,31 @@ impl<'a> Check<'a> {
         let found: Vec<_> = self.sent.iter().flat_map(over).collect();
         for (name, (field, message)) in found {
             self.add(ErrorKind::Lacking, &name, Target::Word(field), message, "write a smaller limit".to_owned());
+        }
+    }
+
+    /// Rules are about VPSs that their tenant has. What another tenant has looks like nothing.
+    fn neighbours(&mut self, world: &World<'_>) {
+        let mut found = Vec::new();
+        for (name, sent) in &self.sent {
+            let stored = world.specs.iter().filter(|(other, _)| !self.sent.contains_key(*other));
+            let all = stored.chain(self.sent.iter().map(|(other, sent)| (other, &sent.spec)));
+            let tenants: BTreeSet<_> = match sent.spec.admits.is_empty() && sent.spec.reaches.is_empty() {
+                true => continue,
+                false => all.filter(|(_, spec)| spec.tenant == sent.spec.tenant).map(|(other, _)| other).collect(),
+            };
+            for rule in sent.spec.allow(name) {
+                let other = if rule.from == *name { &rule.to } else { &rule.from };
+                if !tenants.contains(other) {
+                    let near = model::nearest(other.as_str(), tenants.iter().map(|name| name.as_str()));
+                    let hint = near.map_or("apply its file too".to_owned(), |near| format!("did you mean `{near}`?"));
+                    let message = format!("tenant {} has no vps \"{other}\"", sent.spec.tenant);
+                    found.push((name.clone(), rule, message, hint));
+                }
+            }
+        }
+        for (name, rule, message, hint) in found {
+            self.add(ErrorKind::Invalid, &name, Target::Rule(&rule), message, hint);
         }
     }
 

@@ -86,6 +86,9 @@ async fn place(control: &Arc<Control>, vps: &Arc<Vps>, limit: Duration) -> Resul
     let (_, network::Allocated { link }) = asked.await?;
     *place = Some(link.clone());
     vps.set_link(Some(link.clone()));
+    if control.routes.is_in_a_rule(name) {
+        control.publish_table();
+    }
     // Asking again does no harm, so nobody waits for the disk.
     let (store, name, kept) = (control.store.clone(), name.clone(), link.clone());
     tokio::spawn(async move {

@@ -23,6 +23,7 @@ mod life;
 mod locate;
 mod logs;
 mod machine;
+mod neighbours;
 mod routes;
 mod run_spec;
 mod shared;
@@ -48,6 +49,7 @@ pub async fn run(context: service::Context) -> anyhow::Result<()> {
     let events = events::follow(control.clone()).await;
     delete::resume(&control);
     tokio::spawn(images::watch(control.clone()));
+    tokio::spawn(neighbours::tell(control.clone()));
     let api = api::serve(context.listener("api")?, control.clone());
     context.ready();
     let varlink = context.serve(Arc::new(varlink::Server::new(control)));

@@ -1,6 +1,6 @@
 //! Where in a spec file something was written, for problems that only show when files are compared.
 
-use model::{Route, VpsName, spec::Problem};
+use model::{Allow, Route, VpsName, spec::Problem};
 
 /// What is looked for in the part of a file that is about one VPS.
 #[derive(Debug, Clone, Copy)]
@@ -9,6 +9,8 @@ pub enum Target<'a> {
     Header,
     /// The key of a route, however it was spelt.
     Route(&'a Route),
+    /// A rule of the file's `allow`.
+    Rule(&'a Allow),
     /// The first mention of a word, such as a field's name.
     Word(&'a str),
 }
@@ -36,6 +38,9 @@ fn find(text: &str, vps: &VpsName, target: Target<'_>) -> Option<(usize, usize, 
     };
     let wanted = format!("vps.{vps}");
     let mut inside = false;
+    if let Target::Rule(rule) = target {
+        return find_rule(text, rule);
+    }
     for (index, line) in text.lines().enumerate() {
         if let Some(header) = is_header(line) {
             inside = header == wanted || header.starts_with(&format!("{wanted}."));
@@ -48,7 +53,7 @@ fn find(text: &str, vps: &VpsName, target: Target<'_>) -> Option<(usize, usize, 
             continue;
         }
         let span = match target {
-            Target::Header => None,
+            Target::Header | Target::Rule(_) => None,
             Target::Word(word) => line.find(word).map(|at| (at, word)),
             Target::Route(route) => quoted(line).find(|(_, text)| text.parse::<Route>().as_ref() == Ok(route)),
         };
@@ -57,6 +62,15 @@ fn find(text: &str, vps: &VpsName, target: Target<'_>) -> Option<(usize, usize, 
         }
     }
     None
+}
+
+/// Rules stand before the first table.
+fn find_rule(text: &str, rule: &Allow) -> Option<(usize, usize, usize)> {
+    let top = text.lines().enumerate().take_while(|(_, line)| !line.trim_start().starts_with('['));
+    let all = top.flat_map(|(index, line)| quoted(line).map(move |(at, written)| (index, line, at, written)));
+    let mut same = all.filter(|(.., written)| written.parse::<Allow>().as_ref() == Ok(rule));
+    let (index, line, at, written) = same.next()?;
+    Some((index + 1, line[..at].chars().count() + 1, written.chars().count()))
 }
 
 /// The quoted texts of a line, each with its place.

@@ -2,17 +2,17 @@
 //! the last state instead of a queue of old ones.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use model::{VpsName, VpsSpec, spec::Idle};
+use model::{Allow, VpsName, VpsSpec};
 use tokio::sync::watch;
-use wire::control::{Reachable, RouteEntry, RouteUpdate, VpsState};
+use wire::control::{Door, Reachable, RouteEntry, RouteUpdate, VpsState};
 
-use crate::{clock::now_ms, life::Reach};
+use crate::{clock::now_ms, life::Reach, neighbours::idle_times};
 
 /// The table and the states.
 #[derive(Debug)]
@@ -27,6 +27,10 @@ pub struct Routes {
 struct Inner {
     version: u64,
     table: Vec<RouteEntry>,
+    doors: Vec<Door>,
+    rules: Arc<BTreeSet<Allow>>,
+    /// The VPSs that the table and the doors lead to.
+    led_to: BTreeSet<VpsName>,
     table_version: u64,
     states: BTreeMap<VpsName, Known>,
     followers: BTreeMap<u64, u64>,
@@ -58,10 +62,7 @@ impl Known {
 pub fn table<'a>(specs: impl IntoIterator<Item = (&'a VpsName, &'a VpsSpec)>) -> Vec<RouteEntry> {
     let mut entries = Vec::new();
     for (name, spec) in specs {
-        let idle_after_ms = match spec.idle {
-            Idle::Never => None,
-            Idle::After { after_ms, .. } => Some(after_ms),
-        };
+        let (idle_after_ms, quiet_ms) = idle_times(&spec.idle);
         for (route, port) in &spec.routes {
             entries.push(RouteEntry {
                 route: route.clone(),
@@ -69,6 +70,7 @@ pub fn table<'a>(specs: impl IntoIterator<Item = (&'a VpsName, &'a VpsSpec)>) ->
                 name: name.clone(),
                 port: *port,
                 idle_after_ms,
+                quiet_ms,
             });
         }
     }
@@ -97,9 +99,14 @@ impl Routes {
 
     /// Sets the table; also when nothing in it changed, since the gateway closes what it was asked to listen on for an
     /// apply that failed when the next table comes.
-    pub fn set_table(&self, table: Vec<RouteEntry>) {
+    pub fn set_table(&self, table: Vec<RouteEntry>, doors: Vec<Door>, rules: BTreeSet<Allow>) {
+        let led_to = table.iter().map(|entry| &entry.name).chain(doors.iter().map(|door| &door.name));
+        let led_to = led_to.cloned().collect();
         self.change(|inner, version| {
             inner.table = table;
+            inner.doors = doors;
+            inner.rules = Arc::new(rules);
+            inner.led_to = led_to;
             inner.table_version = version;
         });
     }
@@ -107,6 +114,21 @@ impl Routes {
     /// The table as it is.
     pub fn table(&self) -> Vec<RouteEntry> {
         self.lock().table.clone()
+    }
+
+    /// The rules between VPSs, as they are.
+    pub fn rules(&self) -> Arc<BTreeSet<Allow>> {
+        self.lock().rules.clone()
+    }
+
+    /// Whether a rule is about that VPS.
+    pub fn is_in_a_rule(&self, name: &VpsName) -> bool {
+        self.rules().iter().any(|rule| rule.from == *name || rule.to == *name)
+    }
+
+    /// The version of all that was set so far.
+    pub fn version(&self) -> u64 {
+        self.lock().version
     }
 
     /// Sets one VPS's state; answers the version that says so.
@@ -181,10 +203,10 @@ impl Follower<'_> {
         let mut inner = self.routes.lock();
         let first = std::mem::take(&mut self.first);
         let table = (first || inner.table_version > self.seen).then(|| inner.table.clone());
-        let routed = |name: &VpsName| inner.table.iter().any(|entry| entry.name == *name);
+        let doors = if table.is_some() { inner.doors.clone() } else { Vec::new() };
         let news = inner.states.iter().filter(|(name, known)| {
             // A VPS may have come into the table without having changed.
-            (first || known.version > self.seen || table.is_some()) && routed(name)
+            (first || known.version > self.seen || table.is_some()) && inner.led_to.contains(*name)
         });
         let states: Vec<_> = news.map(|(name, known)| known.say(name)).collect();
         let version = inner.version;
@@ -194,7 +216,7 @@ impl Follower<'_> {
             self.routes.sent.send_replace(());
             return None;
         }
-        Some(RouteUpdate { table, states })
+        Some(RouteUpdate { table, doors, states })
     }
 
     /// Says that the update that `next` gave has been sent.

@@ -35,7 +35,10 @@ pub fn ready(spec: &VpsSpec) -> Ready {
     match spec.ready {
         ReadySpec::Notify => Ready::Notify,
         ReadySpec::Listen(Some(port)) => Ready::Listen(port),
-        ReadySpec::Listen(None) => spec.routes.values().next().map_or(Ready::Started, |port| Ready::Listen(*port)),
+        ReadySpec::Listen(None) => {
+            let admitted = || spec.admits.values().flatten().min();
+            spec.routes.values().next().or_else(admitted).map_or(Ready::Started, |port| Ready::Listen(*port))
+        }
     }
 }
 
@@ -54,7 +57,11 @@ mod tests {
         site.ready = ReadySpec::Notify;
         assert_eq!(port(&site), Ready::Notify);
         site.ready = ReadySpec::Listen(None);
+        site.admits.insert("web".parse().unwrap(), [5433, 5432].into());
+        assert_eq!(port(&site), Ready::Listen(8080));
         site.routes.clear();
+        assert_eq!(port(&site), Ready::Listen(5432));
+        site.admits.clear();
         assert_eq!(port(&site), Ready::Started);
     }
 

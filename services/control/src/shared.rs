@@ -17,6 +17,7 @@ use crate::{
     history::History,
     images::Images,
     machine::Machine,
+    neighbours::{Telling, doors, rules},
     routes::{Routes, table},
     store::{Store, Stored, Wakes},
 };
@@ -54,6 +55,8 @@ pub struct Control {
     pub config: HostConfig,
     /// Desired state on disk.
     pub store: Store,
+    /// What the network service is told of neighbours.
+    pub telling: Telling,
     /// What happened.
     pub history: History,
     /// For the gateway.
@@ -99,6 +102,7 @@ impl Control {
             apps,
             machine: Machine::read(&config).context("reading the machine's size")?,
             config,
+            telling: Telling::default(),
             history: History::default(),
             routes: Routes::default(),
             images: Images::new(stored.images.clone()),
@@ -143,10 +147,13 @@ impl Control {
         self.all().iter().map(|(name, vps)| (name.clone(), VpsSpec::clone(&vps.spec()))).collect()
     }
 
-    /// Makes the table of routes what the specs say.
+    /// Makes the table of routes and the rules between VPSs what the specs say.
     pub fn publish_table(&self) {
         let specs = self.specs();
-        self.routes.set_table(table(&specs));
+        let rules = rules(&specs);
+        let doors = doors(&specs, &rules, |name| self.get(name)?.link());
+        self.routes.set_table(table(&specs), doors, rules);
+        self.telling.changed();
     }
 
     /// The designated VPSs' statuses.

@@ -1,9 +1,9 @@
 //! What a person is shown of a VPS.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use model::{
-    VpsName, VpsStatus,
+    Allow, VpsName, VpsStatus,
     api::{State, VpsRow},
     host::Designated,
     state::Phase,
@@ -15,19 +15,21 @@ use crate::{
 };
 
 /// The row of a server VPS; `status` adds what only the host knows.
-pub fn row(vps: &Vps, status: Option<&VpsStatus>) -> VpsRow {
+pub fn row(vps: &Vps, rules: &BTreeSet<Allow>, status: Option<&VpsStatus>) -> VpsRow {
     let spec = vps.spec();
     let (state, since, failure) = {
         let (life, now) = (vps.life(), now_ms());
         (life.state(), now.saturating_sub(life.since()), life.failure(now))
     };
     let up = status.filter(|status| status.phase.is_up());
+    let internal: BTreeSet<_> = rules.iter().filter(|rule| rule.to == vps.name).map(|rule| rule.port).collect();
     VpsRow {
         name: vps.name.clone(),
         tenant: Some(spec.tenant.to_string()),
         state,
         for_ms: since,
         routes: spec.routes.iter().map(|(route, port)| (route.to_string(), *port)).collect(),
+        internal: internal.into_iter().collect(),
         memory: up.and_then(|status| status.memory),
         memory_limit: spec.limits.memory,
         processes: up.and_then(|status| status.processes),
@@ -49,6 +51,7 @@ pub fn designated_row(name: &VpsName, designated: &Designated, status: Option<&V
         state: status.map_or(State::Asleep, |status| state_of(&status.phase)),
         for_ms: status.map_or(0, |status| unix_ms().saturating_sub(status.since_ms)),
         routes: BTreeMap::new(),
+        internal: Vec::new(),
         memory: up.and_then(|status| status.memory),
         memory_limit: designated.limits.memory,
         processes: up.and_then(|status| status.processes),
@@ -95,7 +98,12 @@ pub fn next(row: &VpsRow) -> Option<String> {
             Some(format!("see bailiwick logs {name}; change its spec and apply it, then bailiwick start {name}"))
         }
         State::Frozen => Some(format!("the next request thaws it, or bailiwick thaw {name}")),
-        State::Asleep if row.routes.is_empty() => Some(format!("nothing leads to it: bailiwick start {name}")),
+        State::Asleep if row.routes.is_empty() && row.internal.is_empty() => {
+            Some(format!("nothing leads to it: bailiwick start {name}"))
+        }
+        State::Asleep if row.routes.is_empty() => {
+            Some(format!("a neighbour's next connection starts it, or bailiwick start {name}"))
+        }
         State::Asleep => Some(format!("the next request starts it, or bailiwick start {name}")),
         State::Starting | State::Running | State::Stopping => None,
     }

@@ -1,7 +1,7 @@
 //! The fields of a spec file.
 
 use crate::{
-    ImageRef, Route,
+    Allow, ImageRef, Route,
     document::{Field, Fields, Kind, Word, words},
     run,
 };
@@ -21,6 +21,11 @@ const ROUTE: Word = Word {
         Some(_) => Err("`https` routes are not there yet: write \"http://…\"".to_owned()),
         None => text.parse::<Route>().map(|_| ()).map_err(|error| error.to_string()),
     },
+};
+const ALLOW: Word = Word {
+    expected: "a rule such as \"blog -> db:3306\"",
+    pattern: Some("^[a-z0-9-]+ *-> *[a-z0-9-]+:[0-9]+$"),
+    check: |text| text.parse::<Allow>().map(|_| ()).map_err(|error| error.to_string()),
 };
 const VARIABLE: Word = Word {
     expected: "a variable's name",
@@ -82,8 +87,14 @@ static IDLE: Fields = Fields {
         Field::new("after", Kind::Word(words::NONZERO_DURATION), "Time without a connection or request.").required(),
         Field::new("then", Kind::Choice(&["stop", "freeze"]), "What then; a frozen VPS keeps its memory.")
             .default("\"stop\""),
+        Field::new(
+            "quiet",
+            Kind::Word(words::NONZERO_DURATION),
+            "Time of silence after which an open connection does not keep it awake any more.",
+        )
+        .default("a connection keeps it awake, however silent it is"),
     ],
-    later: &[("quiet", "a connection keeps it awake, however silent it is")],
+    later: &[],
     otherwise: &[],
 };
 
@@ -146,7 +157,7 @@ static VPS: Fields = Fields {
             Kind::Either(&[Kind::Choice(&["never"]), Kind::Table(&IDLE)]),
             "What happens when nobody uses it.",
         )
-        .default("{ after = \"10m\", then = \"stop\" }, and \"never\" without routes"),
+        .default("{ after = \"10m\", then = \"stop\" }, and \"never\" where no route and no rule of its file leads to it"),
         Field::new(
             "restart",
             Kind::Choice(&["on-failure", "always", "never"]),
@@ -154,7 +165,7 @@ static VPS: Fields = Fields {
         )
         .default("\"on-failure\""),
         Field::new("ready", Kind::Table(&READY), "When it counts as ready.")
-            .default("it listens on the port of its first route; without a route, at once"),
+            .default("it listens on the port of its first route, else on the lowest that `allow` names for it; without either, at once"),
         Field::new("start_deadline", Kind::Word(words::NONZERO_DURATION), "Time a start may take until ready.")
             .default("\"30s\""),
         Field::new("stop", Kind::Table(&STOP), "How it is asked to end."),
@@ -166,11 +177,11 @@ static VPS: Fields = Fields {
         ("env_file", "write the variables in env = { NAME = \"value\" }"),
         ("job", "run it from outside: bailiwick exec NAME -- COMMAND"),
         ("class", "every VPS is isolated by namespaces"),
-        ("allow", "VPSs cannot reach each other"),
         ("schedule", "run it from outside: bailiwick start NAME"),
     ],
     otherwise: &[
         ("tenant", "write it at the top of the file, before the first [vps.NAME]"),
+        ("allow", "write it at the top of the file, before the first [vps.NAME]"),
         ("cmd", "write: command = [\"program\", \"argument\"]"),
         ("entrypoint", "write: command = [\"program\", \"argument\"]"),
         ("run", "write: command = [\"program\", \"argument\"]"),
@@ -190,11 +201,14 @@ pub(super) static FILE: Fields = Fields {
     fields: &[
         Field::new("tenant", Kind::Word(words::TENANT_NAME), "Whose VPSs these are.").required(),
         Field::new("vps", Kind::Map(words::VPS_NAME, &Kind::Table(&VPS), 256), "The VPSs by name.").required(),
+        Field::new(
+            "allow",
+            Kind::List(&Kind::Word(ALLOW), 256),
+            "Which VPSs of the tenant may connect to which, and to which port: \"blog -> db:3306\". No others can. One of \
+             the two is in this file.",
+        ),
         Field::new("volume", Kind::Map(words::VOLUME_NAME, &Kind::Table(&VOLUME), 256), "About volumes, by name."),
     ],
-    later: &[
-        ("allow", "VPSs cannot reach each other"),
-        ("secrets", "write files = { \"/path\" = \"content\" } for what is not secret"),
-    ],
+    later: &[("secrets", "write files = { \"/path\" = \"content\" } for what is not secret")],
     otherwise: &[],
 };

@@ -1,12 +1,12 @@
 //! Spec files, parsed: everything that is wrong is told at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use toml::de::{DeTable, DeValue};
 
 use super::{Idle, IdleAction, Problem, ReadySpec, Restart, Spec, VpsSpec, fields, volumes};
 use crate::{
-    Limits, Route, TenantName, VpsName,
+    Allow, Limits, Route, TenantName, VpsName,
     document::{Get, Problems, Source, Value, check, integer, number},
     limits::{parse_bytes, parse_duration_ms},
     run::{Stop, signal_number},
@@ -31,6 +31,7 @@ pub fn parse(file: &str, text: &str) -> Result<Spec, Vec<Problem>> {
     check(&mut problems, document, &fields::FILE);
     if let Some(vpss) = document.table("vps") {
         across(&mut problems, vpss);
+        about_others(&mut problems, document, vpss);
         for value in vpss.values().filter_map(|v| v.get_ref().as_table()) {
             within(&mut problems, value);
             volumes::within(&mut problems, value);
@@ -61,6 +62,21 @@ fn across(problems: &mut Problems<'_>, vpss: &DeTable<'_>) {
                 problems.tell(span, message, Some("a route leads to one VPS".to_owned()));
             }
             None => drop(owners.insert(route, name)),
+        }
+    }
+}
+
+/// Rules that are about no VPS of the file: they would belong to none of them.
+fn about_others(problems: &mut Problems<'_>, document: &DeTable<'_>, vpss: &DeTable<'_>) {
+    let rules = document.get("allow").and_then(|rules| rules.get_ref().as_array());
+    for rule in rules.into_iter().flat_map(|rules| rules.iter()) {
+        let Some(Ok(Allow { from, to, .. })) = rule.get_ref().as_str().map(str::parse) else { continue };
+        if ![&from, &to].iter().any(|name| vpss.contains_key(name.as_str())) {
+            let names = || vpss.keys().map(|key| key.get_ref().as_ref());
+            let near = crate::nearest(to.as_str(), names()).or_else(|| crate::nearest(from.as_str(), names()));
+            let hint =
+                near.map_or("write it in the file of one of the two".to_owned(), |n| format!("did you mean `{n}`?"));
+            problems.tell(rule.span(), format!("neither `{from}` nor `{to}` is a vps of this file"), Some(hint));
         }
     }
 }
@@ -125,16 +141,29 @@ pub(super) fn texts_of<'t>(table: &'t DeTable<'_>) -> impl Iterator<Item = (&'t 
 
 fn read(document: &DeTable<'_>) -> Option<Spec> {
     let tenant: TenantName = document.parsed("tenant")?;
+    let vpss = document.table("vps")?;
+    let rules: Vec<Allow> = document.texts("allow").unwrap_or_default().iter().filter_map(|r| r.parse().ok()).collect();
     let mut vps = BTreeMap::new();
-    for (name, value) in document.table("vps")? {
+    for (name, value) in vpss {
         let name: VpsName = name.get_ref().parse().ok()?;
         let table = value.get_ref().as_table()?;
-        vps.insert(name, VpsSpec { volumes: volumes::read(document, table), ..read_vps(&tenant, table)? });
+        let mut admits = BTreeMap::<_, BTreeSet<u16>>::new();
+        let mut reaches = BTreeMap::<_, BTreeSet<u16>>::new();
+        for Allow { from, to, port } in &rules {
+            if *to == name {
+                admits.entry(from.clone()).or_default().insert(*port);
+            } else if *from == name && !vpss.contains_key(to.as_str()) {
+                reaches.entry(to.clone()).or_default().insert(*port);
+            }
+        }
+        let volumes = volumes::read(document, table);
+        let spec = read_vps(&tenant, table, !admits.is_empty())?;
+        vps.insert(name, VpsSpec { volumes, admits, reaches, ..spec });
     }
     Some(Spec { tenant, vps })
 }
 
-fn read_vps(tenant: &TenantName, table: &DeTable<'_>) -> Option<VpsSpec> {
+fn read_vps(tenant: &TenantName, table: &DeTable<'_>, admits: bool) -> Option<VpsSpec> {
     let owned = |name: &str, default: &str| table.text(name).unwrap_or(default).to_owned();
     let map = |name: &str| -> BTreeMap<String, String> {
         let entries = table.table(name).into_iter().flat_map(|t| texts_of(t));
@@ -157,9 +186,11 @@ fn read_vps(tenant: &TenantName, table: &DeTable<'_>) -> Option<VpsSpec> {
         env: map("env"),
         files: map("files"),
         volumes: BTreeMap::new(),
+        admits: BTreeMap::new(),
+        reaches: BTreeMap::new(),
         limits: table.table("limits").map(read_limits).unwrap_or_default(),
         ids: u32::try_from(table.integer("ids").unwrap_or(fields::BLOCK)).ok()?,
-        idle: read_idle(table.get("idle"), !routes.is_empty()),
+        idle: read_idle(table.get("idle"), admits || !routes.is_empty()),
         restart: match table.text("restart") {
             Some("always") => Restart::Always,
             Some("never") => Restart::Never,
@@ -187,14 +218,15 @@ pub(crate) fn read_limits(table: &DeTable<'_>) -> Limits {
     }
 }
 
-fn read_idle(value: Option<&Value<'_>>, routes: bool) -> Idle {
+fn read_idle(value: Option<&Value<'_>>, led_to: bool) -> Idle {
     match value.map(|value| value.get_ref()) {
         Some(DeValue::Table(table)) => Idle::After {
             after_ms: duration(table, "after").unwrap_or(super::IDLE_AFTER_MS),
             then: if table.text("then") == Some("freeze") { IdleAction::Freeze } else { IdleAction::Stop },
+            quiet_ms: duration(table, "quiet"),
         },
         Some(_) => Idle::Never,
-        None => Idle::default_for(routes),
+        None => Idle::default_for(led_to),
     }
 }
 

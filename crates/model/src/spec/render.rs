@@ -10,7 +10,12 @@ use crate::{
 
 /// A spec file that holds this one VPS. Fields that hold their default are left out.
 pub fn render(name: &VpsName, spec: &VpsSpec) -> String {
-    let mut text = format!("tenant = {}\n\n[vps.{name}]\n", quoted(spec.tenant.as_str()));
+    let mut text = format!("tenant = {}\n", quoted(spec.tenant.as_str()));
+    let rules: Vec<_> = spec.allow(name).iter().map(ToString::to_string).collect();
+    if !rules.is_empty() {
+        text.push_str(&format!("allow = {}\n", list_of(&rules)));
+    }
+    text.push_str(&format!("\n[vps.{name}]\n"));
     for (field, value) in fields(spec) {
         text.push_str(&format!("{field} = {value}\n"));
     }
@@ -51,7 +56,7 @@ fn fields(spec: &VpsSpec) -> Vec<(&'static str, String)> {
     let limits: Vec<_> = limits.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
     add("limits", !limits.is_empty(), table(limits.into_iter()));
     add("ids", i64::from(spec.ids) != fields::BLOCK, spec.ids.to_string());
-    add("idle", spec.idle != Idle::default_for(!spec.routes.is_empty()), idle(&spec.idle));
+    add("idle", spec.idle != Idle::default_for(spec.is_led_to()), idle(&spec.idle));
     add("restart", spec.restart != Restart::OnFailure, quoted(restart(spec.restart)));
     match spec.ready {
         ReadySpec::Listen(Some(port)) => add("ready", true, format!("{{ listen = {port} }}")),
@@ -69,9 +74,11 @@ fn fields(spec: &VpsSpec) -> Vec<(&'static str, String)> {
 fn idle(idle: &Idle) -> String {
     match idle {
         Idle::Never => quoted("never"),
-        Idle::After { after_ms, then } => {
+        Idle::After { after_ms, then, quiet_ms } => {
             let then = if *then == IdleAction::Freeze { "freeze" } else { "stop" };
-            format!("{{ after = {}, then = {} }}", quoted(&exact_duration(*after_ms)), quoted(then))
+            let mut fields = vec![("after", quoted(&exact_duration(*after_ms))), ("then", quoted(then))];
+            fields.extend(quiet_ms.map(|quiet| ("quiet", quoted(&exact_duration(quiet)))));
+            table(fields.into_iter().map(|(name, value)| (name.to_owned(), value)))
         }
     }
 }

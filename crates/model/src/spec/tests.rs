@@ -36,7 +36,7 @@ fn a_spec_is_read() {
     let spec = parse("blog.toml", BLOG).expect("a good spec");
     let blog = &spec.vps["blog"];
     assert_eq!(blog.limits, Limits { memory: Some(512 << 20), cpu_millis: Some(1500), processes: Some(200) });
-    assert_eq!(blog.idle, Idle::After { after_ms: 3000, then: IdleAction::Freeze });
+    assert_eq!(blog.idle, Idle::After { after_ms: 3000, then: IdleAction::Freeze, quiet_ms: None });
     assert_eq!(blog.files["/etc/nginx/conf.d/a.conf"], "server { listen 80; }\n");
     assert_eq!(blog.ready, ReadySpec::Listen(None));
     assert_eq!(blog.start_deadline_ms, 30_000);
@@ -51,7 +51,7 @@ fn what_is_not_written_has_its_default() {
         parse("s.toml", &text).expect("a good spec").vps["b"].clone()
     };
     assert_eq!(read("").idle, Idle::Never);
-    let idle = Idle::After { after_ms: 600_000, then: IdleAction::Stop };
+    let idle = Idle::After { after_ms: 600_000, then: IdleAction::Stop, quiet_ms: None };
     assert_eq!(read("routes = { \"tcp://*:1\" = 1 }").idle, idle);
     assert_eq!(read("idle = { after = \"10m\" }").idle, idle);
     assert_eq!(read("stop = { grace = \"0s\" }").stop, Stop { signal: 15, grace_ms: 0 });
@@ -133,7 +133,7 @@ fn each_illegal_value_is_refused() {
         ("idle = \"newer\"", "expected \"never\""),
         ("idle = { then = \"stop\" }", "`after` is missing in [vps.blog.idle]"),
         ("idle = { after = \"5\" }", "is not a time such as"),
-        ("idle = { after = \"1s\", quiet = \"5m\" }", "`quiet` is not there yet"),
+        ("idle = { after = \"1s\", quiet = \"5\" }", "`5` is not a time"),
         ("idle = 10", "`idle` cannot be a number"),
         ("ready = { run = [\"x\"] }", "`run` is not there yet"),
         ("ready = {}", "must say one thing"),
@@ -261,6 +261,11 @@ fn limits() -> impl Strategy<Value = Limits> {
         .prop_map(|(memory, cpu_millis, processes)| Limits { memory, cpu_millis, processes })
 }
 
+fn neighbours() -> impl Strategy<Value = BTreeMap<VpsName, BTreeSet<u16>>> {
+    let other = "[a-z]{5}".prop_map(|name| name.parse().expect("a name"));
+    btree_map(other, prop::collection::btree_set(1u16.., 1..3), 0..3)
+}
+
 prop_compose! {
     fn spec()(
         names in (name(), option::of(name()), prop::sample::select(vec!["debian:", "debian:nginx-light,php-fpm"])),
@@ -269,12 +274,13 @@ prop_compose! {
         env in btree_map("[^=\u{0}]{1,6}", text(), 0..3),
         files in btree_map("/[^\u{0}/.]{1,6}", prop_oneof![text(), any::<String>()], 0..3),
         routes in btree_map(route(), 1u16.., 0..4),
+        rules in (neighbours(), neighbours()),
         limits in limits(),
         blocks in 1u32..=64,
         idle in prop_oneof![
             Just(Idle::Never),
-            (100u64..31_622_400_000, any::<bool>()).prop_map(|(after_ms, freeze)| Idle::After {
-                after_ms, then: if freeze { IdleAction::Freeze } else { IdleAction::Stop },
+            (100u64..31_622_400_000, any::<bool>(), option::of(100u64..1 << 30)).prop_map(|(after_ms, freeze, quiet_ms)| Idle::After {
+                after_ms, then: if freeze { IdleAction::Freeze } else { IdleAction::Stop }, quiet_ms,
             }),
         ],
         restart in prop_oneof![Just(Restart::OnFailure), Just(Restart::Always), Just(Restart::Never)],
@@ -298,6 +304,8 @@ prop_compose! {
                 let volume = Volume { path: format!("/srv/{n}"), size: size.map(|mib| mib << 20) };
                 (name.parse().expect("a name"), volume)
             }).collect(),
+            admits: rules.0,
+            reaches: rules.1,
             env, files, routes, limits, idle, restart, ready, start_deadline_ms, stop,
             ids: blocks * 65_536,
             setuid: flags.0,
@@ -344,4 +352,41 @@ server { listen 80; }
 '''
 "#;
     assert_eq!(render(&"blog".parse().expect("a name"), blog), expected);
+}
+
+const PAIR: &str = r#"tenant = "acme"
+allow = ["web->db:5432", "tool -> db:5432", "web -> far:1"]
+
+[vps.web]
+image = "debian:"
+command = ["true"]
+
+[vps.db]
+image = "debian:"
+command = ["true"]
+"#;
+
+#[test]
+fn a_rule_belongs_to_whom_it_leads_to_else_to_who_is_in_the_file() {
+    let spec = parse("s.toml", PAIR).expect("a good spec");
+    let name = |text: &str| text.parse::<VpsName>().expect("a name");
+    let shown = |of: &str| spec.vps[of].allow(&name(of)).iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(shown("db"), ["tool -> db:5432", "web -> db:5432"]);
+    assert_eq!(shown("web"), ["web -> far:1"]);
+    assert_eq!(spec.vps["db"].idle, Idle::default_for(true), "a neighbour wakes it, so it may sleep");
+    assert_eq!(spec.vps["web"].idle, Idle::Never);
+    assert!(
+        render(&name("db"), &spec.vps["db"])
+            .starts_with("tenant = \"acme\"\nallow = [\"tool -> db:5432\", \"web -> db:5432\"]\n\n[vps.db]\n")
+    );
+}
+
+#[test]
+fn wrong_rules_are_told_with_their_places() {
+    let told = problems(&PAIR.replace("\"web -> far:1\"", "\"far -> near:1\", \"web -> web:1\", \"db:1\""));
+    assert!(told.contains("s.toml:2:45  neither `far` nor `near` is a vps of this file"), "{told}");
+    assert!(told.contains("s.toml:2:62  `web` reaches itself without a rule"), "{told}");
+    assert!(told.contains("s.toml:2:78  `db:1` is not a rule such as \"blog -> db:3306\""), "{told}");
+    let told = in_vps("allow = [\"web -> blog:1\"]");
+    assert!(told.contains("write it at the top of the file"), "{told}");
 }

@@ -14,7 +14,7 @@ use crate::{
     apply::{Plan, World, listen_problems, plan},
     calls::{PATIENCE, insist},
     driver::Vps,
-    images, launch,
+    images, launch, neighbours,
     shared::Control,
     store::Wakes,
 };
@@ -50,6 +50,7 @@ pub async fn apply(State(control): State<Arc<Control>>, body: Bytes) -> Result<J
         return Err(error.into());
     }
     take_over(&control, &plan);
+    neighbours::in_force(&control, plan.specs.keys().cloned()).await;
     Ok(Json(ApplyAnswer { changes: plan.changes, missing_images: missing }))
 }
 

@@ -1,13 +1,20 @@
 //! `/v1/routes`, `/v1/services`, `/v1/events`, `/v1/health`
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Json,
     extract::{Query, State},
     response::Response,
 };
-use model::api::{Event, RouteRow, ServiceRow, State as VpsState};
+use model::{
+    Allow,
+    api::{Event, RouteRow, ServiceRow, State as VpsState},
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast::error::RecvError, mpsc};
 use wire::gateway::Faults;
@@ -33,8 +40,26 @@ pub async fn routes(State(control): State<Arc<Control>>) -> Json<Vec<RouteRow>> 
         port: entry.port,
         listen: entry.listen.to_string(),
         fault: faults.get(&entry.listen).cloned(),
+        from: Vec::new(),
     };
-    Json(control.routes.table().into_iter().map(row).collect())
+    let mut rows: Vec<_> = control.routes.table().into_iter().map(row).collect();
+    let mut internal = BTreeMap::<_, BTreeSet<_>>::new();
+    let rules = control.routes.rules();
+    for Allow { from, to, port } in rules.iter() {
+        internal.entry((to, *port)).or_default().insert(from.clone());
+    }
+    for ((vps, port), from) in internal {
+        let listen = control.get(vps).and_then(|vps| vps.link()).map(|link| format!("{}:{port}", link.address));
+        rows.push(RouteRow {
+            route: format!("(internal) {vps}:{port}"),
+            vps: vps.clone(),
+            port,
+            fault: listen.is_none().then(|| "it has no address yet".to_owned()),
+            listen: listen.unwrap_or_else(|| format!("{vps}:{port}")),
+            from: from.into_iter().collect(),
+        });
+    }
+    Json(rows)
 }
 
 /// `GET /v1/services`

@@ -68,14 +68,15 @@ pub async fn list(State(control): State<Arc<Control>>, Query(query): Query<ListQ
         rows.extend(designated.map(|(name, d)| view::designated_row(name, d, statuses.get(name))));
     }
     let all: Vec<_> = control.all().values().cloned().collect();
-    rows.extend(all.iter().map(|vps| view::row(vps, statuses.get(&vps.name))));
+    let rules = control.routes.rules();
+    rows.extend(all.iter().map(|vps| view::row(vps, &rules, statuses.get(&vps.name))));
     Json(rows)
 }
 
 async fn one(control: &Control, name: &VpsName) -> Result<(VpsRow, Option<Arc<Vps>>), ApiError> {
     let statuses = statuses(control).await;
     if let Some(vps) = control.get(name) {
-        return Ok((view::row(&vps, statuses.get(name)), Some(vps)));
+        return Ok((view::row(&vps, &control.routes.rules(), statuses.get(name)), Some(vps)));
     }
     let designated = control.config.designated.get(name).ok_or_else(|| ApiError::no_vps(control, name))?;
     Ok((view::designated_row(name, designated, statuses.get(name)), None))
@@ -191,7 +192,7 @@ pub async fn act(
     };
     reach(&vps, input, wanted).await?;
     let status = statuses(&control).await.remove(&name);
-    Ok(Json(view::row(&vps, status.as_ref())))
+    Ok(Json(view::row(&vps, &control.routes.rules(), status.as_ref())))
 }
 
 /// Gives an input and waits for what comes of it.

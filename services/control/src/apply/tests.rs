@@ -148,3 +148,20 @@ fn a_port_in_use_is_shown_at_its_route() {
     assert_eq!((problems[0].line, problems[0].column), (6, 13));
     assert_eq!(problems[0].message, "[::]:8080 can't be listened on: address in use");
 }
+
+#[test]
+fn rules_are_about_vpss_of_their_tenant() {
+    let text = format!("allow = [\"web -> db:1\", \"tool -> db:1\", \"other -> db:1\"]\n{}", vps("db", ""));
+    let site = request(vec![file("db.toml", "acme", &text), file("web.toml", "acme", &vps("web", ""))]);
+    let house = House::with(&[("tool", spec("acme", &[])), ("other", spec("beta", &[]))]);
+    let (kind, told) = refused(house.plan(&site));
+    assert_eq!((kind, told), (ErrorKind::Invalid, vec!["db.toml:2:42 tenant acme has no vps \"other\"".to_owned()]));
+    let site = request(vec![
+        file("db.toml", "acme", &text.replace(", \"other -> db:1\"", "")),
+        file("web.toml", "acme", &vps("web", "")),
+    ]);
+    let plan = house.plan(&site).unwrap();
+    let change = plan.changes.iter().find(|change| change.vps == name("db")).unwrap();
+    let allow = change.fields.iter().find(|field| field.field == "allow").unwrap();
+    assert_eq!(allow.new.as_deref(), Some("[\"tool -> db:1\", \"web -> db:1\"]"));
+}

@@ -91,7 +91,7 @@ impl Life {
     }
 
     pub(super) fn idle(&mut self, now: u64) {
-        let Idle::After { after_ms, then } = self.rules.idle else { return };
+        let Idle::After { after_ms, then, .. } = self.rules.idle else { return };
         if self.state != State::Running {
             return;
         }

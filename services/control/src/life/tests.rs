@@ -138,7 +138,7 @@ fn idle_means_what_the_spec_says_and_nothing_while_a_program_runs_inside() {
 #[test]
 fn a_frozen_vps_is_thawed_by_a_wake_also_by_one_that_came_while_it_froze() {
     let mut life = life();
-    life.rules.idle = Idle::After { after_ms: 1, then: IdleAction::Freeze };
+    life.rules.idle = Idle::After { after_ms: 1, then: IdleAction::Freeze, quiet_ms: None };
     up(&mut life, 0, 1);
     assert_eq!(effects(life.step(1, Input::Idle)), [Action::Freeze]);
     assert_eq!(life.reach(), Reach::No);

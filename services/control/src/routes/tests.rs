@@ -12,7 +12,7 @@ fn address() -> Option<IpAddr> {
 fn routes() -> Routes {
     let routes = Routes::default();
     let specs = BTreeMap::from([(name("a"), spec("acme", &[("http://a.example", 80)]))]);
-    routes.set_table(table(&specs));
+    routes.set_table(table(&specs), Vec::new(), BTreeSet::new());
     routes.set_state(&name("a"), 1, Reach::No, None);
     routes
 }
@@ -58,7 +58,11 @@ async fn a_vps_that_gets_its_first_route_brings_its_state() {
     routes.set_state(&name("a"), 5, Reach::Yes, address());
     let mut follower = routes.follow();
     follower.next().await;
-    routes.set_table(table(&BTreeMap::from([(name("a"), spec("acme", &[("tcp://*:90", 9)]))])));
+    routes.set_table(
+        table(&BTreeMap::from([(name("a"), spec("acme", &[("tcp://*:90", 9)]))])),
+        Vec::new(),
+        BTreeSet::new(),
+    );
     let update = follower.next().await;
     assert_eq!((update.table.unwrap().len(), update.states[0].generation), (1, 5));
 }

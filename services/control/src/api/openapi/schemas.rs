@@ -11,10 +11,11 @@ enum Kind {
     Type(&'static str),
     Texts,
     List(&'static str),
+    Ints,
     Strings,
     Ports,
 }
-use Kind::{Bool, Int, List, Ports, Strings, Text, Texts, Type};
+use Kind::{Bool, Int, Ints, List, Ports, Strings, Text, Texts, Type};
 
 /// Whether a field is always there, may be left out, or may be null.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +111,7 @@ const TYPES: &[(&str, &str, &[Field])] = &[
             ("state", Type("State"), Always, ""),
             ("for_ms", Int, Always, "Milliseconds in that state."),
             ("routes", Ports, Always, "What leads to it, and the port inside."),
+            ("internal", Ints, Default, "The ports that neighbours may connect to."),
             ("memory", Int, Nullable, "Bytes of memory in use; null: asleep."),
             ("memory_limit", Int, Nullable, "Limit of memory in bytes."),
             ("processes", Int, Nullable, "Processes and threads inside."),
@@ -181,6 +183,7 @@ const TYPES: &[(&str, &str, &[Field])] = &[
             ("port", Int, Always, "The port inside."),
             ("listen", Text, Always, "The address listened on."),
             ("fault", Text, Nullable, "Why that address is not being listened on."),
+            ("from", Texts, Default, "The only VPSs it is for, where it is internal."),
         ],
     ),
     (
@@ -258,6 +261,7 @@ fn kind(kind: Kind) -> Value {
         Bool => json!({ "type": "boolean" }),
         Type(name) => reference(name),
         Texts => json!({ "type": "array", "items": { "type": "string" } }),
+        Ints => json!({ "type": "array", "items": { "type": "integer" } }),
         List(name) => json!({ "type": "array", "items": reference(name) }),
         Strings => json!({ "type": "object", "additionalProperties": { "type": "string" } }),
         Ports => json!({ "type": "object", "additionalProperties": { "type": "integer" } }),

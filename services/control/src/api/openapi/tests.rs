@@ -34,6 +34,7 @@ fn row() -> VpsRow {
         state: State::Asleep,
         for_ms: 0,
         routes: Default::default(),
+        internal: Vec::new(),
         memory: None,
         memory_limit: None,
         processes: None,
@@ -73,7 +74,7 @@ fn schemas_hold_what_the_types_write() {
     holds("BuildRequest", BuildRequest { image: text(), refresh: false });
     let progress = serde_json::to_value(BuildLine::Progress { step: text(), done: 0, total: 0 }).unwrap();
     holds("BuildProgress", progress["progress"].clone());
-    holds("RouteRow", RouteRow { route: text(), vps: vps(), port: 1, listen: text(), fault: None });
+    holds("RouteRow", RouteRow { route: text(), vps: vps(), port: 1, listen: text(), fault: None, from: Vec::new() });
     let service = ServiceRow {
         service: text(),
         vps: vps(),

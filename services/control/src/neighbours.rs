@@ -1,0 +1,137 @@
+//! What VPSs of one tenant have among each other: who may connect to whom, said to the gateway as doors and to the
+//! network service as pairs and names.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use model::{Allow, VpsName, VpsSpec, run::Link, spec::Idle};
+use tokio::{sync::watch, time::timeout};
+use wire::{
+    control::{Addresses, Door},
+    network::Neighbours,
+};
+
+use crate::{calls::insist, launch, shared::Control};
+
+/// How long one try to tell the network service takes.
+const TRY: Duration = Duration::from_secs(10);
+/// Pause after a try that was refused.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long an apply waits until its rules are in force; they come into force later too.
+const IN_FORCE: Duration = Duration::from_secs(5);
+
+/// The specs that rules are read from.
+pub type Specs = BTreeMap<VpsName, VpsSpec>;
+
+/// The rules in effect: both VPSs are there and belong to one tenant.
+pub fn rules(specs: &Specs) -> BTreeSet<Allow> {
+    let tenant = |name: &VpsName| specs.get(name).map(|spec| &spec.tenant);
+    let all = specs.iter().filter(|(_, spec)| !(spec.admits.is_empty() && spec.reaches.is_empty()));
+    all.flat_map(|(name, spec)| spec.allow(name)).filter(|rule| tenant(&rule.from) == tenant(&rule.to)).collect()
+}
+
+/// The doors of `rules`, as far as VPSs have addresses.
+pub fn doors(specs: &Specs, rules: &BTreeSet<Allow>, link: impl Fn(&VpsName) -> Option<Link>) -> Vec<Door> {
+    let addresses = |name: &VpsName| link(name).map(|link| Addresses { v4: link.address, v6: link.address6 });
+    let mut doors = BTreeMap::<(&VpsName, u16), Vec<(VpsName, Addresses)>>::new();
+    for Allow { from, to, port } in rules {
+        if let Some(at) = addresses(from) {
+            doors.entry((to, *port)).or_default().push((from.clone(), at));
+        }
+    }
+    let door = |((name, port), from): ((&VpsName, u16), Vec<_>)| {
+        let (idle_after_ms, quiet_ms) = idle_times(&specs.get(name)?.idle);
+        Some(Door { name: name.clone(), at: addresses(name)?, port, from, idle_after_ms, quiet_ms })
+    };
+    doors.into_iter().filter_map(door).collect()
+}
+
+/// The times that the gateway goes by: without use, and of silence.
+pub fn idle_times(idle: &Idle) -> (Option<u64>, Option<u64>) {
+    match idle {
+        Idle::Never => (None, None),
+        Idle::After { after_ms, quiet_ms, .. } => (Some(*after_ms), *quiet_ms),
+    }
+}
+
+/// What the network service is told.
+fn said(control: &Control) -> Neighbours {
+    let mut tenants = BTreeMap::<_, Vec<_>>::new();
+    for (name, vps) in control.all().iter() {
+        tenants.entry(vps.spec().tenant.clone()).or_default().push(name.clone());
+    }
+    let pairs: BTreeSet<_> = control.routes.rules().iter().map(|rule| (rule.from.clone(), rule.to.clone())).collect();
+    Neighbours { tenants, allow: pairs.into_iter().collect() }
+}
+
+/// Counts what there is to say, and what has been said.
+#[derive(Debug)]
+pub struct Telling {
+    wanted: watch::Sender<u64>,
+    told: watch::Sender<u64>,
+}
+
+impl Default for Telling {
+    fn default() -> Self {
+        Self { wanted: watch::Sender::new(0), told: watch::Sender::new(0) }
+    }
+}
+
+impl Telling {
+    /// Something changed.
+    pub fn changed(&self) {
+        self.wanted.send_modify(|version| *version += 1);
+    }
+
+    /// Waits until all that changed so far has been told.
+    async fn done(&self) {
+        let wanted = *self.wanted.borrow();
+        // The sender lives as long as this.
+        let _ = self.told.subscribe().wait_for(|told| *told >= wanted).await;
+    }
+}
+
+/// Tells the network service whenever something changed, without an end.
+pub async fn tell(control: Arc<Control>) {
+    let mut wanted = control.telling.wanted.subscribe();
+    wanted.mark_changed();
+    while wanted.changed().await.is_ok() {
+        loop {
+            let version = *wanted.borrow_and_update();
+            match insist(&control.network, &said(&control), TRY).await {
+                Ok(_) => {
+                    control.telling.told.send_replace(version);
+                    break;
+                }
+                Err(fault) => tracing::warn!(%fault, "the network service was not told of neighbours; trying again"),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+/// Waits until the rules about `names` are in force, since their programs may connect at once.
+pub async fn in_force(control: &Arc<Control>, names: impl Iterator<Item = VpsName>) {
+    let about: BTreeSet<_> = names.collect();
+    let rules = control.routes.rules();
+    let mut concerned = BTreeSet::new();
+    for Allow { from, to, .. } in rules.iter().filter(|rule| about.contains(&rule.from) || about.contains(&rule.to)) {
+        concerned.extend([from, to]);
+    }
+    if concerned.is_empty() {
+        return;
+    }
+    let all = async {
+        let vpss = concerned.into_iter().filter_map(|name| control.get(name));
+        join_all(vpss.map(|vps| launch::prepare(control.clone(), vps))).await;
+        control.telling.done().await;
+        control.routes.flushed(control.routes.version(), IN_FORCE).await;
+    };
+    if timeout(IN_FORCE, all).await.is_err() {
+        tracing::warn!("rules between VPSs are stored and not in force yet: network or gateway do not answer");
+    }
+}
