@@ -1,9 +1,17 @@
 //! Takes connections from one listening socket, as many as there is room for, and hands each to what its address is for.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use model::ListenAddress;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::{
+    net::sockopt::set_socket_linger,
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     net::{TcpListener, TcpStream},
@@ -15,9 +23,10 @@ use crate::{
     backend::{connect, prepare},
     follow::Directory,
     http,
+    quiet::Activity,
     route::Site,
     splice::relay,
-    wake::DEADLINE,
+    wake::{DEADLINE, Use, Vps},
 };
 
 /// Connections served at once at most.
@@ -27,9 +36,27 @@ const DESCRIPTORS: u64 = 6;
 /// Descriptors for everything else.
 const RESERVED: u64 = 512;
 /// Connections that may wait, as the host daemon asks for.
-const BACKLOG: i32 = 4096;
+pub const BACKLOG: i32 = 4096;
 /// Pause when the system has no room for another connection.
 const NO_ROOM: Duration = Duration::from_millis(100);
+
+/// What a socket listens for.
+#[derive(Debug, Clone, Copy)]
+pub enum Entrance {
+    /// Routes, at an address of the host's.
+    Host(ListenAddress),
+    /// A VPS's neighbours, at its own address.
+    Door(SocketAddr),
+}
+
+impl fmt::Display for Entrance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host(address) => address.fmt(f),
+            Self::Door(address) => address.fmt(f),
+        }
+    }
+}
 
 /// What clients together may use.
 #[derive(Debug)]
@@ -56,19 +83,22 @@ impl Limits {
 }
 
 /// Accepts until it is dropped; connections wait in the socket's backlog while there is no room.
-pub async fn accept(listener: TcpListener, listen: ListenAddress, directory: Arc<Directory>, limits: Arc<Limits>) {
+pub async fn accept(listener: TcpListener, entrance: Entrance, directory: Arc<Directory>, limits: Arc<Limits>) {
     let mut listener = listener.into_std().and_then(watched);
     loop {
         let Ok(place) = limits.places.clone().acquire_owned().await else { return };
         let socket = match &listener {
             Ok(socket) => socket,
-            Err(error) => return tracing::error!(%listen, %error, "a socket can't be watched"),
+            Err(error) => return tracing::error!(%entrance, %error, "a socket can't be watched"),
         };
         match next(socket).await {
             Ok((stream, peer)) => {
                 let (directory, head) = (directory.clone(), limits.head);
                 tokio::spawn(async move {
-                    dispatch(stream, peer.ip(), listen, directory, head).await;
+                    match entrance {
+                        Entrance::Host(listen) => dispatch(stream, peer.ip(), listen, directory, head).await,
+                        Entrance::Door(at) => let_in(stream, peer.ip(), at, directory).await,
+                    }
                     drop(place);
                 });
             }
@@ -76,12 +106,12 @@ pub async fn accept(listener: TcpListener, listen: ListenAddress, directory: Arc
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             // Another holder of the socket shut it down.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                tracing::warn!(%listen, "a socket was shut down; listening again");
+                tracing::warn!(%entrance, "a socket was shut down; listening again");
                 sleep(NO_ROOM).await;
                 listener = listener.and_then(again);
             }
             Err(error) => {
-                tracing::warn!(%listen, %error, "a connection was not accepted");
+                tracing::warn!(%entrance, %error, "a connection was not accepted");
                 sleep(NO_ROOM).await;
             }
         }
@@ -119,13 +149,7 @@ fn watched(socket: std::net::TcpListener) -> io::Result<AsyncFd<std::net::TcpLis
     AsyncFd::with_interest(socket, Interest::READABLE)
 }
 
-async fn dispatch(
-    stream: TcpStream,
-    peer: std::net::IpAddr,
-    listen: ListenAddress,
-    directory: Arc<Directory>,
-    head: Duration,
-) {
+async fn dispatch(stream: TcpStream, peer: IpAddr, listen: ListenAddress, directory: Arc<Directory>, head: Duration) {
     if prepare(&stream).is_err() {
         return;
     }
@@ -133,18 +157,33 @@ async fn dispatch(
         Site::Address(target) => Some(target),
         Site::Content(_) => None,
     });
-    let Some((vps, port, _in_use)) = target else {
+    let Some((vps, port, in_use)) = target else {
         return http::serve(stream, peer, listen, directory, head).await;
     };
-    let by = || format!("connection from {}", peer.to_canonical());
-    match connect(&vps, port, by, Instant::now() + DEADLINE).await {
-        Ok((server, _)) => {
-            if let Err(error) = relay(stream, server).await {
-                tracing::debug!(vps = %vps.name, %error, "a relayed connection ended");
-            }
-        }
-        Err(reason) => tracing::debug!(vps = %vps.name, %reason, "a connection was closed"),
+    let by = format!("connection from {}", peer.to_canonical());
+    if let Err(reason) = pass_on(stream, &vps, port, in_use, by).await {
+        tracing::debug!(vps = %vps.name, reason, "a connection was closed");
     }
+}
+
+/// A neighbour's connection. One that no rule allows is reset at once, as if nobody listened.
+async fn let_in(stream: TcpStream, peer: IpAddr, at: SocketAddr, directory: Arc<Directory>) {
+    // Until its server has it: a reset, so that nobody takes it for an answer that was empty.
+    if set_socket_linger(&stream, Some(Duration::ZERO)).is_err() || prepare(&stream).is_err() {
+        return;
+    }
+    let Some((vps, port, in_use, from)) = directory.door(at, peer) else { return };
+    if let Err(reason) = pass_on(stream, &vps, port, in_use, format!("connection from {from}")).await {
+        tracing::debug!(vps = %vps.name, %from, reason, "a neighbour's connection was closed");
+    }
+}
+
+async fn pass_on(client: TcpStream, vps: &Arc<Vps>, port: u16, in_use: Use, by: String) -> Result<(), String> {
+    let connected = connect(vps, port, || by.clone(), Instant::now() + DEADLINE).await;
+    let (server, place) = connected.map_err(|reason| reason.to_string())?;
+    set_socket_linger(&client, None).map_err(|error| error.to_string())?;
+    let activity = Activity::new(vps.clone(), place.generation, in_use, by);
+    relay(client, server, &activity).await.map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Follows `control`'s routes and states; what is known stays in force while `control` is away.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
@@ -10,13 +11,13 @@ use model::{ListenAddress, VpsName};
 use tokio::{sync::watch, time::sleep};
 use wire::{
     Client, Fault,
-    control::{RouteEntry, RouteUpdate, Routes},
+    control::{RouteUpdate, Routes},
 };
 
 use crate::{
     idle::attend,
     route::{Site, Table, Target},
-    wake::{Use, Vps},
+    wake::{IdleTimes, Use, Vps},
 };
 
 /// Pause before asking again for a stream that ended: the first, and the longest.
@@ -55,6 +56,19 @@ impl Directory {
         select: impl FnOnce(&Site) -> Option<&Target>,
     ) -> Option<Arc<Vps>> {
         self.find(listen, select).map(|(vps, ..)| vps)
+    }
+
+    /// Where `peer` is let in at `door`, a use of it, and who that is.
+    pub fn door(&self, door: SocketAddr, peer: IpAddr) -> Option<(Arc<Vps>, u16, Use, VpsName)> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let (target, from) = table.as_ref()?.door(door, peer)?;
+        Some((target.vps.clone(), target.port, target.vps.enter(), from.clone()))
+    }
+
+    /// All doors of the table; none as long as there is no table.
+    pub fn doors(&self) -> Option<HashSet<SocketAddr>> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        Some(table.as_ref()?.doors().collect())
     }
 
     /// The addresses of the table; none as long as there is no table.
@@ -97,18 +111,20 @@ impl Directory {
         }
         let Some(entries) = update.table else { return };
         let mut known = self.known();
-        let mut routed: HashMap<&VpsName, Option<Duration>> = HashMap::new();
-        for RouteEntry { name, idle_after_ms, .. } in &entries {
-            let after = idle_after_ms.map(Duration::from_millis);
-            // Each route of a VPS carries the same time; should they differ, the longer one counts, and never is longest.
-            let longest = routed.entry(name).or_insert(after);
-            *longest = longest.zip(after).map(|(a, b)| a.max(b));
+        let mut led_to: HashMap<&VpsName, IdleTimes> = HashMap::new();
+        let of_routes = entries.iter().map(|entry| (&entry.name, entry.idle_after_ms, entry.quiet_ms));
+        let of_doors = update.doors.iter().map(|door| (&door.name, door.idle_after_ms, door.quiet_ms));
+        for (name, after, quiet) in of_routes.chain(of_doors) {
+            let times = IdleTimes { after: after.map(Duration::from_millis), quiet: quiet.map(Duration::from_millis) };
+            // Each route of a VPS carries the same times; should they differ, the longer ones count, and never is longest.
+            let longest = led_to.entry(name).or_insert(times);
+            longest.after = longest.after.zip(times.after).map(|(a, b)| a.max(b));
+            longest.quiet = longest.quiet.zip(times.quiet).map(|(a, b)| a.max(b));
         }
-        let table = Table::new(&entries, |entry| self.vps(&mut known, &entry.name));
+        let table = Table::new(&entries, &update.doors, |name| self.vps(&mut known, name));
         *self.table.write().unwrap_or_else(PoisonError::into_inner) = Some(table);
         known.retain(|name, vps| {
-            let after = routed.get(name);
-            vps.configure(after.is_some(), after.copied().flatten());
+            vps.configure(led_to.get(name).copied());
             !vps.retire()
         });
     }

@@ -26,6 +26,7 @@ use crate::{
     follow::Directory,
     forward::{self, Client},
     page,
+    quiet::Activity,
     route::Site,
     splice,
     wake::{DEADLINE, NotReached, Use, Vps},
@@ -96,7 +97,8 @@ async fn answer(
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let Some(client_end) = client_end else { return page::broken() };
         let server_end = hyper::upgrade::on(&mut response);
-        tokio::spawn(go_on(client_end, server_end, in_use));
+        let activity = Activity::new(vps, backend.generation, in_use, format!("connection from {}", client.address));
+        tokio::spawn(go_on(client_end, server_end, activity));
         let (mut parts, _) = response.into_parts();
         forward::response(&mut parts);
         return Response::from_parts(parts, Body::Page(None));
@@ -164,7 +166,7 @@ fn head_of(request: &Request<Upload>) -> Request<Upload> {
 }
 
 /// Relays what follows a `101`, in the kernel.
-async fn go_on(client: OnUpgrade, server: OnUpgrade, in_use: Use) {
+async fn go_on(client: OnUpgrade, server: OnUpgrade, activity: Activity) {
     let relayed = async {
         let (client, server) = tokio::try_join!(client, server)?;
         let (mut client, from_client) = socket(client)?;
@@ -172,12 +174,11 @@ async fn go_on(client: OnUpgrade, server: OnUpgrade, in_use: Use) {
         // What was read together with the heads comes first.
         server.write_all(&from_client).await?;
         client.write_all(&from_server).await?;
-        anyhow::Ok(splice::relay(client, server).await?)
+        anyhow::Ok(splice::relay(client, server, &activity).await?)
     };
     if let Err(error) = relayed.await {
         tracing::debug!(%error, "an upgraded connection ended");
     }
-    drop(in_use);
 }
 
 fn socket(upgraded: Upgraded) -> anyhow::Result<(TcpStream, Bytes)> {

@@ -1,7 +1,7 @@
 //! The gateway: the way from a client's connection to a VPS, which is woken for it.
 //!
 //! Reads like its flow: `accept` → `detect` → `route` → `wake` → `http` and `backend`, or `splice`; `idle` says when a VPS
-//! is not needed any more. `follow` and `listen` keep routes and listeners as `control` wants them.
+//! is not needed any more, and `quiet` which connections count. `doors` are what VPSs of a tenant reach each other by. `follow` and `listen` keep routes and listeners as `control` wants them.
 //! May touch: listening sockets the host daemon gives it, the addresses of VPSs, `control`. Must never: decide on a start or
 //! a stop, send to a VPS that has not been said to be reachable, trust a byte of what a client sends.
 #![forbid(unsafe_code)]
@@ -9,12 +9,14 @@
 mod accept;
 mod backend;
 mod detect;
+mod doors;
 mod follow;
 mod forward;
 mod http;
 mod idle;
 mod listen;
 mod page;
+mod quiet;
 mod route;
 mod splice;
 #[cfg(test)]
@@ -26,16 +28,28 @@ use std::sync::Arc;
 use accept::Limits;
 use follow::Directory;
 use listen::Listeners;
+use tokio::sync::Notify;
 
 /// Serves until the end of the designated VPS.
 pub async fn run(context: service::Context) -> anyhow::Result<()> {
     let directory = Directory::new(context.client("control"));
     let limits = Arc::new(Limits::of_this_process());
-    let listeners = Listeners::new(context.host.clone(), directory.clone(), limits);
+    let listeners = Listeners::new(context.host.clone(), directory.clone(), limits.clone());
     let (table_changed, tables) = tokio::sync::watch::channel(());
+    let (doors_open, listening) = (Notify::new(), Notify::new());
+    let subnets = doors::subnets(&context.config);
+    let doors = doors::keep(directory.clone(), limits, subnets, tables.clone(), || doors_open.notify_one());
+    let ready = async {
+        doors_open.notified().await;
+        listening.notified().await;
+        context.ready();
+        std::future::pending::<()>().await;
+    };
     tokio::select! {
         () = directory.follow(table_changed) => anyhow::bail!("following the routes ended"),
-        () = listeners.clone().keep(tables, || context.ready()) => anyhow::bail!("keeping the listeners ended"),
+        () = listeners.clone().keep(tables, || listening.notify_one()) => anyhow::bail!("keeping the listeners ended"),
+        () = doors => anyhow::bail!("keeping the doors ended"),
+        () = ready => unreachable!("it pends"),
         served = context.serve(listeners.clone()) => served,
     }
 }

@@ -21,7 +21,7 @@ use wire::{
 };
 
 use crate::{
-    accept::{Limits, accept},
+    accept::{Entrance, Limits, accept},
     follow::Directory,
 };
 
@@ -115,7 +115,7 @@ impl Listeners {
             let (directory, limits) = (self.directory.clone(), self.limits.clone());
             match held.sockets.remove(&address) {
                 Some(Socket::Waiting(listener)) => {
-                    let task = tokio::spawn(accept(listener, address, directory, limits));
+                    let task = tokio::spawn(accept(listener, Entrance::Host(address), directory, limits));
                     held.sockets.insert(address, Socket::Accepting(task.abort_handle()));
                 }
                 Some(other) => drop(held.sockets.insert(address, other)),

@@ -1,9 +1,13 @@
 //! The table of routes: made once from what `control` says, never changed, swapped whole.
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
-use model::{ListenAddress, Route};
-use wire::control::RouteEntry;
+use model::{ListenAddress, Route, VpsName};
+use wire::control::{Door, RouteEntry};
 
 use crate::wake::Vps;
 
@@ -29,16 +33,26 @@ pub enum Site {
 #[derive(Debug, Default)]
 pub struct Hosts(HashMap<Box<str>, Vec<(Box<str>, Target)>>);
 
-/// All routes.
+/// Where a door leads, and whom it lets in.
+#[derive(Debug)]
+struct Entry {
+    target: Target,
+    from: HashMap<IpAddr, VpsName>,
+}
+
+/// All routes, and all doors.
 #[derive(Debug, Default)]
-pub struct Table(HashMap<SocketAddr, Site>);
+pub struct Table {
+    sites: HashMap<SocketAddr, Site>,
+    doors: HashMap<SocketAddr, Entry>,
+}
 
 impl Table {
-    /// The table of `entries`. On an address with a `tcp` route, others don't count.
-    pub fn new(entries: &[RouteEntry], mut vps: impl FnMut(&RouteEntry) -> Arc<Vps>) -> Self {
+    /// The table of `entries` and `doors`. On an address with a `tcp` route, others don't count.
+    pub fn new(entries: &[RouteEntry], doors: &[Door], mut vps: impl FnMut(&VpsName) -> Arc<Vps>) -> Self {
         let mut sites: HashMap<SocketAddr, Site> = HashMap::new();
         for entry in entries {
-            let target = Target { vps: vps(entry), port: entry.port };
+            let target = Target { vps: vps(&entry.name), port: entry.port };
             match &entry.route {
                 Route::Tcp(_) => {
                     sites.insert(entry.listen.0, Site::Address(target));
@@ -51,17 +65,36 @@ impl Table {
                 }
             }
         }
-        Self(sites)
+        let mut table = Self { sites, doors: HashMap::new() };
+        for door in doors {
+            let target = Target { vps: vps(&door.name), port: door.port };
+            for (at, family) in door.at.both().into_iter().zip(0..) {
+                let from = door.from.iter().map(|(name, addresses)| (addresses.both()[family], name.clone())).collect();
+                table.doors.insert((at, door.port).into(), Entry { target: target.clone(), from });
+            }
+        }
+        table
+    }
+
+    /// Where `peer` is let in at `door`, and who that is.
+    pub fn door(&self, door: SocketAddr, peer: IpAddr) -> Option<(&Target, &VpsName)> {
+        let door = self.doors.get(&door)?;
+        Some((&door.target, door.from.get(&peer)?))
+    }
+
+    /// All doors.
+    pub fn doors(&self) -> impl Iterator<Item = SocketAddr> {
+        self.doors.keys().copied()
     }
 
     /// What is done with connections to `address`.
     pub fn site(&self, address: ListenAddress) -> Option<&Site> {
-        self.0.get(&address.0)
+        self.sites.get(&address.0)
     }
 
     /// All addresses that have to be listened on.
     pub fn addresses(&self) -> impl Iterator<Item = ListenAddress> {
-        self.0.keys().map(|address| ListenAddress(*address))
+        self.sites.keys().map(|address| ListenAddress(*address))
     }
 }
 

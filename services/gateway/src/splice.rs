@@ -7,6 +7,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use crate::quiet::Activity;
 use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 use tokio::{
     io::Interest,
@@ -44,13 +45,25 @@ impl Pipe {
 }
 
 /// Relays both ways until both ended. The end of one direction is handed on; a fault of one ends both.
-pub async fn relay(mut a: TcpStream, mut b: TcpStream) -> io::Result<()> {
-    let ((from_a, to_a), (from_b, to_b)) = (a.split(), b.split());
-    let (from_a, from_b): (&TcpStream, &TcpStream) = (from_a.as_ref(), from_b.as_ref());
-    tokio::try_join!(one_way(from_a, to_b), one_way(from_b, to_a)).map(drop)
+pub async fn relay(mut client: TcpStream, mut server: TcpStream, activity: &Activity) -> io::Result<()> {
+    let ((from_client, to_client), (from_server, to_server)) = (client.split(), server.split());
+    let (from_client, from_server): (&TcpStream, &TcpStream) = (from_client.as_ref(), from_server.as_ref());
+    let there = one_way(from_client, to_server, Side::Client, activity);
+    let back = one_way(from_server, to_client, Side::Server, activity);
+    tokio::select! {
+        relayed = async { tokio::try_join!(there, back) } => relayed.map(drop),
+        never = activity.watch() => match never {},
+    }
 }
 
-async fn one_way(from: &TcpStream, mut half: WriteHalf<'_>) -> io::Result<()> {
+/// Who sends.
+#[derive(Debug, Clone, Copy)]
+enum Side {
+    Client,
+    Server,
+}
+
+async fn one_way(from: &TcpStream, mut half: WriteHalf<'_>, side: Side, activity: &Activity) -> io::Result<()> {
     let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
     loop {
         from.readable().await?;
@@ -60,12 +73,19 @@ async fn one_way(from: &TcpStream, mut half: WriteHalf<'_>) -> io::Result<()> {
             let mut left = match from.try_io(Interest::READABLE, into) {
                 Ok(0) => {
                     pipe.give_back();
+                    if let Side::Server = side {
+                        activity.server_ended()?;
+                    }
                     return tokio::io::AsyncWriteExt::shutdown(&mut half).await;
                 }
                 Ok(n) => n,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             };
+            match side {
+                Side::Client => activity.from_client().await?,
+                Side::Server => activity.from_server(),
+            }
             while left > 0 {
                 let to: &TcpStream = half.as_ref();
                 let out_of = || Ok(splice(&pipe.read, None, to, None, left, flags)?);

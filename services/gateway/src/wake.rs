@@ -87,13 +87,22 @@ struct State {
     users: usize,
     waiting: usize,
     idle_since: Instant,
-    idle_after: Option<Duration>,
-    routed: bool,
+    /// None: nothing leads to it.
+    times: Option<IdleTimes>,
     /// Something was heard since the last table: its route may be in the next.
     fresh: bool,
     retired: bool,
     /// Whoever calls `Wake` and `Idle` rests until `work` is notified.
     resting: bool,
+}
+
+/// When a VPS counts as idle.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct IdleTimes {
+    /// Time without use; none: never.
+    pub after: Option<Duration>,
+    /// Silence after which an open connection is no use; none: it always is.
+    pub quiet: Option<Duration>,
 }
 
 /// One VPS.
@@ -122,18 +131,28 @@ pub(crate) enum Next {
 
 /// A use of a VPS: as long as it lives, the VPS is not idle.
 #[derive(Debug)]
-pub struct Use(Arc<Vps>);
+pub struct Use {
+    vps: Arc<Vps>,
+    ended: Option<Instant>,
+}
+
+impl Use {
+    /// Ends it; it was over at `last` already.
+    pub fn end(mut self, last: Instant) {
+        self.ended = Some(last);
+    }
+}
 
 impl Drop for Use {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
+        let mut state = self.vps.lock();
         state.users -= 1;
+        state.idle_since = state.idle_since.max(self.ended.unwrap_or_else(Instant::now));
         if state.users == 0 {
-            state.idle_since = Instant::now();
             // While the caller of `Idle` sleeps it looks at `idle_since` by itself afterwards.
             if std::mem::take(&mut state.resting) {
                 drop(state);
-                self.0.work.notify_one();
+                self.vps.work.notify_one();
             }
         }
     }
@@ -171,8 +190,7 @@ impl Vps {
             users: 0,
             waiting: 0,
             idle_since: Instant::now(),
-            idle_after: None,
-            routed: false,
+            times: None,
             fresh: false,
             retired: false,
             resting: false,
@@ -188,7 +206,7 @@ impl Vps {
     /// Counts a use.
     pub fn enter(self: &Arc<Self>) -> Use {
         self.lock().users += 1;
-        Use(self.clone())
+        Use { vps: self.clone(), ended: None }
     }
 
     /// Where it is, once it can be sent to; asks for a `Wake` where one is needed. The caller holds a `Use`.
@@ -264,19 +282,22 @@ impl Vps {
         self.lock().pause = PAUSE.0;
     }
 
-    /// Its routes changed: whether it has any, and its idle time.
-    pub fn configure(&self, routed: bool, idle_after: Option<Duration>) {
-        let mut state = self.lock();
-        (state.routed, state.idle_after) = (routed, idle_after);
-        drop(state);
+    /// What leads to it changed: its idle times; none: nothing does.
+    pub fn configure(&self, times: Option<IdleTimes>) {
+        self.lock().times = times;
         self.work.notify_one();
     }
 
-    /// Ends it when it has no route, no user and no news. Nobody may find it any more.
+    /// Silence after which an open connection is no use of it.
+    pub fn quiet(&self) -> Option<Duration> {
+        self.lock().times.unwrap_or_default().quiet
+    }
+
+    /// Ends it when nothing leads to it, it has no user and no news. Nobody may find it any more.
     pub fn retire(&self) -> bool {
         let mut state = self.lock();
         let fresh = std::mem::take(&mut state.fresh);
-        state.retired = !state.routed && state.users == 0 && !fresh;
+        state.retired = state.times.is_none() && state.users == 0 && !fresh;
         if state.retired {
             self.work.notify_one();
         }
@@ -310,7 +331,7 @@ impl Vps {
             state.say_idle = None;
             return Next::Idle;
         }
-        match (&state.phase, state.idle_after) {
+        match (&state.phase, state.times.unwrap_or_default().after) {
             (Phase::Up { generation, .. }, Some(after)) if state.users == 0 => {
                 let end = state.idle_since + after;
                 if end > now {

@@ -19,7 +19,7 @@ fn listen() -> ListenAddress {
 
 fn table(routes: &[(&str, &str)]) -> Table {
     let entries: Vec<RouteEntry> = routes.iter().map(|(route, name)| http_route(listen(), route, name, 80)).collect();
-    Table::new(&entries, |entry| Vps::new(entry.name.clone()))
+    Table::new(&entries, &[], |name| Vps::new(name.clone()))
 }
 
 fn found(table: &Table, host: &str, path: &str) -> Option<VpsName> {
@@ -54,10 +54,12 @@ fn the_longest_prefix_of_whole_segments_wins() {
 
 #[test]
 fn a_tcp_route_wins_its_address() {
-    let vps = |entry: &RouteEntry| Vps::new(entry.name.clone());
+    let vps = |name: &VpsName| Vps::new(name.clone());
     let (http, tcp) = (http_route(listen(), "a.example", "web", 80), tcp_route(listen(), "db", 3306));
     for entries in [[http.clone(), tcp.clone()], [tcp, http]] {
-        assert!(matches!(Table::new(&entries, vps).site(listen()), Some(Site::Address(target)) if target.port == 3306));
+        assert!(
+            matches!(Table::new(&entries, &[], vps).site(listen()), Some(Site::Address(target)) if target.port == 3306)
+        );
     }
 }
 

@@ -19,12 +19,12 @@ use tokio::{
 };
 use wire::{
     Client, Connection, Fault, Method, Peer, Replier, Request,
-    control::{Idle, Reachable, RouteEntry, RouteUpdate, Routes, VpsState, Wake},
+    control::{Door, Idle, Reachable, RouteEntry, RouteUpdate, Routes, VpsState, Wake},
     host::{Addresses, Listen, Listening, Unlisten},
     varlink::{Empty, Service, serve_connection},
 };
 
-use crate::{accept::Limits, follow::Directory, listen::Listeners};
+use crate::{accept::Limits, doors, follow::Directory, listen::Listeners};
 
 pub const LONG: Duration = Duration::from_secs(20);
 
@@ -94,11 +94,14 @@ pub struct FakeView<'a>(&'a mut Inner);
 impl FakeView<'_> {
     pub fn say(&mut self, state: VpsState) {
         self.0.states.insert(state.name.clone(), state.clone());
-        self.0.log.push(RouteUpdate { table: None, states: vec![state] });
+        self.0.log.push(RouteUpdate { states: vec![state], ..RouteUpdate::default() });
     }
     pub fn table(&mut self, table: Vec<RouteEntry>) {
         self.0.table = table.clone();
-        self.0.log.push(RouteUpdate { table: Some(table), states: Vec::new() });
+        self.0.log.push(RouteUpdate { table: Some(table), ..RouteUpdate::default() });
+    }
+    pub fn doors(&mut self, doors: Vec<Door>) {
+        self.0.log.push(RouteUpdate { table: Some(Vec::new()), doors, ..RouteUpdate::default() });
     }
     pub fn bound(&mut self, addresses: Vec<ListenAddress>) {
         self.0.bound = addresses;
@@ -132,7 +135,11 @@ impl Service for Fake {
                 let (first, mut next, epoch) = {
                     let inner = self.inner.lock().unwrap();
                     let states = inner.states.values().cloned().collect();
-                    (RouteUpdate { table: Some(inner.table.clone()), states }, inner.log.len(), inner.epoch)
+                    (
+                        RouteUpdate { table: Some(inner.table.clone()), states, ..RouteUpdate::default() },
+                        inner.log.len(),
+                        inner.epoch,
+                    )
                 };
                 replier.more::<Routes>(&first).await?;
                 loop {
@@ -254,6 +261,8 @@ impl Rig {
     pub fn go(&mut self) {
         let (changed, tables) = tokio::sync::watch::channel(());
         let (follow, keep) = (self.directory.clone(), self.listeners.clone());
+        let limits = Arc::new(Limits::new(4000, self.head));
+        self.gateway.spawn(doors::keep(self.directory.clone(), limits, None, tables.clone(), || ()));
         self.gateway.spawn(async move { follow.follow(changed).await });
         self.gateway.spawn(async move { keep.keep(tables, || ()).await });
     }
@@ -293,11 +302,18 @@ fn gateway(socket: &tempfile::TempDir, head: Duration) -> (Arc<Directory>, Arc<L
 
 pub fn http_route(listen: ListenAddress, host_and_path: &str, name: &str, port: u16) -> RouteEntry {
     let route: Route = format!("http://{host_and_path}").parse().unwrap();
-    RouteEntry { route, listen, name: name.parse().unwrap(), port, idle_after_ms: None }
+    RouteEntry { route, listen, name: name.parse().unwrap(), port, idle_after_ms: None, quiet_ms: None }
 }
 
 pub fn tcp_route(listen: ListenAddress, name: &str, port: u16) -> RouteEntry {
-    RouteEntry { route: Route::Tcp(listen), listen, name: name.parse().unwrap(), port, idle_after_ms: None }
+    RouteEntry {
+        route: Route::Tcp(listen),
+        listen,
+        name: name.parse().unwrap(),
+        port,
+        idle_after_ms: None,
+        quiet_ms: None,
+    }
 }
 
 pub fn idle(mut entry: RouteEntry, after_ms: u64) -> RouteEntry {

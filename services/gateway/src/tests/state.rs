@@ -6,13 +6,13 @@ use tokio::time::{Instant, advance};
 use wire::control::{Reachable, VpsState};
 
 use super::rig::{at, vps};
-use crate::wake::{Next, NotReached, Vps};
+use crate::wake::{IdleTimes, Next, NotReached, Vps};
 
 const AFTER: Duration = Duration::from_secs(10);
 
 fn new() -> Arc<Vps> {
     let vps = Vps::new("a".parse().unwrap());
-    vps.configure(true, Some(AFTER));
+    vps.configure(Some(IdleTimes { after: Some(AFTER), quiet: None }));
     vps
 }
 
