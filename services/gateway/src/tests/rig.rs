@@ -38,6 +38,7 @@ pub struct Fake {
 
 struct Inner {
     table: Vec<RouteEntry>,
+    doors: Vec<Door>,
     states: BTreeMap<VpsName, VpsState>,
     log: Vec<RouteUpdate>,
     /// Streams of an older epoch end.
@@ -101,6 +102,7 @@ impl FakeView<'_> {
         self.0.log.push(RouteUpdate { table: Some(table), ..RouteUpdate::default() });
     }
     pub fn doors(&mut self, doors: Vec<Door>) {
+        self.0.doors = doors.clone();
         self.0.log.push(RouteUpdate { table: Some(Vec::new()), doors, ..RouteUpdate::default() });
     }
     pub fn bound(&mut self, addresses: Vec<ListenAddress>) {
@@ -136,7 +138,7 @@ impl Service for Fake {
                     let inner = self.inner.lock().unwrap();
                     let states = inner.states.values().cloned().collect();
                     (
-                        RouteUpdate { table: Some(inner.table.clone()), states, ..RouteUpdate::default() },
+                        RouteUpdate { table: Some(inner.table.clone()), doors: inner.doors.clone(), states },
                         inner.log.len(),
                         inner.epoch,
                     )
@@ -221,6 +223,7 @@ impl Rig {
         let listener = UnixListener::bind(socket.path().join("s")).unwrap();
         let inner = Inner {
             table: Vec::new(),
+            doors: Vec::new(),
             states: BTreeMap::new(),
             log: Vec::new(),
             epoch: 0,
