@@ -113,6 +113,11 @@ impl AddressBook {
         Ok(())
     }
 
+    /// The link of `name`, when it has one.
+    pub fn link_of(&self, name: &VpsName) -> Option<Link> {
+        self.book.given.get(name).map(|address| self.link(*address))
+    }
+
     /// All that are given out.
     pub fn links(&self) -> Vec<(VpsName, Link)> {
         self.book.given.iter().map(|(name, address)| (name.clone(), self.link(*address))).collect()
@@ -123,18 +128,23 @@ impl AddressBook {
     }
 
     fn store(&mut self, book: Book) -> Result<(), AddressError> {
-        let written = || {
-            let fresh = self.path.with_extension("new");
-            let mut file = File::create(&fresh)?;
-            file.write_all(&serde_json::to_vec_pretty(&book)?)?;
-            file.sync_all()?;
-            std::fs::rename(&fresh, &self.path)?;
-            File::open(self.path.parent().unwrap_or(Path::new(".")))?.sync_all()
-        };
-        written().map_err(|source| AddressError::File { path: self.path.display().to_string(), source })?;
+        replace_file(&self.path, &book)?;
         self.book = book;
         Ok(())
     }
+}
+
+/// Replaces a file as a whole.
+pub fn replace_file(path: &Path, content: &impl Serialize) -> Result<(), AddressError> {
+    let written = || {
+        let fresh = path.with_extension("new");
+        let mut file = File::create(&fresh)?;
+        file.write_all(&serde_json::to_vec_pretty(content)?)?;
+        file.sync_all()?;
+        std::fs::rename(&fresh, path)?;
+        File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+    };
+    written().map_err(|source| AddressError::File { path: path.display().to_string(), source })
 }
 
 #[cfg(test)]

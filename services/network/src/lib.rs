@@ -1,12 +1,15 @@
-//! Every VPS's link ends here: gives out addresses, configures links, and keeps tenants apart.
+//! Every VPS's link ends here: gives out addresses and names, configures links, and keeps VPSs apart.
 //!
 //! Runs in the network VPS's namespace, as root of its user namespace. May touch: links, routes and rules of that
-//! namespace, and its own directory. Must never: touch the host's network, or open a path between two tenants.
+//! namespace, and its own directory. Must never: touch the host's network, or open a path between two tenants, or between two VPSs
+//! whose tenant did not say so.
 #![forbid(unsafe_code)]
 
 mod addresses;
 mod links;
+mod names;
 mod nat;
+mod neighbours;
 mod netlink;
 mod policy;
 mod sysctl;
@@ -17,12 +20,15 @@ use std::{
 };
 
 use anyhow::Context as _;
-use model::{api::ErrorKind, host::FIRST_TENANT, run::Link};
+use model::{VpsName, api::ErrorKind, host::FIRST_TENANT, run::Link};
 use wire::{
     Fault, Peer, Replier, Request,
-    network::{Addresses, AllAddresses, Allocate, Allocated, Attach, Release},
+    network::{Addresses, AllAddresses, Allocate, Allocated, Attach, Neighbours, Release},
     varlink::{Empty, Method, Service},
 };
+
+use names::{Resolvers, Subnets};
+use neighbours::{Names, Said};
 
 pub use addresses::{AddressBook, AddressError};
 pub use links::{LinkError, Links};
@@ -42,41 +48,94 @@ pub async fn run(context: service::Context) -> anyhow::Result<()> {
         gateway: config.vps_of("gateway").and_then(|vps| config.designated_address(vps)),
         uplink: config.network.uplink.is_some(),
         translated: config.network.translated(),
+        resolves: config.network.uplink.is_some() && !config.network.resolvers.is_empty(),
     };
     if layout.uplink {
         nat::install(&layout).await?;
     }
     let path = context.data.join("addresses.json");
     let book = AddressBook::open(&path, layout.subnet, layout.subnet6.addr(), FIRST_TENANT)?;
+    let subnets = Subnets(layout.subnet, layout.subnet6);
+    let resolvers = if layout.resolves { config.network.resolvers.clone() } else { Vec::new() };
+    let resolvers = Resolvers::new(resolvers, layout.translated);
     let links = Links::start(layout).await.context("preparing links")?;
+    let said = Said::open(context.data.join("neighbours.json"));
+    let state = Mutex::new(State { book, said, names: None });
+    let network = Arc::new(Network { state, links: links.clone(), changing: tokio::sync::Mutex::default() });
+    network.in_force().await?;
+    let names = names::Server::new(network.clone(), subnets, resolvers);
     context.ready();
-    let network = Arc::new(Network { book: Mutex::new(book), links: links.clone() });
     tokio::select! {
+        served = names.serve() => served.context("serving names"),
         served = context.serve(network) => served,
         followed = links.follow() => Err(followed.into()),
     }
 }
 
 struct Network {
-    book: Mutex<AddressBook>,
+    state: Mutex<State>,
     links: Links,
+    /// Held while the kernel is being told who may reach whom, so that the last word is the last.
+    changing: tokio::sync::Mutex<()>,
+}
+
+struct State {
+    book: AddressBook,
+    said: Said,
+    /// None: something changed since they were looked up.
+    names: Option<Arc<Names>>,
 }
 
 impl Network {
-    fn book(&self) -> std::sync::MutexGuard<'_, AddressBook> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Has the kernel let those reach each other who may.
+    async fn in_force(&self) -> Result<(), LinkError> {
+        let _one_at_a_time = self.changing.lock().await;
+        let pairs = {
+            let state = self.state();
+            state.said.pairs(&state.book)
+        };
+        self.links.allow(&pairs).await
+    }
+
+    /// The same after an address was given out or back: only where a rule is about it.
+    async fn readdressed(&self, name: &VpsName) -> Result<(), Fault> {
+        let concerned = {
+            let mut state = self.state();
+            state.names = None;
+            state.said.is_about(name)
+        };
+        if concerned { self.in_force().await.map_err(failed) } else { Ok(()) }
+    }
+}
+
+impl names::Book for Network {
+    fn names(&self) -> Arc<Names> {
+        let State { book, said, names } = &mut *self.state();
+        names.get_or_insert_with(|| Arc::new(said.names(book))).clone()
+    }
+}
+
+fn failed(error: LinkError) -> Fault {
+    Fault::new(ErrorKind::Failed, error.to_string())
 }
 
 impl Service for Network {
     async fn call(&self, _peer: &Peer, request: Request, replier: &mut Replier<'_>) -> Result<(), Fault> {
         match request.method.as_str() {
             Allocate::NAME => {
-                let link = self.book().allocate(&request.parse::<Allocate>()?.name)?;
+                let name = request.parse::<Allocate>()?.name;
+                let link = self.state().book.allocate(&name)?;
+                self.readdressed(&name).await?;
                 replier.done::<Allocate>(&Allocated { link }, &[]).await?;
             }
             Release::NAME => {
-                self.book().release(&request.parse::<Release>()?.name)?;
+                let name = request.parse::<Release>()?.name;
+                self.state().book.release(&name)?;
+                self.readdressed(&name).await?;
                 replier.done::<Release>(&Empty {}, &[]).await?;
             }
             Attach::NAME => {
@@ -88,8 +147,19 @@ impl Service for Network {
                 replier.done::<Attach>(&Empty {}, &[]).await?;
             }
             Addresses::NAME => {
-                let links = self.book().links();
+                let links = self.state().book.links();
                 replier.done::<Addresses>(&AllAddresses { links }, &[]).await?;
+            }
+            Neighbours::NAME => {
+                let changed = {
+                    let mut state = self.state();
+                    state.names = None;
+                    state.said.replace(request.parse::<Neighbours>()?)?
+                };
+                if changed {
+                    self.in_force().await.map_err(failed)?;
+                }
+                replier.done::<Neighbours>(&Empty {}, &[]).await?;
             }
             _ => return Err(request.unknown()),
         }

@@ -76,6 +76,13 @@ impl Links {
         let events = subscribe()?;
         if let Some(lo) = netlink::index_of(&handle, "lo").await? {
             netlink::up(&handle, lo).await?;
+            if layout.resolves {
+                let (v4, v6) = layout.translated;
+                netlink::address(&handle, lo, v4.into(), 32).await?;
+                if ipv6 {
+                    netlink::address(&handle, lo, v6.into(), 128).await?;
+                }
+            }
         }
         sysctl::namespace(ipv6)?;
         policy::install(&handle, &layout, ipv6).await?;
@@ -121,6 +128,12 @@ impl Links {
             }
             appeared.changed().await.map_err(|_| LinkError::Ended)?;
         }
+    }
+
+    /// Makes the pairs of VPSs that may reach each other those of `pairs`.
+    pub async fn allow(&self, pairs: &[(Link, Link)]) -> Result<(), LinkError> {
+        let Inner { handle, layout, ipv6, .. } = &*self.inner;
+        Ok(policy::allow(handle, layout, *ipv6, pairs).await?)
     }
 
     /// Configures all links that are there, and forgets those that are not.
@@ -203,6 +216,7 @@ impl Links {
                     netlink::host_route(handle, index, far, policy::MAIN).await?;
                     if layout.gateway == Some(link.address) {
                         netlink::host_route(handle, index, far, policy::TENANTS).await?;
+                        netlink::default_route(handle, index, far, policy::NEIGHBOURS).await?;
                     }
                 }
                 End::Host => {

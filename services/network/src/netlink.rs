@@ -10,11 +10,12 @@ use ipnet::IpNet;
 use rtnetlink::{
     Handle, LinkUnspec, RouteMessageBuilder,
     packet_route::{
+        AddressFamily, IpProtocol,
         address::{AddressAttribute, AddressFlags},
         link::{LinkAttribute, LinkMessage},
         neighbour::NeighbourState,
         route::{RouteMessage, RouteScope, RouteType},
-        rule::{RuleAction, RuleAttribute, RuleMessage},
+        rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange},
     },
 };
 
@@ -126,18 +127,31 @@ pub async fn host_route(handle: &Handle, index: u32, address: IpAddr, table: u32
     route(handle, message, || format!("routing {address} to link {index}")).await
 }
 
+/// What becomes of a packet that no other route is for.
+#[derive(Debug, Clone, Copy)]
+pub enum Dead {
+    /// Its sender is told.
+    Unreachable,
+    /// Nobody is told: who needs an answer tries again.
+    Blackhole,
+}
+
 /// `table` has no way to `network`, unless another route is closer or cheaper.
-pub async fn unreachable(handle: &Handle, network: IpNet, table: u32) -> Result<(), NetlinkError> {
+pub async fn close(handle: &Handle, network: IpNet, table: u32, dead: Dead) -> Result<(), NetlinkError> {
+    let kind = match dead {
+        Dead::Unreachable => RouteType::Unreachable,
+        Dead::Blackhole => RouteType::BlackHole,
+    };
     let message = match network {
         IpNet::V4(network) => RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(network.addr(), network.prefix_len())
-            .kind(RouteType::Unreachable)
+            .kind(kind)
             .priority(u32::MAX)
             .table_id(table)
             .build(),
         IpNet::V6(network) => RouteMessageBuilder::<Ipv6Addr>::new()
             .destination_prefix(network.addr(), network.prefix_len())
-            .kind(RouteType::Unreachable)
+            .kind(kind)
             .priority(u32::MAX)
             .table_id(table)
             .build(),
@@ -159,7 +173,7 @@ pub async fn default_route(handle: &Handle, index: u32, hop: IpAddr, table: u32)
 }
 
 /// One routing rule (ip-rule(8)).
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rule {
     /// IPv6 rather than IPv4.
     pub ipv6: bool,
@@ -168,27 +182,93 @@ pub struct Rule {
     /// Only packets that come in here; `lo`: the namespace's own, and reverse-path look-ups.
     pub input: Option<String>,
     /// Only packets from here.
-    pub source: Option<Ipv6Addr>,
+    pub source: Option<IpAddr>,
+    /// Only packets to here.
+    pub destination: Option<IpAddr>,
+    /// Only packets of this protocol, from or to this port.
+    pub port: Option<(Transport, End, u16)>,
     /// Where to look; none: refuse.
     pub table: Option<u32>,
 }
 
+/// A protocol with ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// Whose port is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum End {
+    /// The sender's.
+    Source,
+    /// The receiver's.
+    Destination,
+}
+
+impl Rule {
+    fn message(&self) -> RuleMessage {
+        let mut message = RuleMessage::default();
+        let whole = |address: IpAddr| if address.is_ipv4() { 32 } else { 128 };
+        message.header.family = if self.ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+        message.attributes.push(RuleAttribute::Priority(self.priority));
+        match self.table {
+            Some(table) => {
+                message.header.action = RuleAction::ToTable;
+                message.attributes.push(RuleAttribute::Table(table));
+            }
+            None => message.header.action = RuleAction::Unreachable,
+        }
+        if let Some(input) = &self.input {
+            message.attributes.push(RuleAttribute::Iifname(input.clone()));
+        }
+        if let Some(source) = self.source {
+            message.header.src_len = whole(source);
+            message.attributes.push(RuleAttribute::Source(source));
+        }
+        if let Some(destination) = self.destination {
+            message.header.dst_len = whole(destination);
+            message.attributes.push(RuleAttribute::Destination(destination));
+        }
+        if let Some((transport, end, port)) = self.port {
+            let range = RulePortRange { start: port, end: port };
+            message.attributes.push(RuleAttribute::IpProtocol(match transport {
+                Transport::Tcp => IpProtocol::Tcp,
+                Transport::Udp => IpProtocol::Udp,
+            }));
+            message.attributes.push(match end {
+                End::Source => RuleAttribute::SourcePortRange(range),
+                End::Destination => RuleAttribute::DestinationPortRange(range),
+            });
+        }
+        message
+    }
+
+    /// A rule as it was listed, as far as it can be one of those that are about addresses.
+    pub fn read(message: &RuleMessage) -> Self {
+        let mut rule = Self { ipv6: message.header.family == AddressFamily::Inet6, ..Self::default() };
+        for attribute in &message.attributes {
+            match attribute {
+                RuleAttribute::Priority(priority) => rule.priority = *priority,
+                RuleAttribute::Iifname(name) => rule.input = Some(name.clone()),
+                RuleAttribute::Source(source) => rule.source = Some(*source),
+                RuleAttribute::Destination(destination) => rule.destination = Some(*destination),
+                RuleAttribute::Table(table) => rule.table = Some(*table),
+                _ => {}
+            }
+        }
+        rule
+    }
+}
+
 /// Adds a rule unless it is there.
 pub async fn add_rule(handle: &Handle, rule: &Rule) -> Result<(), NetlinkError> {
-    let mut request = handle.rule().add().priority(rule.priority);
-    request = match rule.table {
-        Some(table) => request.table_id(table).action(RuleAction::ToTable),
-        None => request.table_id(0).action(RuleAction::Unreachable),
-    };
-    if let Some(input) = &rule.input {
-        request = request.input_interface(input);
-    }
-    let result = match (rule.ipv6, rule.source) {
-        (false, _) => request.v4().execute().await,
-        (true, None) => request.v6().execute().await,
-        (true, Some(source)) => request.v6().source_prefix(source, 128).execute().await,
-    };
-    done(result, &[EEXIST], || format!("adding the routing rule {rule:?}"))
+    let mut request = handle.rule().add();
+    *request.message_mut() = rule.message();
+    done(request.execute().await, &[EEXIST], || format!("adding the routing rule {rule:?}"))
 }
 
 /// All rules of one family.

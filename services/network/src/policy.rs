@@ -3,23 +3,29 @@
 //! | order | packets | are looked up in |
 //! |---|---|---|
 //! | 10 | the namespace's own | `local`, `main` |
+//! | 15 | to port 53 of every VPS's gateway address; from the resolvers | `local`: names are served here, and nothing else |
 //! | 20 | from the gateway's link, or the uplink | `main`: every link, the uplink |
+//! | 25 | of two VPSs that may reach each other, one rule a pair | `NEIGHBOURS`: by way of the gateway |
 //! | 30 | from any other link | `TENANTS`: the gateway's address and the uplink, but no other VPS |
 //! | 40 | others | refused |
 //!
-//! `local` is only for the namespace's own packets, so nothing that listens here can be reached from a link.
+//! Apart from port 53, `local` is only for the namespace's own packets, so nothing that listens here can be reached from a link.
 //!
 //! Forged sources. IPv4: `rp_filter` looks the way back up as if the packet came from where it is going to, so from the
 //! gateway's link for a tenant's packet: `main` has the true link. IPv6 has no such filter, so rules 20 and 30 name the source
-//! too, one rule per link.
+//! too, one rule per link. The gateway answers a neighbour in the name of the VPS that was asked: for IPv6 a rule per pair
+//! lets it; for IPv4 the pair's own rule does, since the way back is looked up.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::run::Link;
 use rtnetlink::Handle;
 
-use crate::netlink::{self, NetlinkError, Rule};
+use crate::netlink::{self, Dead, End, NetlinkError, Rule, Transport};
 
 /// The kernel's table of its own addresses.
 const LOCAL: u32 = 255;
@@ -27,12 +33,19 @@ const LOCAL: u32 = 255;
 pub const MAIN: u32 = 254;
 /// What tenants reach.
 pub const TENANTS: u32 = 80;
+/// The way to a neighbour: the gateway.
+pub const NEIGHBOURS: u32 = 81;
 
 const OWN: u32 = 10;
 const OWN_MAIN: u32 = 11;
+const NAMES: u32 = 15;
 const GATEWAY: u32 = 20;
+const PAIR: u32 = 25;
 const LINK: u32 = 30;
 const REST: u32 = 40;
+
+/// The port of names.
+pub const DNS: u16 = 53;
 
 const LINK_LOCAL6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
 
@@ -47,8 +60,10 @@ pub struct Layout {
     pub gateway: Option<Ipv4Addr>,
     /// Whether VPSs reach the outside through `Link::UPLINK`.
     pub uplink: bool,
-    /// What VPSs' addresses become on their way to the outside.
+    /// What VPSs' addresses become on their way to the outside; where names are asked for there, this is who asks.
     pub translated: (Ipv4Addr, Ipv6Addr),
+    /// Whether names of the outside are asked for.
+    pub resolves: bool,
 }
 
 impl Layout {
@@ -64,18 +79,36 @@ pub async fn install(handle: &Handle, layout: &Layout, ipv6: bool) -> Result<(),
         close_tenants(handle, layout, ipv6).await?;
         let subnet = if ipv6 { IpNet::from(layout.subnet6) } else { layout.subnet.into() };
         // An address that no VPS has is not the outside's: the host would send it back, again and again.
-        netlink::unreachable(handle, subnet.trunc(), MAIN).await?;
+        netlink::close(handle, subnet.trunc(), MAIN, Dead::Unreachable).await?;
+        // While the gateway is away, so that a neighbour's kernel tries again instead of giving up.
+        let all = if ipv6 { IpNet::from(Ipv6Net::default()) } else { Ipv4Net::default().into() };
+        netlink::close(handle, all, NEIGHBOURS, Dead::Blackhole).await?;
         let rule = |priority, input: Option<&str>, table| Rule {
             ipv6,
             priority,
             input: input.map(str::to_owned),
-            source: None,
             table,
+            ..Rule::default()
         };
         netlink::add_rule(handle, &rule(OWN, Some("lo"), Some(LOCAL))).await?;
         netlink::add_rule(handle, &rule(OWN_MAIN, Some("lo"), Some(MAIN))).await?;
+        for transport in [Transport::Tcp, Transport::Udp] {
+            let names = |input, destination: IpAddr, end| Rule {
+                destination: Some(destination),
+                port: Some((transport, end, DNS)),
+                ..rule(NAMES, input, Some(LOCAL))
+            };
+            if !ipv6 {
+                netlink::add_rule(handle, &names(None, Link::GATEWAY.into(), End::Destination)).await?;
+            }
+            if layout.resolves {
+                let (v4, v6) = layout.translated;
+                let own = if ipv6 { IpAddr::from(v6) } else { v4.into() };
+                netlink::add_rule(handle, &names(Some(Link::UPLINK), own, End::Source)).await?;
+            }
+        }
         if let Some(gateway) = layout.gateway.map(|address| layout.link(address)) {
-            let source = ipv6.then_some(gateway.address6);
+            let source = ipv6.then_some(gateway.address6.into());
             netlink::add_rule(handle, &Rule { source, ..rule(GATEWAY, Some(&gateway.name), Some(MAIN)) }).await?;
         }
         if layout.uplink {
@@ -106,7 +139,7 @@ async fn close_tenants(handle: &Handle, layout: &Layout, ipv6: bool) -> Result<(
         true => [Ipv6Net::default(), layout.subnet6, Ipv6Net::new_assert(LINK_LOCAL6, 10)].map(IpNet::from),
     };
     for network in closed {
-        netlink::unreachable(handle, network.trunc(), TENANTS).await?;
+        netlink::close(handle, network.trunc(), TENANTS, Dead::Unreachable).await?;
     }
     Ok(())
 }
@@ -117,10 +150,48 @@ pub async fn admit6(handle: &Handle, link: &Link) -> Result<(), NetlinkError> {
         ipv6: true,
         priority: LINK,
         input: Some(link.name.clone()),
-        source: Some(link.address6),
+        source: Some(link.address6.into()),
         table: Some(TENANTS),
+        ..Rule::default()
     };
     netlink::add_rule(handle, &rule).await
+}
+
+/// The rules of a pair: the first may connect to the second.
+fn pair(from: &Link, to: &Link, gateway: &Link, ipv6: bool) -> Vec<Rule> {
+    let there = Rule { ipv6, priority: PAIR, table: Some(NEIGHBOURS), ..Rule::default() };
+    if !ipv6 {
+        return vec![Rule { source: Some(from.address.into()), destination: Some(to.address.into()), ..there }];
+    }
+    let (from6, to6) = (Some(from.address6.into()), Some(to.address6.into()));
+    let there = Rule { input: Some(from.name.clone()), source: from6, destination: to6, ..there };
+    let input = Some(gateway.name.clone());
+    let back = Rule { input, source: to6, destination: from6, table: Some(MAIN), ..there.clone() };
+    vec![there, back]
+}
+
+/// Makes the pairs that may reach each other those of `pairs`; the others' first.
+pub async fn allow(handle: &Handle, layout: &Layout, ipv6: bool, pairs: &[(Link, Link)]) -> Result<(), NetlinkError> {
+    let Some(gateway) = layout.gateway.map(|address| layout.link(address)) else { return Ok(()) };
+    for ipv6 in [false, true].into_iter().filter(|v6| ipv6 || !v6) {
+        let wanted: BTreeSet<_> = pairs.iter().flat_map(|(from, to)| pair(from, to, &gateway, ipv6)).collect();
+        let mut there = BTreeSet::new();
+        for message in netlink::rules(handle, ipv6).await? {
+            let rule = Rule::read(&message);
+            if rule.priority != PAIR {
+                continue;
+            }
+            if wanted.contains(&rule) {
+                there.insert(rule);
+            } else {
+                netlink::delete_rule(handle, message).await?;
+            }
+        }
+        for rule in wanted.difference(&there) {
+            netlink::add_rule(handle, rule).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes the rules of links that `keep` does not name.

@@ -146,6 +146,7 @@ impl Service {
             gateway: Some(Ipv4Addr::new(10, 80, 0, 3)),
             uplink: true,
             translated: (Ipv4Addr::new(10, 80, 0, 1), "fd00:ba11::a50:1".parse().expect("an address")),
+            resolves: true,
         };
         let links = Links::start(layout).await.expect("started");
         let follower = links.clone();

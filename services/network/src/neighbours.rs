@@ -1,0 +1,99 @@
+//! Who is whose, and who may reach whom, as `control` said last. Kept in a file that is replaced as a whole, so that a new
+//! process need not wait to be told.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    net::Ipv4Addr,
+    path::PathBuf,
+};
+
+use model::{TenantName, VpsName, run::Link};
+use serde::{Deserialize, Serialize};
+use wire::network::Neighbours;
+
+use crate::addresses::{self, AddressBook, AddressError};
+
+/// What `control` said.
+#[derive(Debug)]
+pub struct Said {
+    path: PathBuf,
+    said: Kept,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Kept {
+    tenants: BTreeMap<TenantName, Vec<VpsName>>,
+    allow: Vec<(VpsName, VpsName)>,
+}
+
+impl Said {
+    /// Reads what was said to an earlier process; nothing when there was none. What can't be read is as good as nothing: it
+    /// will be said again, and until then nobody may reach anybody.
+    pub fn open(path: PathBuf) -> Self {
+        let read = std::fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?));
+        let said = read.unwrap_or_else(|error| {
+            if error.kind() != io::ErrorKind::NotFound {
+                tracing::warn!(path = %path.display(), %error, "who may reach whom is not known until control says it again");
+            }
+            Kept::default()
+        });
+        Self { path, said }
+    }
+
+    /// Remembers what was said; false: it is what was said before.
+    pub fn replace(&mut self, new: Neighbours) -> Result<bool, AddressError> {
+        let new = Kept { tenants: new.tenants, allow: new.allow };
+        if self.said == new {
+            return Ok(false);
+        }
+        addresses::replace_file(&self.path, &new)?;
+        self.said = new;
+        Ok(true)
+    }
+
+    /// Whether a rule is about that VPS.
+    pub fn is_about(&self, name: &VpsName) -> bool {
+        self.said.allow.iter().any(|(from, to)| from == name || to == name)
+    }
+
+    /// The links of the pairs that may reach each other, as far as they have addresses and belong together.
+    pub fn pairs(&self, book: &AddressBook) -> Vec<(Link, Link)> {
+        let owners = self.owners();
+        let same = |(from, to): &&(VpsName, VpsName)| owners.get(from).is_some_and(|o| owners.get(to) == Some(o));
+        let links = |(from, to): &(VpsName, VpsName)| Some((book.link_of(from)?, book.link_of(to)?));
+        self.said.allow.iter().filter(same).filter_map(links).collect()
+    }
+
+    fn owners(&self) -> HashMap<&VpsName, &TenantName> {
+        let each = self.said.tenants.iter().flat_map(|(tenant, vps)| vps.iter().map(move |vps| (vps, tenant)));
+        each.collect()
+    }
+
+    /// Whom each VPS finds by which name.
+    pub fn names(&self, book: &AddressBook) -> Names {
+        let owners = self.owners();
+        let mut names = Names::default();
+        for (vps, link) in book.links() {
+            if let Some(tenant) = owners.get(&vps) {
+                names.by_address.insert(link.address, (*tenant).clone());
+                names.tenants.entry((*tenant).clone()).or_default().insert(vps, link);
+            }
+        }
+        names
+    }
+}
+
+/// Names within tenants.
+#[derive(Debug, Default)]
+pub struct Names {
+    by_address: HashMap<Ipv4Addr, TenantName>,
+    tenants: HashMap<TenantName, HashMap<VpsName, Link>>,
+}
+
+impl Names {
+    /// What the VPS at `asker` finds; none: it is no tenant's.
+    pub fn of(&self, asker: Ipv4Addr) -> Option<&HashMap<VpsName, Link>> {
+        self.tenants.get(self.by_address.get(&asker)?)
+    }
+}
