@@ -63,9 +63,11 @@ fn route(row: &VpsRow) -> String {
     if !row.services.is_empty() {
         return format!("({})", row.services.join(", "));
     }
-    match (row.routes.keys().next(), row.routes.len()) {
-        (Some(first), 1) => first.clone(),
-        (Some(first), count) => format!("{first} +{}", count - 1),
+    let internal = row.internal.iter().map(|port| format!("(internal) :{port}"));
+    let mut all = row.routes.keys().cloned().chain(internal);
+    match (all.next(), all.count()) {
+        (Some(first), 0) => first,
+        (Some(first), more) => format!("{first} +{more}"),
         (None, _) => "-".to_owned(),
     }
 }
@@ -164,7 +166,7 @@ mod tests {
                 "routes": { "https://blog.example.org": 80 }, "last_wake": wake(31, "GET / from 203.0.113.9"),
             })),
             row(json!({
-                "name": "db", "state": "running", "for_ms": 240_000, "routes": { "tcp://*:3306": 3306, "tcp://*:3307": 1 },
+                "name": "db", "state": "running", "for_ms": 240_000, "internal": [3306],
                 "memory": 88 << 20, "memory_limit": 512 << 20, "last_wake": wake(212, "connection from blog"),
             })),
             row(json!({
@@ -175,7 +177,7 @@ mod tests {
         let expected = "\
 NAME  TENANT  STATE    FOR  ROUTE                     MEMORY   LAST WAKE
 blog  acme    asleep   2h   https://blog.example.org  -        31ms  GET / from 203.0.113.9
-db    acme    running  4m   tcp://*:3306 +1           88/512M  212ms connection from blog
+db    acme    running  4m   (internal) :3306          88/512M  212ms connection from blog
 shop  beta    failed   30s  https://shop.example.org  -        exit 1, 5th try in 40s: bailiwick why shop
 3 VPSs: 1 running, 1 asleep, 1 failed · 88 MiB in use · 7.1 GiB free
 ";

@@ -19,7 +19,11 @@ fn show(rows: &[RouteRow]) -> String {
         rows.iter().map(|row| {
             let listen = match &row.fault {
                 Some(fault) => format!("not at {}: {fault}", row.listen),
-                None => row.listen.clone(),
+                None if row.from.is_empty() => row.listen.clone(),
+                None => {
+                    let from: Vec<_> = row.from.iter().map(ToString::to_string).collect();
+                    format!("{} for {}", row.listen, from.join(", "))
+                }
             };
             [row.route.clone(), row.vps.to_string(), row.port.to_string(), listen]
         }),
@@ -38,12 +42,16 @@ mod tests {
             port: 80,
             listen: "[::]:80".into(),
             fault: fault.map(str::to_owned),
+            from: Vec::new(),
         };
         let expected = "\
-ROUTE       VPS   PORT  LISTENING AT
-http://a    blog  80    [::]:80
-http://b.c  blog  80    not at [::]:80: address in use
+ROUTE               VPS   PORT  LISTENING AT
+http://a            blog  80    [::]:80
+http://b.c          blog  80    not at [::]:80: address in use
+(internal) blog:80  blog  80    10.80.0.17:80 for web, shop
 ";
-        assert_eq!(show(&[row("http://a", None), row("http://b.c", Some("address in use"))]), expected);
+        let from = vec!["web".parse().expect("a name"), "shop".parse().expect("a name")];
+        let internal = RouteRow { listen: "10.80.0.17:80".into(), from, ..row("(internal) blog:80", None) };
+        assert_eq!(show(&[row("http://a", None), row("http://b.c", Some("address in use")), internal]), expected);
     }
 }

@@ -45,6 +45,9 @@ pub struct RunSpec {
     /// Name servers for `/etc/resolv.conf`.
     #[serde(default)]
     pub resolvers: Vec<std::net::IpAddr>,
+    /// The domain that short names are looked up in.
+    #[serde(default)]
+    pub search: Option<String>,
     /// Whether programs may gain rights by setuid bits and file capabilities (`no_new_privs` when not).
     #[serde(default = "yes")]
     pub setuid: bool,

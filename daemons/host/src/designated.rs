@@ -121,6 +121,7 @@ impl Host {
             limits: designated.limits.clone(),
             link: self.link(name, designated)?,
             resolvers: self.config.network.resolvers.clone(),
+            search: None,
             setuid: designated.userland,
             nesting: designated.userland,
             ready: Ready::Notify,

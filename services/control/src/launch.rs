@@ -103,7 +103,7 @@ async fn start(control: &Arc<Control>, vps: &Arc<Vps>, link: &Link, limit: Durat
     let spec = vps.spec();
     let layers = images::layers(control, &spec.image, limit).await;
     let layers = layers.map_err(|fault| failure("its image", &fault))?;
-    let run = run_spec(&vps.name, &spec, &layers, link, &control.config.network.resolvers);
+    let run = run_spec(&vps.name, &spec, &layers, link);
     let start = host::Start { run };
     let mut answer = insist(&control.host, &start, limit).await;
     if matches!(&answer, Err(fault) if fault.kind == ErrorKind::NotFound) {

@@ -1,15 +1,16 @@
 //! A stored spec and what was looked up for it become what the host is asked to run. Pure.
 
-use std::net::IpAddr;
-
 use model::{
     LayerId, RunSpec, VpsName, VpsSpec,
     run::{Link, Ready, Root},
     spec::ReadySpec,
 };
 
+/// Where the network service has the names of a tenant's VPSs.
+const DOMAIN: &str = "vps.internal";
+
 /// The run spec of one start.
-pub fn run_spec(name: &VpsName, spec: &VpsSpec, layers: &[LayerId], link: &Link, resolvers: &[IpAddr]) -> RunSpec {
+pub fn run_spec(name: &VpsName, spec: &VpsSpec, layers: &[LayerId], link: &Link) -> RunSpec {
     RunSpec {
         name: name.clone(),
         hostname: spec.hostname.clone(),
@@ -22,7 +23,8 @@ pub fn run_spec(name: &VpsName, spec: &VpsSpec, layers: &[LayerId], link: &Link,
         volumes: spec.volumes.clone(),
         limits: spec.limits.clone(),
         link: Some(link.clone()),
-        resolvers: resolvers.to_vec(),
+        resolvers: vec![Link::GATEWAY.into()],
+        search: Some(DOMAIN.to_owned()),
         setuid: spec.setuid,
         nesting: spec.nesting,
         ready: ready(spec),
@@ -50,7 +52,7 @@ mod tests {
     #[test]
     fn ready_follows_the_spec_then_the_routes() {
         let mut site = spec("acme", &[("http://a.example", 8080)]);
-        let port = |site: &VpsSpec| run_spec(&"a".parse().unwrap(), site, &[], &link(), &[]).ready;
+        let port = |site: &VpsSpec| run_spec(&"a".parse().unwrap(), site, &[], &link()).ready;
         assert_eq!(port(&site), Ready::Listen(8080));
         site.ready = ReadySpec::Listen(Some(9000));
         assert_eq!(port(&site), Ready::Listen(9000));
@@ -75,19 +77,13 @@ mod tests {
         site.setuid = false;
         site.nesting = true;
         let layer = LayerId::try_from("0".repeat(64)).unwrap();
-        let run = run_spec(
-            &"a".parse().unwrap(),
-            &site,
-            std::slice::from_ref(&layer),
-            &link(),
-            &["9.9.9.9".parse().unwrap()],
-        );
+        let run = run_spec(&"a".parse().unwrap(), &site, std::slice::from_ref(&layer), &link());
         assert_eq!(run.root, Root::Layers(vec![layer]));
         assert_eq!(run.hostname, site.hostname);
         assert_eq!((run.limits, run.env, run.files), (site.limits, site.env, site.files));
         assert_eq!((run.command, run.cwd, run.user, run.stop), (site.command, site.cwd, site.user, site.stop));
         assert_eq!((run.setuid, run.nesting), (false, true));
         assert_eq!(run.link, Some(link()));
-        assert_eq!(run.resolvers.len(), 1);
+        assert_eq!(run.resolvers, [Link::GATEWAY]);
     }
 }

@@ -6,7 +6,7 @@ mod admit;
 use std::{
     collections::{HashMap, HashSet},
     io,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -24,30 +24,35 @@ use crate::{
 /// Pause before a door that could not be opened is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// Where VPSs are, when this VPS has a link of its own to the network VPS.
-pub fn subnets(config: &HostConfig) -> Option<(Ipv4Net, Ipv6Net)> {
-    let vps = config.designated.get(config.vps_of("gateway")?)?;
-    (vps.network == DesignatedNetwork::Link).then_some((config.network.subnet, config.network.subnet6))
+/// This VPS's address and where all others are, when it has a link of its own to the network VPS.
+pub type Place = (Ipv4Addr, Ipv4Net, Ipv6Net);
+
+/// The same, as the host's configuration says it.
+pub fn place(config: &HostConfig) -> Option<Place> {
+    let name = config.vps_of("gateway")?;
+    let linked = config.designated.get(name)?.network == DesignatedNetwork::Link;
+    let own = config.designated_address(name).filter(|_| linked)?;
+    Some((own, config.network.subnet, config.network.subnet6))
 }
 
 /// Keeps a socket for every door of the table, without an end. Calls `ready` when those of the first one are open.
 pub async fn keep(
     directory: Arc<Directory>,
     limits: Arc<Limits>,
-    subnets: Option<(Ipv4Net, Ipv6Net)>,
+    place: Option<Place>,
     mut tables: watch::Receiver<()>,
     ready: impl FnOnce(),
 ) {
     let mut ready = Some(ready);
     let mut open: HashMap<SocketAddr, AbortHandle> = HashMap::new();
-    let mut admitted = subnets.is_none();
+    let mut admitted = place.is_none();
     loop {
         let mut faulty = false;
         if let Some(wanted) = directory.doors() {
             reconcile(&mut open, wanted, &directory, &limits, &mut faulty);
             // Sockets first: where none listens yet, nothing answers, and a neighbour's kernel tries again.
-            if let (false, Some((subnet, subnet6))) = (admitted, subnets) {
-                match admit::admit(subnet, subnet6).await {
+            if let (false, Some((own, subnet, subnet6))) = (admitted, place) {
+                match admit::admit(own, subnet, subnet6).await {
                     Ok(()) => admitted = true,
                     Err(error) => tracing::error!(%error, "VPSs can't reach each other"),
                 }

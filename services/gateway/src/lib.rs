@@ -37,8 +37,9 @@ pub async fn run(context: service::Context) -> anyhow::Result<()> {
     let listeners = Listeners::new(context.host.clone(), directory.clone(), limits.clone());
     let (table_changed, tables) = tokio::sync::watch::channel(());
     let (doors_open, listening) = (Notify::new(), Notify::new());
-    let subnets = doors::subnets(&context.config);
-    let doors = doors::keep(directory.clone(), limits, subnets, tables.clone(), || doors_open.notify_one());
+    let doors = doors::keep(directory.clone(), limits, doors::place(&context.config), tables.clone(), || {
+        doors_open.notify_one()
+    });
     let ready = async {
         doors_open.notified().await;
         listening.notified().await;

@@ -209,8 +209,11 @@ fn files(steps: &mut Vec<Step>, run: &RunSpec, binds: &[Prepared]) {
     }
     let mut system = vec![("/etc/hostname", format!("{name}\n")), ("/etc/hosts", hosts)];
     if !run.resolvers.is_empty() {
-        let lines: String = run.resolvers.iter().map(|address| format!("nameserver {address}\n")).collect();
-        system.push(("/etc/resolv.conf", lines));
+        let search = run.search.iter().map(|domain| format!("search {domain}\n"));
+        let servers = run.resolvers.iter().map(|address| format!("nameserver {address}\n"));
+        // The server is near: what it does not answer at once was lost, or falls into a restart of it.
+        let near = run.search.iter().map(|_| "options timeout:1 attempts:4\n".to_owned());
+        system.push(("/etc/resolv.conf", search.chain(servers).chain(near).collect()));
     }
     for (path, content) in system {
         if !run.files.contains_key(path) && !binds.iter().any(|bind| bind.target == path) {
