@@ -62,7 +62,7 @@ impl Activity {
     }
 
     /// Bytes came from the client: the VPS is needed, as it was when the connection was made.
-    pub async fn from_client(&self) -> io::Result<()> {
+    pub async fn client_sent(&self) -> io::Result<()> {
         if self.quiet.is_none() || self.counts() {
             return Ok(());
         }
@@ -77,7 +77,7 @@ impl Activity {
     }
 
     /// Bytes came from the server. The last words of one that stops are no reason to wake it.
-    pub fn from_server(&self) {
+    pub fn server_sent(&self) {
         if self.quiet.is_some() && !self.counts() && self.vps.is_up(self.generation) {
             self.count(self.vps.enter());
         }

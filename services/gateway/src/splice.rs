@@ -83,8 +83,8 @@ async fn one_way(from: &TcpStream, mut half: WriteHalf<'_>, side: Side, activity
                 Err(error) => return Err(error),
             };
             match side {
-                Side::Client => activity.from_client().await?,
-                Side::Server => activity.from_server(),
+                Side::Client => activity.client_sent().await?,
+                Side::Server => activity.server_sent(),
             }
             while left > 0 {
                 let to: &TcpStream = half.as_ref();

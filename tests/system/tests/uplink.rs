@@ -6,6 +6,7 @@ use std::{
     io::{BufRead, BufReader},
     net::TcpListener,
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -184,6 +185,8 @@ fn addresses_are_translated_in_the_network_vps() -> Result<()> {
         host.kill(host.pid_of("network")?)?;
         reaches_outside(&host)?;
 
+        // The new process installs its rules before it is ready; then they can be taken away for good.
+        host.await_state("network", "running", Duration::from_secs(20))?;
         // Without the translation the host forwards nothing: a VPS's own address is none of the outside's.
         sh(&format!("nsenter -t {} -n nft flush ruleset", host.pid_of("network")?))?;
         for server in ["192.0.2.1", "2001:db8::1"] {
