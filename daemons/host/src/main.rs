@@ -8,6 +8,7 @@
 mod config;
 mod daemon;
 mod designated;
+mod disk;
 mod events;
 mod grants;
 mod held;
@@ -24,6 +25,7 @@ mod shim;
 mod start;
 mod stop;
 mod table;
+mod transfer;
 mod uplink;
 mod watch;
 
