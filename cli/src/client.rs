@@ -76,16 +76,16 @@ impl Host {
         path: &str,
         chunks: mpsc::Receiver<io::Result<Bytes>>,
     ) -> Result<T> {
-        let stream = futures_util::stream::unfold(chunks, |mut chunks| async {
+        let stream = Box::pin(futures_util::stream::unfold(chunks, |mut chunks| async {
             Some((chunks.recv().await?.map(hyper::body::Frame::data), chunks))
-        });
+        }));
         let request = Request::builder().method(Method::PUT).uri(path).header(header::HOST, "bailiwick");
         let request = request.header(header::CONTENT_TYPE, "application/x-tar").body(StreamBody::new(stream));
         let request = request.map_err(|error| Failure::new(ErrorKind::Failed, error.to_string()))?;
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.no_host(&error))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
-        let response = sender.send_request(Box::pin(request)).await?;
+        let response = sender.send_request(request).await?;
         let bytes = collect(checked(path, response).await?).await?;
         Ok(serde_json::from_slice(&bytes)?)
     }

@@ -51,7 +51,14 @@ fn bar(what: &str, length: Option<u64>) -> ProgressBar {
 }
 
 /// Fills a volume.
-pub async fn import(host: &Host, volume: VolumeRef, from: PathBuf, owner: Option<String>, replace: bool, json: bool) -> Result<()> {
+pub async fn import(
+    host: &Host,
+    volume: VolumeRef,
+    from: PathBuf,
+    owner: Option<String>,
+    replace: bool,
+    json: bool,
+) -> Result<()> {
     let mut path = format!("{}?replace={replace}", path_of(&volume));
     if let Some(owner) = &owner {
         path.push_str(&format!("&owner={}", segment(owner)));
@@ -66,7 +73,10 @@ pub async fn import(host: &Host, volume: VolumeRef, from: PathBuf, owner: Option
     bar.finish_and_clear();
     let failed = |error: String| Failure::new(ErrorKind::Failed, format!("{}: {error}", from.display()));
     let moved = match sent {
-        Ok(moved) => moved,
+        Ok(moved) => {
+            let here = feeding.join().ok().and_then(std::result::Result::ok).unwrap_or(0);
+            VolumeMoved { left_out: moved.left_out + here, ..moved }
+        }
         // Where the stream broke off here, the reason is here too.
         Err(failure) => match feeding.join() {
             Ok(Err(error)) if error.kind() != io::ErrorKind::BrokenPipe => return Err(failed(error.to_string())),
@@ -105,7 +115,7 @@ impl Source {
             return Ok(Self::Plain(Box::new(file), None));
         }
         let mut first = Vec::new();
-        file.by_ref().take(8).read_to_end(&mut first).map_err(wrong)?;
+        Read::by_ref(&mut file).take(8).read_to_end(&mut first).map_err(wrong)?;
         io::Seek::rewind(&mut file).map_err(wrong)?;
         let Some((_, program)) = COMPRESSED.iter().find(|(magic, _)| first.starts_with(magic)) else {
             return Ok(Self::Plain(Box::new(file), Some(data.len())));
@@ -125,7 +135,8 @@ impl Source {
         }
     }
 
-    fn feed(self, sending: &mut Sending) -> io::Result<()> {
+    /// Sends it; how many devices and sockets were left out.
+    fn feed(self, sending: &mut Sending) -> io::Result<u64> {
         let copy = |mut from: Box<dyn Read + Send>, to: &mut Sending| -> io::Result<()> {
             let mut buffer = vec![0; CHUNK];
             loop {
@@ -141,9 +152,10 @@ impl Source {
         let fed = match self {
             Self::Directory(directory) => {
                 let mut packed = io::BufWriter::with_capacity(CHUNK, &mut *sending);
-                archive::pack(directory.as_fd(), &mut packed, &mut |_| Ok(())).map(drop).map_err(io::Error::other)
+                let counts = archive::pack(directory.as_fd(), &mut packed, &mut |_| Ok(()));
+                counts.map(|counts| counts.left_out).map_err(io::Error::other)
             }
-            Self::Plain(from, _) => copy(from, sending),
+            Self::Plain(from, _) => copy(from, sending).map(|()| 0),
             Self::Packed(mut child, program) => {
                 let copied = match child.stdout.take() {
                     Some(out) => copy(Box::new(out), sending),
@@ -151,7 +163,7 @@ impl Source {
                 };
                 let status = child.wait()?;
                 copied.and_then(|()| match status.success() {
-                    true => Ok(()),
+                    true => Ok(0),
                     false => Err(io::Error::other(format!("{program} could not unpack it ({status})"))),
                 })
             }

@@ -87,7 +87,11 @@ impl ArchiveError {
 /// A path for a person: bounded, and without what would move a cursor.
 fn shown(path: &[u8]) -> String {
     let text = String::from_utf8_lossy(path);
-    let mut shown: String = text.chars().take(200).flat_map(|c| if c.is_control() { '?' } else { c }.to_string().chars().collect::<Vec<_>>()).collect();
+    let mut shown: String = text
+        .chars()
+        .take(200)
+        .flat_map(|c| if c.is_control() { '?' } else { c }.to_string().chars().collect::<Vec<_>>())
+        .collect();
     if text.chars().nth(200).is_some() {
         shown.push('…');
     }

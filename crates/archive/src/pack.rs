@@ -9,12 +9,19 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Stat, fgetxattr, flistxattr, fstat, openat, readlinkat, seek, statat,
+        AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Stat, fgetxattr, flistxattr, fstat, openat, readlinkat, seek,
+        statat,
     },
     io::{Errno, read},
 };
 
-use crate::{ArchiveError, BLOCK, CHUNK, Counts, PATH, Refusal, error::Doing, header::Header, pax::{Pax, RECORDS}, travels};
+use crate::{
+    ArchiveError, BLOCK, CHUNK, Counts, PATH, Refusal,
+    error::Doing,
+    header::Header,
+    pax::{Pax, RECORDS},
+    travels,
+};
 
 const DEPTH: usize = 512;
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -37,8 +44,7 @@ pub fn pack(
     heard: &mut dyn FnMut(&Counts) -> std::io::Result<()>,
 ) -> Result<Counts, ArchiveError> {
     let root = openat(root, ".", DIRECTORY, Mode::empty()).doing("opening", b".")?;
-    let mut this =
-        Packing { output, heard, counts: Counts::default(), links: HashMap::new(), buffer: vec![0; CHUNK] };
+    let mut this = Packing { output, heard, counts: Counts::default(), links: HashMap::new(), buffer: vec![0; CHUNK] };
     this.directory(&root, b"", 0)?;
     this.output.write_all(&[0; 2 * BLOCK])?;
     this.output.flush()?;
@@ -95,7 +101,9 @@ impl<W: Write> Packing<'_, W> {
             return Ok(());
         }
         let id = (stat.st_dev, stat.st_ino);
-        if stat.st_nlink > 1 && let Some(first) = self.links.get(&id).cloned() {
+        if stat.st_nlink > 1
+            && let Some(first) = self.links.get(&id).cloned()
+        {
             return self.header(b'1', path, &first, &stat, 0, Pax::default());
         }
         match kind {
@@ -204,7 +212,8 @@ impl<W: Write> Packing<'_, W> {
         }
         if !pax.is_empty() {
             let records = pax.render();
-            let header = Header::new(b'x', b"./PaxHeaders/x", b"", 0o644, (0, 0), records.len() as u64, stat.st_mtime as _);
+            let header =
+                Header::new(b'x', b"./PaxHeaders/x", b"", 0o644, (0, 0), records.len() as u64, stat.st_mtime as _);
             self.output.write_all(&header.0)?;
             self.output.write_all(&records)?;
             self.pad(records.len() as u64)?;

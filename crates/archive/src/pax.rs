@@ -51,7 +51,8 @@ impl Pax {
 
     /// Extended attributes.
     pub fn attributes(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
-        let attribute = |(key, value): (&Vec<u8>, &Vec<u8>)| Some((key.strip_prefix(ATTRIBUTE)?.to_vec(), value.clone()));
+        let attribute =
+            |(key, value): (&Vec<u8>, &Vec<u8>)| Some((key.strip_prefix(ATTRIBUTE)?.to_vec(), value.clone()));
         self.0.iter().filter_map(attribute).collect()
     }
 

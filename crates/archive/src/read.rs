@@ -66,7 +66,11 @@ impl<R: Read> Members<R> {
                 return self.end().map(|()| None);
             }
             if !header.is_sound() {
-                return Err(if self.at == BLOCK as u64 { ArchiveError::NotTar } else { self.damaged("a header is expected") });
+                return Err(if self.at == BLOCK as u64 {
+                    ArchiveError::NotTar
+                } else {
+                    self.damaged("a header is expected")
+                });
             }
             self.content(header.size().ok_or_else(|| self.damaged("a size is no number"))?);
             match header.kind() {
@@ -211,7 +215,8 @@ impl<R: Read> Members<R> {
                             let number: u64 = text.parse().map_err(|_| self.damaged(wrong))?;
                             if numbers.is_empty() {
                                 let pairs = usize::try_from(number).ok().filter(|pairs| *pairs <= EXTENTS);
-                                wanted = 1 + 2 * pairs.ok_or_else(|| self.damaged("a sparse file has too many parts"))?;
+                                wanted =
+                                    1 + 2 * pairs.ok_or_else(|| self.damaged("a sparse file has too many parts"))?;
                             }
                             numbers.push(number);
                         }

@@ -120,7 +120,11 @@ fn tar_reads_what_is_packed() {
 fn what_tar_writes_in_any_of_its_forms_is_read() {
     let from = tempfile::tempdir().unwrap();
     tree(from.path());
-    for form in [&["--format=gnu", "-S"][..], &["--format=pax", "-S", "--xattrs"], &["--format=pax", "-S", "--sparse-version=0.1"]] {
+    for form in [
+        &["--format=gnu", "-S"][..],
+        &["--format=pax", "-S", "--xattrs"],
+        &["--format=pax", "-S", "--sparse-version=0.1"],
+    ] {
         let to = tempfile::tempdir().unwrap();
         let arguments = [form, &["-cf", "-", "--numeric-owner", "-C", from.path().to_str().unwrap(), "."]].concat();
         unpacked(&tar(&arguments, b""), to.path()).unwrap_or_else(|error| panic!("{form:?}: {error}"));
@@ -138,11 +142,23 @@ fn nothing_is_written_outside() {
     let hostile: [(&str, Vec<Vec<u8>>, Refusal); 8] = [
         ("absolute", vec![member(b'0', &format!("{out}/new"), "", b"x")], Refusal::Absolute),
         ("upwards", vec![member(b'0', "a/../../new", "", b"x")], Refusal::Upwards),
-        ("a link, then through it", vec![member(b'2', "l", out, b""), member(b'0', "l/new", "", b"x")], Refusal::Through),
+        (
+            "a link, then through it",
+            vec![member(b'2', "l", out, b""), member(b'0', "l/new", "", b"x")],
+            Refusal::Through,
+        ),
         ("the same upwards", vec![member(b'2', "l", "..", b""), member(b'5', "l/new", "", b"")], Refusal::Through),
         ("a hard link out", vec![member(b'1', "h", "../kept", b"")], Refusal::NoTarget),
-        ("a hard link through a link", vec![member(b'2', "l", "..", b""), member(b'1', "h", "l/kept", b"")], Refusal::NoTarget),
-        ("a hard link to a directory", vec![member(b'5', "d", "", b""), member(b'1', "h", "d", b"")], Refusal::NoTarget),
+        (
+            "a hard link through a link",
+            vec![member(b'2', "l", "..", b""), member(b'1', "h", "l/kept", b"")],
+            Refusal::NoTarget,
+        ),
+        (
+            "a hard link to a directory",
+            vec![member(b'5', "d", "", b""), member(b'1', "h", "d", b"")],
+            Refusal::NoTarget,
+        ),
         ("another kind", vec![member(b'Z', "z", "", b"")], Refusal::Kind(b'Z')),
     ];
     for (what, members, expected) in hostile {
@@ -172,7 +188,8 @@ fn a_link_to_outside_is_replaced_and_not_written_through() {
 #[test]
 fn devices_are_left_out_and_owners_have_an_end() {
     let to = tempfile::tempdir().unwrap();
-    let counts = unpacked(&archive(&[member(b'3', "null", "", b""), member(b'6', "pipe", "", b"")]), to.path()).unwrap();
+    let counts =
+        unpacked(&archive(&[member(b'3', "null", "", b""), member(b'6', "pipe", "", b"")]), to.path()).unwrap();
     assert_eq!((counts.left_out, counts.entries), (1, 1));
     assert!(fs::symlink_metadata(to.path().join("pipe")).unwrap().file_type().is_fifo());
     let mut header = Header::new(b'0', b"file", b"", 0o644, (65_536, 0), 0, 1).0.to_vec();

@@ -7,9 +7,9 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags, chownat, fchmod, fchown,
-        fsetxattr, ftruncate, futimens, linkat, mkdirat, mkfifoat, openat, openat2, seek, statat, symlinkat, unlinkat,
-        utimensat, SeekFrom,
+        AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, SeekFrom, Timespec, Timestamps, Uid, XattrFlags, chownat,
+        fchmod, fchown, fsetxattr, ftruncate, futimens, linkat, mkdirat, mkfifoat, openat, openat2, seek, statat,
+        symlinkat, unlinkat, utimensat,
     },
     io::{Errno, write},
 };
@@ -163,7 +163,8 @@ impl Unpacking<'_> {
             return Err(refused(member, Refusal::Deep(DEPTH)));
         }
         let name = |filling: &Filling| filling.path.rsplit(|byte| *byte == b'/').next().map(<[u8]>::to_vec);
-        let same = self.open[1..].iter().zip(names).take_while(|(open, wanted)| name(open).as_deref() == Some(**wanted));
+        let same =
+            self.open[1..].iter().zip(names).take_while(|(open, wanted)| name(open).as_deref() == Some(**wanted));
         let same = same.count();
         // From the inner to the outer, since each may change the one around it.
         while self.open.len() > same + 1 {
@@ -246,7 +247,8 @@ impl Unpacking<'_> {
         let link = |at: BorrowedFd<'_>| linkat(&directory, *last, at, name, AtFlags::empty());
         match link(self.at(parent)) {
             Err(Errno::EXIST) => {
-                let there = statat(self.at(parent), name, AtFlags::SYMLINK_NOFOLLOW).doing("looking at", &member.path)?;
+                let there =
+                    statat(self.at(parent), name, AtFlags::SYMLINK_NOFOLLOW).doing("looking at", &member.path)?;
                 if (there.st_dev, there.st_ino) == (stat.st_dev, stat.st_ino) {
                     return Ok(());
                 }

@@ -23,7 +23,12 @@ impl Disk {
     pub fn of(path: &Path) -> io::Result<Self> {
         let stat = statvfs(path)?;
         let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-        Ok(Self { size: bytes(stat.f_blocks), free: bytes(stat.f_bavail), files: stat.f_files, free_files: stat.f_favail })
+        Ok(Self {
+            size: bytes(stat.f_blocks),
+            free: bytes(stat.f_bavail),
+            files: stat.f_files,
+            free_files: stat.f_favail,
+        })
     }
 
     /// What it lacks, in words, when less than `percent` of it is free.
@@ -35,7 +40,9 @@ impl Disk {
         }
         if self.files > 0 && self.free_files < reserve(self.files) {
             let (free, reserve) = (self.free_files, reserve(self.files));
-            return Some(format!("the disk can have {free} more files, and {reserve} are reserved (`reserve` in host.toml)"));
+            return Some(format!(
+                "the disk can have {free} more files, and {reserve} are reserved (`reserve` in host.toml)"
+            ));
         }
         None
     }

@@ -11,8 +11,8 @@ use tracing::{debug, warn};
 use wire::{
     Connection, Fault, Method, Peer, Replier, Request, host,
     host::{
-        Config, Connect, Create, Delete, DeleteVolume, Events, Exec, ExportVolume, Freeze, ImportVolume, List, Listen, Listening, Logs, Narrow,
-        Start, Statuses, Stop, Thaw, Unlisten, Volumes,
+        Config, Connect, Create, Delete, DeleteVolume, Events, Exec, ExportVolume, Freeze, ImportVolume, List, Listen,
+        Listening, Logs, Narrow, Start, Statuses, Stop, Thaw, Unlisten, Volumes,
     },
     varlink::{Empty, MAX_REQUEST, Service, serve_connection},
 };

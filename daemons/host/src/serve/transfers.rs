@@ -29,7 +29,9 @@ struct Moving<'a> {
 
 impl Drop for Moving<'_> {
     fn drop(&mut self) {
-        if self.new && let Err(error) = self.host.place.drop_new_volume(&self.tenant, &self.name) {
+        if self.new
+            && let Err(error) = self.host.place.drop_new_volume(&self.tenant, &self.name)
+        {
             warn!(tenant = %self.tenant, volume = %self.name, %error, "what was imported in part stays until the next start");
         }
         lock(&self.host.moving).remove(&(self.tenant.clone(), self.name.clone()));
@@ -56,9 +58,12 @@ impl Host {
     }
 
     fn check_unused(&self, tenant: &TenantName, name: &VolumeName) -> Result<(), Fault> {
-        let uses = |vps: &Vps| vps.tenant() == Some(tenant) && vps.up().is_some_and(|up| up.record.volumes.contains(name));
+        let uses =
+            |vps: &Vps| vps.tenant() == Some(tenant) && vps.up().is_some_and(|up| up.record.volumes.contains(name));
         match self.table().vps.iter().find(|(_, vps)| uses(vps)) {
-            Some((vps, _)) => Err(conflict(tenant, name, &format!("is used by vps \"{vps}\", which is up; stop it first"))),
+            Some((vps, _)) => {
+                Err(conflict(tenant, name, &format!("is used by vps \"{vps}\", which is up; stop it first")))
+            }
             None => Ok(()),
         }
     }
@@ -110,7 +115,8 @@ impl Capability {
         let failed = |error: std::io::Error| of(Fault::new(ErrorKind::Failed, error.to_string()));
         let directory = host.place.new_volume(&tenant, &name).map_err(failed)?;
         moving.new = true;
-        let transfer = Transfer::begin(Way::In(owner), &directory, &host.paths.run.join("stage"), stream).map_err(&of)?;
+        let transfer =
+            Transfer::begin(Way::In(owner), &directory, &host.paths.run.join("stage"), stream).map_err(&of)?;
         let moved: Moved = tokio::select! {
             moved = transfer.finish(|| host.check_room()) => moved.map_err(&of)?,
             () = replier.gone() => return Ok(()),

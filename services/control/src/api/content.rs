@@ -49,7 +49,8 @@ pub async fn import(
     let mut body = body.into_data_stream();
     let feed = async move {
         while let Some(chunk) = body.next().await {
-            let chunk = chunk.map_err(|error| ApiError::new(ErrorKind::Invalid, format!("the archive broke off: {error}")))?;
+            let chunk =
+                chunk.map_err(|error| ApiError::new(ErrorKind::Invalid, format!("the archive broke off: {error}")))?;
             if pipe.write_all(&chunk).await.is_err() {
                 // The host does not read any more; it says why. What is sent is read all the same: who sends hears
                 // nothing before.

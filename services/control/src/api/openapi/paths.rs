@@ -63,7 +63,13 @@ const PATHS: &[Path] = &[
     row("/v1/volumes/{tenant}/{name}", "delete", "Removes a volume that no VPS uses", Nothing, Nothing),
     row("/v1/volumes/{tenant}/{name}/content", "get", "A volume as a tar stream", Nothing, Tar),
     with(
-        row("/v1/volumes/{tenant}/{name}/content", "put", "Fills a volume: whole or not at all", Tar, One("VolumeMoved")),
+        row(
+            "/v1/volumes/{tenant}/{name}/content",
+            "put",
+            "Fills a volume: whole or not at all",
+            Tar,
+            One("VolumeMoved"),
+        ),
         &[
             ("owner", "string", "UID:GID who owns all of it; left out: whom the stream says, ids as a VPS sees them."),
             ("replace", "boolean", "Take the place of what is there; else a volume that has something is refused."),
