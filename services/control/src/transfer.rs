@@ -30,15 +30,17 @@ pub fn import(
 /// Begins to read a volume.
 pub fn export(host: &Client, request: ExportVolume) -> Result<Export, Fault> {
     let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(std::io::Error::from)?;
-    let end = Box::pin(moved(host.clone(), request, theirs));
+    let end: End = Box::pin(moved(host.clone(), request, theirs));
     Ok(Export { pipe: pipe::Receiver::from_owned_fd(ours)?, end: Some(end), moved: None })
 }
+
+type End = Pin<Box<dyn Future<Output = Result<Moved, Fault>> + Send>>;
 
 /// A volume that is being read.
 pub struct Export {
     pipe: pipe::Receiver,
     /// How it ends; none: it has ended well, and what is in the pipe is the rest.
-    end: Option<Pin<Box<dyn Future<Output = Result<Moved, Fault>> + Send>>>,
+    end: Option<End>,
     /// What was moved, once it has ended.
     pub moved: Option<Moved>,
 }
