@@ -54,7 +54,7 @@ test-system:
 	$(call install,$(TEST_PACKAGES))
 	cargo build --quiet --workspace --bins
 	cargo test --quiet -p bailiwick-system-tests --no-run
-	$(DEBUG)/bailiwick-images debian:nginx-light debian:redis-server debian: \
+	$(DEBUG)/bailiwick-images debian:nginx-light debian:redis-server debian:postgresql debian: \
 	  $(SITE_IMAGES)
 	$(OWN_NET) cargo test -p bailiwick-system-tests
 
