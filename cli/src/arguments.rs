@@ -9,7 +9,7 @@ use model::{ImageRef, TenantName, VolumeName, VpsName, host::Paths};
 #[derive(Debug, Parser)]
 #[command(
     name = "bailiwick",
-    version,
+    version = model::version(),
     max_term_width = 110,
     disable_help_subcommand = false,
     after_help = "\
@@ -155,10 +155,10 @@ Examples:
         after_help = "Examples:\n  bailiwick image build debian:nginx-light\n  bailiwick image rm debian:nginx-light"
     )]
     Image(Image),
-    /// List, look at, fill, save or remove volumes, which outlive the VPSs that use them
+    /// List, look at or remove volumes, which outlive the VPSs that use them
     #[command(
         subcommand,
-        after_help = "Examples:\n  bailiwick volume ls\n  bailiwick volume import acme/data dump.tar.gz\n  bailiwick volume export acme/data data.tar\n  bailiwick volume rm acme/data"
+        after_help = "Examples:\n  bailiwick volume ls\n  bailiwick volume inspect acme/data\n  bailiwick volume rm acme/data"
     )]
     Volume(Volume),
     /// List routes: what leads where
@@ -168,8 +168,13 @@ Examples:
         form: Form,
     },
     /// List services and the designated VPSs that run them
-    #[command(after_help = "Example:\n  bailiwick services")]
+    #[command(
+        args_conflicts_with_subcommands = true,
+        after_help = "Examples:\n  bailiwick services\n  bailiwick services upgrade gateway"
+    )]
     Services {
+        #[command(subcommand)]
+        action: Option<Services>,
         #[command(flatten)]
         form: Form,
     },
@@ -182,6 +187,16 @@ Examples:
         #[command(flatten)]
         form: Form,
     },
+    /// Have the host go on as another version, while server VPSs run on
+    #[command(after_help = "\
+Examples:
+  bailiwick upgrade --check                   what would be done
+  bailiwick upgrade                           to the version that this program is of
+  bailiwick upgrade /usr/lib/bailiwick/0.2.0
+
+Keeper and daemon become the new version in place; then designated VPSs are restarted with it, one after the other. No
+connection is refused. When the new version does not come up, the old one goes on.")]
+    Upgrade(Upgrade),
     /// Say what this machine has and lacks
     #[command(after_help = "Example:\n  bailiwick doctor\n\nExits with 7 when something needed is missing.")]
     Doctor {
@@ -204,6 +219,31 @@ Examples:
         /// Which
         #[arg(required = true)]
         services: Vec<String>,
+    },
+}
+
+/// `upgrade`
+#[derive(Debug, Args)]
+pub struct Upgrade {
+    /// Where the programs of the new version are [default: where this program is]
+    pub directory: Option<PathBuf>,
+    /// Only say what would be done
+    #[arg(long)]
+    pub check: bool,
+    #[command(flatten)]
+    pub form: Form,
+}
+
+/// `services …`
+#[derive(Debug, Subcommand)]
+pub enum Services {
+    /// Restart one designated VPS with another version
+    #[command(after_help = "Example:\n  bailiwick services upgrade gateway")]
+    Upgrade {
+        /// The designated VPS
+        name: VpsName,
+        /// Where the programs of that version are [default: where this program is]
+        directory: Option<PathBuf>,
     },
 }
 
@@ -300,34 +340,6 @@ pub enum Volume {
         volume: VolumeRef,
         #[command(flatten)]
         form: Form,
-    },
-    /// Fill a volume from a directory or an archive: all of it, or nothing
-    #[command(
-        after_help = "Examples:\n  bailiwick volume import acme/data dump.tar.gz\n  bailiwick volume import acme/data /srv/old-redis --owner 101:103\n  bailiwick volume import acme/data dump.tar --replace\n\nOwners are numbers as the programs inside see them: 0 is the VPS's own root. What the archive has replaces what the\nimage has in that place. A VPS that uses the volume must be stopped."
-    )]
-    Import {
-        /// Which: `TENANT/NAME`; made where it is missing
-        volume: VolumeRef,
-        /// A directory, a tar archive (also packed by gzip, xz, zstd or bzip2), or `-`: a plain one on standard input
-        path: PathBuf,
-        /// Give all of it to this user and group, instead of whom it says
-        #[arg(long, value_name = "UID[:GID]")]
-        owner: Option<String>,
-        /// Take the place of what is in the volume
-        #[arg(long)]
-        replace: bool,
-        #[command(flatten)]
-        form: Form,
-    },
-    /// Write a volume as a tar archive
-    #[command(
-        after_help = "Examples:\n  bailiwick volume export acme/data data.tar\n  bailiwick volume export acme/data | zstd > data.tar.zst\n\nFiles that a running program changes meanwhile may be torn; stop or freeze the VPS first where that matters."
-    )]
-    Export {
-        /// Which: `TENANT/NAME`
-        volume: VolumeRef,
-        /// Where to; left out: standard output
-        file: Option<PathBuf>,
     },
     /// Remove volumes that no VPS uses, with all that is in them
     #[command(after_help = "Example:\n  bailiwick volume rm acme/data --yes")]

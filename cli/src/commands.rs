@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    arguments::{Arguments, Command},
+    arguments::{Arguments, Command, Services},
     client::Host,
     failure::{Failure, Result},
     output,
@@ -19,7 +19,6 @@ use model::{
 };
 
 mod apply;
-mod content;
 mod delete;
 mod events;
 mod exec;
@@ -30,6 +29,7 @@ mod ps;
 mod routes;
 mod services;
 mod time;
+mod upgrade;
 mod volumes;
 mod why;
 
@@ -53,7 +53,11 @@ pub async fn run(host: &Host, command: Command) -> Result<ExitCode> {
         Command::Image(image) => images::run(host, image).await?,
         Command::Volume(volume) => volumes::run(host, volume).await?,
         Command::Routes { form } => routes::run(host, form).await?,
-        Command::Services { form } => services::run(host, form).await?,
+        Command::Services { action: Some(Services::Upgrade { name, directory }), .. } => {
+            upgrade::one(host, &name, directory).await?;
+        }
+        Command::Services { action: None, form } => services::run(host, form).await?,
+        Command::Upgrade(arguments) => upgrade::run(host, arguments).await?,
         Command::Events { follow, form } => events::run(host, follow, form).await?,
         Command::Names => {
             let rows: Vec<VpsRow> = host.get("/v1/vps?all=true").await?;

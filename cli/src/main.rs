@@ -1,7 +1,7 @@
 //! `bailiwick`: what a person types, and the one program that all services are (`bailiwick serve NAME…`).
 //!
-//! A client only speaks the HTTP API of `control` on the host's `api.sock`; `doctor` looks at this machine itself. May
-//! touch: that socket, the files it is given, standard input and output. Must never: reach around the API.
+//! A client only speaks the HTTP API of `control` on the host's `api.sock`; `doctor` looks at this machine itself, and
+//! `upgrade` asks the daemon, on a socket of root's. May touch: those sockets, the files it is given, standard input and output. Must never: reach around the API.
 #![forbid(unsafe_code)]
 
 mod arguments;

@@ -196,6 +196,11 @@ impl Paths {
         self.run.join("api.sock")
     }
 
+    /// The socket of the host's own root, under `run`.
+    pub fn admin_file(&self) -> &'static str {
+        "admin.sock"
+    }
+
     /// What one VPS has on disk: `ids`, `state/{upper,work}`, `log/`.
     pub fn vps(&self, name: &VpsName) -> PathBuf {
         self.state.join("vps").join(name.as_str())

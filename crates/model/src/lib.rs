@@ -16,6 +16,7 @@ pub mod route;
 pub mod run;
 pub mod spec;
 pub mod state;
+mod version;
 
 pub use allow::Allow;
 pub use document::nearest;
@@ -28,3 +29,4 @@ pub use route::{ListenAddress, Route};
 pub use run::RunSpec;
 pub use spec::{Spec, VpsSpec};
 pub use state::{ExitStatus, Phase, VpsStatus};
+pub use version::version;

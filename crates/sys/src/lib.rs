@@ -3,6 +3,7 @@
 //! Each file is one part of the kernel's interface. May touch: the kernel, by what it is given. Must never: decide
 //! anything, keep state, or know what a VPS is.
 
+pub mod handover;
 pub mod listen_fds;
 pub mod mount;
 pub mod namespace;

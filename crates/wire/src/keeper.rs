@@ -2,7 +2,10 @@
 //! descriptor beside it. The keeper parses nothing else.
 //!
 //! The keeper holds descriptors under names. A new daemon first receives them all (`Held` each, then `End`).
-//! Names: `listen/ADDRESS`, `host/VPS`, `service/NAME`, `api`, `userns/VPS`, `netns/VPS`, `shim/VPS`, `lock`.
+//! Names: `listen/ADDRESS`, `host/VPS`, `service/NAME`, `api`, `admin`, `userns/VPS`, `netns/VPS`, `shim/VPS`, `lock`.
+//!
+//! A keeper that becomes another version hands it all of them, and three that no daemon is given: [`ROOT_LOCK`], [`PREVIOUS`] and,
+//! between the two, [`NEXT`]. The daemon of the new version drops [`PREVIOUS`] when it has taken over.
 
 use std::{
     io,
@@ -10,6 +13,13 @@ use std::{
 };
 
 use crate::seqpacket::{recv_with_fds, send_with_fds};
+
+/// The keeper's lock of the host's root.
+pub const ROOT_LOCK: &str = "keeper/lock";
+/// The program that the keeper goes back to when the new version's daemon ends before it has taken over.
+pub const PREVIOUS: &str = "keeper/previous";
+/// The program that the keeper goes on as, once the daemon has ended.
+pub const NEXT: &str = "keeper/next";
 
 /// Bytes of a name at most.
 pub const NAME: usize = 127;
@@ -29,6 +39,8 @@ pub enum Word {
     End = 4,
     /// Daemon: the host stops; end when I end, and do not start me again.
     Stop = 5,
+    /// Daemon: once I have ended, go on as this program (a newer or older keeper) in place of yourself.
+    Become = 6,
 }
 
 /// Sends one message.
@@ -57,6 +69,7 @@ pub fn recv(socket: impl AsFd) -> io::Result<Option<(Word, String, Option<OwnedF
         3 => Word::Held,
         4 => Word::End,
         5 => Word::Stop,
+        6 => Word::Become,
         _ => return Err(illegal()),
     };
     let name = bytes.get(2..2 + usize::from(bytes[1])).ok_or_else(illegal)?;

@@ -4,6 +4,7 @@
 //! keeper a fixed one (`keeper`). May touch: sockets it is given. Must never: decide anything, or trust a length.
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod apps;
 pub mod control;
 pub mod gateway;

@@ -56,9 +56,16 @@ pub fn layer_store(config: &HostConfig, paths: &Paths) -> PathBuf {
     config.layers.clone().unwrap_or_else(|| paths.state.join("layers"))
 }
 
+/// Where this program is, or was before another one took its place.
+pub fn own_program() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe().context("finding this program")?;
+    let replaced = own.to_str().and_then(|path| path.strip_suffix(" (deleted)"));
+    Ok(replaced.map_or_else(|| own.clone(), PathBuf::from))
+}
+
 /// A program that was installed beside this one.
 pub fn sibling(name: &str) -> anyhow::Result<PathBuf> {
-    let own = std::env::current_exe().context("finding this program")?;
+    let own = own_program()?;
     let path = own.parent().unwrap_or(Path::new("/")).join(name);
     anyhow::ensure!(path.is_file(), "{} is missing; it belongs beside bailiwickd", path.display());
     Ok(path)

@@ -25,6 +25,7 @@ use wire::shim::ToShim;
 use crate::{
     config,
     designated::make_directory,
+    format,
     held::Keeper,
     host::{Host, Pinned, lock},
     ids::Allocation,
@@ -35,6 +36,7 @@ use crate::{
     serve::serve,
     shim::{attend, await_cgroup},
     table::{Table, Vps, now_ms},
+    upgrade,
     uplink::{self, CHILD, Uplink},
     watch::watch,
 };
@@ -143,6 +145,7 @@ async fn start(
         make_directory(&paths.run.join(name), mode)
             .with_context(|| format!("making {name} under the run directory"))?;
     }
+    format::migrate(&paths.state)?;
     cgroups.bound(config.reserve.memory).map_err(explained)?;
     let place = Place::open(&paths, config.ids)?;
     open_layers(&config::layer_store(&config, &paths))?;
@@ -157,7 +160,17 @@ async fn start(
         names.into_iter().filter_map(|name| held.remove_entry(&name)).collect()
     };
     let (shims, userns, netns) = (take("shim/"), take("userns/"), take("netns/"));
-    let host = Arc::new(Host::new(config, paths, place, cgroups, keeper, (shim, bailiwick), table, held, uplink));
+    let host = Arc::new(Host::new(
+        config,
+        paths,
+        place,
+        cgroups,
+        keeper,
+        (shim, bailiwick, upgrade::own()?),
+        table,
+        held,
+        uplink,
+    ));
     let namespaces = userns.into_values().next().zip(netns.into_values().next());
     if let Some((user, network)) = namespaces {
         let mut linker = Linker::new(network.as_fd()).map_err(explained)?;
@@ -170,6 +183,8 @@ async fn start(
     adopt(&host, shims)?;
     remove_leftovers(&host).await;
     serve_designated(&host)?;
+    upgrade::listen(&host).context("making the socket of the host's root")?;
+    host.resume_upgrade();
     Ok(host)
 }
 
@@ -221,6 +236,7 @@ fn adopt(host: &Arc<Host>, shims: BTreeMap<String, OwnedFd>) -> anyhow::Result<(
     for (name, vps) in &mut table.vps {
         let Some(record) = Record::load(&host.paths.run, name) else { continue };
         (vps.run, vps.since_ms, vps.start_ms) = (record.run.max(vps.run), record.since_ms, record.start_ms);
+        vps.programs = record.programs;
         if let model::Phase::Down { ended } = record.phase {
             vps.life = Life::Down(ended);
         }
@@ -335,5 +351,8 @@ fn remove_directories(paths: &Paths) {
             _ => {}
         }
     }
-    let _ = fs::remove_file(paths.api());
+    for file in [paths.api(), paths.run.join(paths.admin_file())] {
+        let _ = fs::remove_file(file);
+    }
+    upgrade::remove(paths);
 }

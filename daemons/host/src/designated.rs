@@ -13,6 +13,7 @@ use model::{
     api::ErrorKind,
     host::{Designated, DesignatedNetwork},
     run::{Link, Ready, Root, Stop},
+    state::Ended,
 };
 use tracing::{error, info, warn};
 use wire::Fault;
@@ -20,9 +21,11 @@ use wire::Fault;
 use crate::{
     grants::Grants,
     host::{Host, lock},
+    life::Life,
     listeners::{listen_again, listen_unix, takes_connections},
     programs,
     start::{Launch, Network},
+    table::Vps,
 };
 
 /// A designated VPS that was up for so long is started again at once.
@@ -125,10 +128,20 @@ impl Host {
             setuid: designated.userland,
             nesting: designated.userland,
             ready: Ready::Notify,
-            ready_check: None,
             stop: Stop { signal: 15, grace_ms: GRACE_MS },
         };
         Ok(Launch { run, binds: self.binds(name, designated).map_err(unavailable)?, listeners, network })
+    }
+
+    /// The program that a designated VPS is to run, which is noted as its own. One that is gone gives way to the daemon's.
+    fn program_of(&self, name: &VpsName) -> PathBuf {
+        let mut table = self.table();
+        let Ok(vps) = table.get_mut(name) else { return self.bailiwick.clone() };
+        let own = vps.programs.take().map(|programs| (programs.directory.join("bailiwick"), programs));
+        let (file, programs) =
+            own.filter(|(file, _)| file.is_file()).unwrap_or_else(|| (self.bailiwick.clone(), self.programs.clone()));
+        vps.programs = Some(programs);
+        file
     }
 
     fn link(&self, name: &VpsName, designated: &Designated) -> Result<Option<Link>, Fault> {
@@ -144,6 +157,7 @@ impl Host {
 
     fn binds(&self, name: &VpsName, designated: &Designated) -> std::io::Result<Vec<HostBind>> {
         let owner = self.table().get(name).map_err(std::io::Error::other)?.allocation.range(&self.config.ids).first;
+        let program = self.program_of(name);
         let bind = |source: PathBuf, target: &str, writable| HostBind {
             source,
             target: target.to_owned(),
@@ -152,7 +166,7 @@ impl Host {
             volume: false,
         };
         let mut binds = vec![
-            bind(self.bailiwick.clone(), "/bailiwick", false),
+            bind(program, "/bailiwick", false),
             bind(self.paths.run.join("designated").join(name.as_str()), "/run/bailiwick", false),
             bind(self.place.data(name, owner)?, "/data", true),
         ];
@@ -205,7 +219,9 @@ impl Host {
             if self.is_stopping() {
                 return;
             }
-            pause = if begun.elapsed() >= SOUND { MIN_PAUSE } else { (pause * 2).min(MAX_PAUSE) };
+            let asked = |vps: &Vps| matches!(&vps.life, Life::Down(Some(Ended::Exited { asked: true, .. })));
+            let asked = self.table().get(&name).is_ok_and(asked);
+            pause = if asked || begun.elapsed() >= SOUND { MIN_PAUSE } else { (pause * 2).min(MAX_PAUSE) };
             tokio::time::sleep(pause).await;
         }
     }

@@ -42,6 +42,11 @@ impl Keeper {
         let _ = send(self.socket.as_fd(), Word::Drop, name, None);
     }
 
+    /// Once this daemon has ended, the keeper goes on as `program`.
+    pub fn go_on_as(&self, program: impl AsFd) -> io::Result<()> {
+        send(self.socket.as_fd(), Word::Become, "", Some(program.as_fd()))
+    }
+
     /// The host has stopped.
     pub fn stop(&self) {
         let _ = send(self.socket.as_fd(), Word::Stop, "", None);

@@ -1,7 +1,7 @@
 //! The host: what all parts of the daemon share.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     sync::{
@@ -11,8 +11,10 @@ use std::{
 };
 
 use isolation::host::{Hierarchies, Linker, Namespaces};
-use model::{HostConfig, ListenAddress, TenantName, VolumeName, VpsName, host::Paths};
+use model::{HostConfig, ListenAddress, VpsName, host::Paths};
+use tokio::sync::watch;
 use tracing::warn;
+use wire::admin::{Programs, Upgrading};
 
 use crate::{
     events::Events,
@@ -43,6 +45,10 @@ pub struct Host {
     pub shim: OwnedFd,
     /// The program `bailiwick`, which all services are.
     pub bailiwick: PathBuf,
+    /// The version that this daemon is of.
+    pub programs: Programs,
+    /// The last upgrade.
+    pub upgrading: watch::Sender<Option<Upgrading>>,
     /// Whether it is being stopped: nothing starts any more.
     pub stopping: AtomicBool,
     /// The network VPS's namespaces and a socket in them, once it was started.
@@ -51,8 +57,6 @@ pub struct Host {
     pub uplink: Option<Uplink>,
     /// Id-mappings of layers by the first id of the VPS they are for.
     pub layer_maps: Mutex<BTreeMap<u32, OwnedFd>>,
-    /// Volumes whose content is being moved in or out.
-    pub moving: Mutex<BTreeSet<(TenantName, VolumeName)>>,
     /// Listening sockets by the keeper's name for them: `listen/…`, `service/…`, `host/…`, `api`.
     pub sockets: Mutex<BTreeMap<String, OwnedFd>>,
     table: Mutex<Table>,
@@ -82,7 +86,7 @@ impl Host {
         place: Place,
         cgroups: Hierarchies,
         keeper: Keeper,
-        programs: (OwnedFd, PathBuf),
+        (shim, bailiwick, programs): (OwnedFd, PathBuf, Programs),
         table: Table,
         sockets: BTreeMap<String, OwnedFd>,
         uplink: Option<Uplink>,
@@ -96,13 +100,14 @@ impl Host {
             keeper,
             events: Events::default(),
             layers,
-            shim: programs.0,
-            bailiwick: programs.1,
+            shim,
+            bailiwick,
+            programs,
+            upgrading: watch::Sender::new(None),
             stopping: AtomicBool::new(false),
             pinned: Mutex::new(None),
             uplink,
             layer_maps: Mutex::new(BTreeMap::new()),
-            moving: Mutex::default(),
             sockets: Mutex::new(sockets),
             table: Mutex::new(table),
             // Ids of programs that an earlier daemon started must not be met again.

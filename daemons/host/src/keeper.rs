@@ -2,8 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    ffi::CString,
-    fs::File,
+    ffi::{CStr, CString},
     io,
     os::{
         fd::{AsFd, OwnedFd},
@@ -25,13 +24,16 @@ use rustix::{
     },
 };
 use sys::{
+    handover::{exec_with, take},
     process::{Child, close_on_exec_from, default_signals, exec_fd, place_fd, spawn_child},
     signal::SignalFd,
 };
-use wire::keeper::{Word, recv, send};
+use wire::keeper::{NEXT, PREVIOUS, ROOT_LOCK, Word, recv, send};
 
 /// Descriptors held at most: a few per VPS.
 const HELD: usize = 100_000;
+/// How long the daemon of a new version may take before the keeper goes back to the old one.
+const TAKE_OVER: Duration = Duration::from_secs(30);
 /// A daemon that lived longer than this is started again at once.
 const SOUND: Duration = Duration::from_secs(1);
 const MIN_PAUSE: Duration = Duration::from_millis(10);
@@ -51,26 +53,39 @@ enum End {
     Died,
 }
 
-/// Keeps the host until it is stopped; the exit code.
-pub fn run(paths: &Paths, root: Option<&Path>) -> anyhow::Result<u8> {
+/// Keeps the host until it is stopped; the exit code. `list` is the number of a list of what a keeper of another version held,
+/// which became this one.
+pub fn run(paths: &Paths, root: Option<&Path>, list: Option<i32>) -> anyhow::Result<u8> {
     check_machine()?;
-    let lock = lock(paths)?;
+    let mut held = Held::new();
+    if let Some(list) = list {
+        held.extend(take(list).context("taking over what an earlier keeper held")?);
+    }
+    let lock = match held.remove(ROOT_LOCK) {
+        Some(lock) => lock,
+        None => lock(paths)?,
+    };
     raise_limits();
     let signals = SignalFd::open(&[Signal::TERM, Signal::INT, Signal::CHILD])?;
     // Shims outlive the daemon that started them; their ends are reaped here.
     set_child_subreaper(Some(getpid()))?;
-    let mut held = Held::new();
     let mut pause = Duration::ZERO;
-    let mut first = true;
+    let mut first = list.is_none();
     let mut stopping = false;
     let code = loop {
         let started = Instant::now();
         let (daemon, socket) = start_daemon(root)?;
         let end = attend(&daemon, socket, &signals, &mut held, &mut stopping)?;
+        let (next, previous) = (held.remove(NEXT), held.remove(PREVIOUS));
         match end {
             End::Stopped => break 0,
+            _ if next.is_some() && !stopping => go_on_as(next.as_ref(), true, root, &held, &lock),
             End::Code(code) if first || stopping => break code.clamp(1, 255) as u8,
             _ if stopping => break 1,
+            _ if previous.is_some() => {
+                eprintln!("bailiwickd: the new version's daemon ended ({end:?}); going back to the old version");
+                go_on_as(previous.as_ref(), false, root, &held, &lock);
+            }
             _ => eprintln!("bailiwickd: the daemon ended ({end:?}); starting it again"),
         }
         first = false;
@@ -85,6 +100,46 @@ pub fn run(paths: &Paths, root: Option<&Path>) -> anyhow::Result<u8> {
     let _ = std::fs::remove_dir(&paths.run);
     drop(lock);
     Ok(code)
+}
+
+/// Becomes `program`, which takes all that is held. With `back` it may go back to this one. Returns only when that failed.
+fn go_on_as(program: Option<&OwnedFd>, back: bool, root: Option<&Path>, held: &Held, lock: &OwnedFd) {
+    let become_it = || -> anyhow::Result<io::Error> {
+        let program = program.context("no program")?;
+        let own = own_program()?;
+        let arguments = arguments(c"keep", root)?;
+        let arguments = |list: i32| {
+            let number = [CString::from(c"--held"), CString::new(list.to_string()).unwrap_or_default()];
+            arguments.into_iter().chain(number).collect()
+        };
+        let held = held.iter().map(|(name, fd)| (name.as_str(), fd.as_fd()));
+        let own = back.then_some((PREVIOUS, own.as_fd()));
+        Ok(exec_with(program.as_fd(), held.chain([(ROOT_LOCK, lock.as_fd())]).chain(own), arguments, &environment()))
+    };
+    let error = become_it().map_or_else(|error| format!("{error:#}"), |error| error.to_string());
+    eprintln!("bailiwickd: the keeper can't become another version: {error}");
+}
+
+fn own_program() -> anyhow::Result<OwnedFd> {
+    open("/proc/self/exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context("opening bailiwickd")
+}
+
+/// What bailiwickd is executed with.
+fn arguments(verb: &CStr, root: Option<&Path>) -> anyhow::Result<Vec<CString>> {
+    let mut arguments = vec![c"bailiwickd".into(), CString::from(verb)];
+    if let Some(root) = root {
+        arguments.extend([CString::from(c"--root"), CString::new(root.as_os_str().as_encoded_bytes())?]);
+    }
+    Ok(arguments)
+}
+
+fn environment() -> Vec<CString> {
+    let variable = |(mut name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        name.push("=");
+        name.push(value);
+        CString::new(name.into_vec()).ok()
+    };
+    std::env::vars_os().filter_map(variable).collect()
 }
 
 /// The daemon is started again at once the first time, then with growing pauses.
@@ -115,7 +170,7 @@ fn version(release: &str) -> (u32, u32) {
 }
 
 /// The lock of this root; held as long as the returned descriptor.
-fn lock(paths: &Paths) -> anyhow::Result<File> {
+fn lock(paths: &Paths) -> anyhow::Result<OwnedFd> {
     std::fs::create_dir_all(&paths.run).with_context(|| format!("making {}", paths.run.display()))?;
     let path = paths.run.join("lock");
     loop {
@@ -131,7 +186,7 @@ fn lock(paths: &Paths) -> anyhow::Result<File> {
         // A host that just ended may have removed the file between our open and our lock.
         let (ours, there) = (rustix::fs::fstat(&file)?, rustix::fs::stat(&path));
         if there.is_ok_and(|there| (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)) {
-            return Ok(file.into());
+            return Ok(file);
         }
     }
 }
@@ -139,18 +194,7 @@ fn lock(paths: &Paths) -> anyhow::Result<File> {
 fn start_daemon(root: Option<&Path>) -> anyhow::Result<(Child, OwnedFd)> {
     let (ours, theirs) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).context("a socket pair")?;
-    let program =
-        open("/proc/self/exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context("opening bailiwickd")?;
-    let mut arguments = vec![c"bailiwickd".into(), CString::from(c"daemon")];
-    if let Some(root) = root {
-        arguments.extend([CString::from(c"--root"), CString::new(root.as_os_str().as_encoded_bytes())?]);
-    }
-    let variable = |(mut name, value): (std::ffi::OsString, std::ffi::OsString)| {
-        name.push("=");
-        name.push(value);
-        CString::new(name.into_vec()).ok()
-    };
-    let environment: Vec<_> = std::env::vars_os().filter_map(variable).collect();
+    let (program, arguments, environment) = (own_program()?, arguments(c"daemon", root)?, environment());
     let child = spawn_child(|| {
         let prepared = || -> io::Result<()> {
             default_signals()?;
@@ -178,11 +222,16 @@ fn attend(
 ) -> anyhow::Result<End> {
     let mut stopped = false;
     let mut open = give(&socket, held).is_ok();
+    let begun = Instant::now();
     loop {
         let mut fds = [PollFd::new(signals, PollFlags::IN), PollFd::new(&socket, PollFlags::IN)];
         // A socket whose other end is closed would be ready for ever.
         let polled = if open { &mut fds[..] } else { &mut fds[..1] };
-        match poll(polled, None) {
+        let on_trial = held.contains_key(PREVIOUS);
+        match poll(polled, on_trial.then_some(&Timespec { tv_sec: 1, tv_nsec: 0 })) {
+            Ok(0) if on_trial && begun.elapsed() > TAKE_OVER => {
+                let _ = pidfd_send_signal(&daemon.pidfd, Signal::KILL);
+            }
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -211,7 +260,7 @@ fn attend(
 
 /// Gives a new daemon all that is held.
 fn give(socket: &OwnedFd, held: &Held) -> io::Result<()> {
-    for (name, fd) in held {
+    for (name, fd) in held.iter().filter(|(name, _)| **name != PREVIOUS) {
         send(socket.as_fd(), Word::Held, name, Some(fd.as_fd()))?;
     }
     send(socket.as_fd(), Word::End, "", None)
@@ -222,6 +271,7 @@ fn obey((word, name, fd): (Word, String, Option<OwnedFd>), held: &mut Held) -> b
     match (word, fd) {
         (Word::Keep, Some(fd)) if held.len() < HELD || held.contains_key(&name) => drop(held.insert(name, fd)),
         (Word::Drop, _) => drop(held.remove(&name)),
+        (Word::Become, Some(fd)) => drop(held.insert(NEXT.to_owned(), fd)),
         (Word::Stop, _) => return true,
         _ => {}
     }

@@ -8,8 +8,8 @@
 mod config;
 mod daemon;
 mod designated;
-mod disk;
 mod events;
+mod format;
 mod grants;
 mod held;
 mod host;
@@ -25,7 +25,7 @@ mod shim;
 mod start;
 mod stop;
 mod table;
-mod transfer;
+mod upgrade;
 mod uplink;
 mod watch;
 
@@ -42,6 +42,17 @@ Runs a host in the foreground until SIGTERM or SIGINT. Needs root.
 
 Afterwards: bailiwick [--root DIR] ps, apply, …; configuration: packaging/host.toml";
 
+/// What bailiwickd is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// The keeper; `list` is the number of a list of what an earlier one held.
+    Keeper { list: Option<i32> },
+    /// The daemon under it.
+    Daemon,
+    /// Neither: says whether this version could take a host over.
+    Check,
+}
+
 fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
         Some("--help" | "-h") => {
@@ -49,12 +60,12 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Some("--version" | "-V") => {
-            println!("bailiwickd {}", env!("CARGO_PKG_VERSION"));
+            println!("bailiwickd {}", model::version());
             return ExitCode::SUCCESS;
         }
         _ => {}
     }
-    let (daemon, root) = match arguments(std::env::args().skip(1)) {
+    let (role, root) = match arguments(std::env::args().skip(1)) {
         Ok(arguments) => arguments,
         Err(message) => {
             eprintln!("bailiwickd: {message}\n{USAGE}");
@@ -62,7 +73,11 @@ fn main() -> ExitCode {
         }
     };
     let paths = Paths::new(root.as_deref());
-    let ended = if daemon { daemon::run(paths) } else { keeper::run(&paths, root.as_deref()) };
+    let ended = match role {
+        Role::Keeper { list } => keeper::run(&paths, root.as_deref(), list),
+        Role::Daemon => daemon::run(paths.clone()).inspect_err(|error| upgrade::note_failure(&paths, error)),
+        Role::Check => upgrade::check_here(&paths),
+    };
     match ended {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -72,12 +87,19 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether this is the daemon, and the root if one is given, absolute.
-fn arguments(mut words: impl Iterator<Item = String>) -> Result<(bool, Option<PathBuf>), String> {
-    let (mut daemon, mut root) = (false, None);
+/// What this is to be, and the root if one is given, absolute.
+fn arguments(mut words: impl Iterator<Item = String>) -> Result<(Role, Option<PathBuf>), String> {
+    let (mut role, mut root) = (Role::Keeper { list: None }, None);
     while let Some(word) = words.next() {
         match word.as_str() {
-            "daemon" => daemon = true,
+            "daemon" => role = Role::Daemon,
+            "check" => role = Role::Check,
+            // What a keeper of another version executes.
+            "keep" => {}
+            "--held" => {
+                let number = words.next().and_then(|number| number.parse().ok());
+                role = Role::Keeper { list: Some(number.ok_or("--held needs the number of a descriptor")?) };
+            }
             "--root" => {
                 let path = words.next().ok_or("--root needs a directory")?;
                 root = Some(std::path::absolute(&path).map_err(|e| format!("--root {path}: {e}"))?);
@@ -85,5 +107,5 @@ fn arguments(mut words: impl Iterator<Item = String>) -> Result<(bool, Option<Pa
             other => return Err(format!("unknown argument `{other}`")),
         }
     }
-    Ok((daemon, root))
+    Ok((role, root))
 }

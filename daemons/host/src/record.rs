@@ -2,8 +2,9 @@
 
 use std::{fs, io, os::unix::fs::FileExt, path::Path};
 
-use model::{Phase, VolumeName, VpsName};
+use model::{Phase, VpsName};
 use serde::{Deserialize, Serialize};
+use wire::admin::Programs;
 
 /// Bytes of a record are a multiple of this.
 const SIZE: usize = 1024;
@@ -21,6 +22,9 @@ pub struct Record {
     pub start_ms: Option<u64>,
     /// Of the run that goes on, if it is up.
     pub up: Option<UpRecord>,
+    /// What a designated VPS runs.
+    #[serde(default)]
+    pub programs: Option<Programs>,
 }
 
 /// What is known of a run.
@@ -37,9 +41,6 @@ pub struct UpRecord {
     /// Its first process, once there is one.
     #[serde(default)]
     pub pid: Option<i32>,
-    /// The volumes it uses.
-    #[serde(default)]
-    pub volumes: Vec<VolumeName>,
 }
 
 impl Record {
@@ -77,7 +78,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join("vps")).unwrap();
         let name: VpsName = "blog".parse().unwrap();
-        let mut record = Record { phase: Phase::Ready, run: 7, since_ms: 1, start_ms: None, up: None };
+        let mut record = Record { phase: Phase::Ready, run: 7, since_ms: 1, start_ms: None, up: None, programs: None };
         for reason in [3000, 10, 0] {
             record.phase = Phase::Down { ended: Some(Ended::NotStarted { reason: "x".repeat(reason) }) };
             record.save(directory.path(), &name).unwrap();

@@ -6,7 +6,7 @@ use std::{
 };
 
 use model::{HostConfig, Phase, TenantName, VpsName, VpsStatus};
-use wire::Fault;
+use wire::{Fault, admin::Programs};
 
 use crate::{
     ids::{Allocation, lowest_free},
@@ -34,17 +34,24 @@ pub struct Vps {
     pub since_ms: u64,
     /// How long its last start took.
     pub start_ms: Option<u64>,
+    /// What a designated VPS runs, or is to run next; none: what the daemon is of.
+    pub programs: Option<Programs>,
 }
 
 impl Vps {
     /// One that is down.
     pub fn new(allocation: Allocation, designated: bool, run: u64) -> Self {
-        Self { allocation, designated, life: Life::Down(None), run, since_ms: now_ms(), start_ms: None }
+        Self { allocation, designated, life: Life::Down(None), run, since_ms: now_ms(), start_ms: None, programs: None }
     }
 
     /// Whose it is.
     pub fn tenant(&self) -> Option<&TenantName> {
         self.allocation.tenant.as_ref()
+    }
+
+    /// Whether it runs these programs.
+    pub fn runs(&self, programs: &Programs) -> bool {
+        self.programs.as_ref().is_some_and(|own| own.build == programs.build)
     }
 
     /// Where it is.
@@ -74,7 +81,8 @@ impl Vps {
     /// What a new daemon must know.
     pub fn record(&self) -> Record {
         let up = self.up().map(|up| up.record.clone());
-        Record { phase: self.phase(), run: self.run, since_ms: self.since_ms, start_ms: self.start_ms, up }
+        let (phase, programs) = (self.phase(), self.programs.clone());
+        Record { phase, run: self.run, since_ms: self.since_ms, start_ms: self.start_ms, up, programs }
     }
 
     /// For who asks; with `figures` what it uses too.

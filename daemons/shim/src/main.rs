@@ -6,7 +6,6 @@
 #![forbid(unsafe_code)]
 
 mod channel;
-mod check;
 mod init;
 mod listen;
 mod log;

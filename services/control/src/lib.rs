@@ -28,7 +28,6 @@ mod routes;
 mod run_spec;
 mod shared;
 mod store;
-mod transfer;
 mod varlink;
 mod view;
 

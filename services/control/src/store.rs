@@ -19,6 +19,28 @@ pub enum StoreError {
     /// The file, or a transaction on it.
     #[error("the store of desired state failed")]
     Database(#[from] redb::Error),
+    /// A newer version wrote it.
+    #[error(
+        "the store was written by {by} (format {format}); this is {}, which knows formats up to {}; next: install {by} or \
+         later{}", model::version(), format::FORMAT, backup.as_ref().map(|path| format!(", or lose what was changed since: put {path} in its place")).unwrap_or_default()
+    )]
+    Newer {
+        /// Its format.
+        format: usize,
+        /// The version.
+        by: String,
+        /// What it was before, if that is there.
+        backup: Option<String>,
+    },
+    /// The copy that is kept when it goes to a newer format.
+    #[error("the store can't be copied to {path} before it goes to a newer format")]
+    Backup {
+        /// Where to.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// What is in it is not what this version writes.
     #[error("the store holds an entry `{key}` that can't be read")]
     Entry {
@@ -113,6 +135,7 @@ impl Store {
     /// Opens the file, or makes it. Only one process can have it open.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let database = Database::builder().set_cache_size(CACHE).create(path)?;
+        let database = format::bring(database, path)?;
         let write = database.begin_write()?;
         write.open_table(VPS)?;
         write.open_table(FACTS)?;
@@ -246,5 +269,6 @@ impl Store {
     }
 }
 
+mod format;
 #[cfg(test)]
 mod tests;

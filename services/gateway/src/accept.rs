@@ -21,6 +21,7 @@ use tokio::{
 
 use crate::{
     backend::{connect, prepare},
+    end,
     follow::Directory,
     http,
     quiet::Activity,
@@ -62,6 +63,7 @@ impl fmt::Display for Entrance {
 #[derive(Debug)]
 pub struct Limits {
     places: Arc<Semaphore>,
+    connections: usize,
     /// How long the head of a request may take.
     pub head: Duration,
 }
@@ -78,20 +80,33 @@ impl Limits {
 
     /// `connections` at once.
     pub fn new(connections: usize, head: Duration) -> Self {
-        Self { places: Arc::new(Semaphore::new(connections)), head }
+        Self { places: Arc::new(Semaphore::new(connections)), connections, head }
+    }
+
+    /// Waits until there is no connection; none is accepted any more from here on.
+    pub async fn unused(&self) {
+        let all = u32::try_from(self.connections).unwrap_or(u32::MAX);
+        if let Ok(places) = self.places.acquire_many(all).await {
+            places.forget();
+        }
     }
 }
 
 /// Accepts until it is dropped; connections wait in the socket's backlog while there is no room.
 pub async fn accept(listener: TcpListener, entrance: Entrance, directory: Arc<Directory>, limits: Arc<Limits>) {
     let mut listener = listener.into_std().and_then(watched);
+    let mut end = std::pin::pin!(end::begun());
     loop {
         let Ok(place) = limits.places.clone().acquire_owned().await else { return };
         let socket = match &listener {
             Ok(socket) => socket,
             Err(error) => return tracing::error!(%entrance, %error, "a socket can't be watched"),
         };
-        match next(socket).await {
+        let accepted = tokio::select! {
+            accepted = next(socket) => accepted,
+            () = &mut end => return,
+        };
+        match accepted {
             Ok((stream, peer)) => {
                 let (directory, head) = (directory.clone(), limits.head);
                 tokio::spawn(async move {

@@ -2,7 +2,7 @@
 
 use std::{
     convert::Infallible,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -22,7 +22,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream, time::Instant};
 
 use crate::{
     backend::{Backend, MAX_HEAD},
-    detect,
+    detect, end,
     follow::Directory,
     forward::{self, Client},
     page,
@@ -54,7 +54,15 @@ pub async fn serve(
     });
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(head).max_header_size(MAX_HEAD);
-    if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).with_upgrades().await {
+    let mut served = pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
+    let ended = tokio::select! {
+        ended = &mut served => ended,
+        () = end::begun() => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = ended {
         tracing::debug!(%error, "a client's connection ended");
     }
 }

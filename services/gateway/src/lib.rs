@@ -10,6 +10,7 @@ mod accept;
 mod backend;
 mod detect;
 mod doors;
+mod end;
 mod follow;
 mod forward;
 mod http;
@@ -37,7 +38,7 @@ pub async fn run(context: service::Context) -> anyhow::Result<()> {
     let listeners = Listeners::new(context.host.clone(), directory.clone(), limits.clone());
     let (table_changed, tables) = tokio::sync::watch::channel(());
     let (doors_open, listening) = (Notify::new(), Notify::new());
-    let doors = doors::keep(directory.clone(), limits, doors::place(&context.config), tables.clone(), || {
+    let doors = doors::keep(directory.clone(), limits.clone(), doors::place(&context.config), tables.clone(), || {
         doors_open.notify_one()
     });
     let ready = async {
@@ -52,5 +53,6 @@ pub async fn run(context: service::Context) -> anyhow::Result<()> {
         () = doors => anyhow::bail!("keeping the doors ended"),
         () = ready => unreachable!("it pends"),
         served = context.serve(listeners.clone()) => served,
+        ended = end::asked_for(&limits) => ended.map(|()| std::process::exit(0)),
     }
 }

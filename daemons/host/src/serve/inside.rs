@@ -1,8 +1,11 @@
 //! Calls about what goes on inside a VPS: `Exec` and `Logs`.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+};
 
-use model::{Verb, VpsName, api::ErrorKind};
+use model::{Verb, api::ErrorKind};
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2},
     io::Errno,
@@ -70,27 +73,27 @@ impl Capability {
 
     pub(super) async fn logs(&self, logs: Logs, replier: &mut Replier<'_>) -> Result<(), Fault> {
         self.check(Verb::Logs, &logs.name)?;
-        let files = self.open_logs(&logs.name);
+        let files = open_logs(&self.host.place.vps(&logs.name));
         let files =
             files.map_err(|e| Fault::new(ErrorKind::Failed, format!("vps \"{}\": its logs: {e}", logs.name)))?;
         let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
         Ok(replier.done::<Logs>(&Empty {}, &files).await?)
     }
+}
 
-    /// The directory is the shim's, who has read what the tenant wrote: no link in it is followed.
-    fn open_logs(&self, name: &VpsName) -> Result<Vec<OwnedFd>, Errno> {
-        let directory = self.host.place.vps(name).join("log");
-        let directory = openat(CWD, &directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        let mut files = Vec::new();
-        for file in ["log.1", "log"] {
-            let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-            match openat2(&directory, file, flags, Mode::empty(), resolve) {
-                Ok(fd) if FileType::from_raw_mode(fstat(&fd)?.st_mode) == FileType::RegularFile => files.push(fd),
-                Ok(_) | Err(Errno::NOENT) => {}
-                Err(error) => return Err(error),
-            }
+/// A VPS's log files, oldest first. The directory is the shim's, who has read what the tenant wrote: no link in it is followed.
+pub fn open_logs(vps: &Path) -> Result<Vec<OwnedFd>, Errno> {
+    let directory = vps.join("log");
+    let directory = openat(CWD, &directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut files = Vec::new();
+    for file in ["log.1", "log"] {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        match openat2(&directory, file, flags, Mode::empty(), resolve) {
+            Ok(fd) if FileType::from_raw_mode(fstat(&fd)?.st_mode) == FileType::RegularFile => files.push(fd),
+            Ok(_) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error),
         }
-        Ok(files)
     }
+    Ok(files)
 }

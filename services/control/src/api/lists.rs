@@ -136,5 +136,5 @@ pub struct Health {
 
 /// `GET /v1/health`
 pub async fn health(State(control): State<Arc<Control>>) -> Json<Health> {
-    Json(Health { ok: true, version: env!("CARGO_PKG_VERSION"), vps: control.all().len() })
+    Json(Health { ok: true, version: model::version(), vps: control.all().len() })
 }
