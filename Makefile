@@ -19,6 +19,9 @@ DEMO_PACKAGES  := mmdebstrap:mmdebstrap curl:curl redis-tools:redis-cli iproute2
 TEST_PACKAGES  := $(DEMO_PACKAGES) busybox-static:busybox nftables:nft
 BENCH_PACKAGES := $(TEST_PACKAGES) runc:runc lxc:lxc-start bubblewrap:bwrap nginx-light:nginx
 
+# Of examples/site.toml.
+SITE_IMAGES    := debian:mariadb-server debian:wordpress,wordpress-theme-twentytwentythree
+
 # $(call install,PACKAGES): those whose program is missing
 define install
 	@missing=; for p in $(1); do command -v $${p##*:} >/dev/null || missing="$$missing $${p%%:*}"; done; \
@@ -29,7 +32,7 @@ define install
 endef
 
 demo:
-	@echo "Bailiwick demo. A first run takes about 8 minutes on two cores (packages, build, images); the next ones seconds."
+	@echo "Bailiwick demo. A first run takes about 10 minutes on two cores (packages, build, images); the next ones seconds."
 	$(call install,$(DEMO_PACKAGES))
 	cargo build --quiet --release --bins
 	@$(RELEASE)/bailiwick-demo $(if $(CHECK),--check)
@@ -51,7 +54,8 @@ test-system:
 	$(call install,$(TEST_PACKAGES))
 	cargo build --quiet --workspace --bins
 	cargo test --quiet -p bailiwick-system-tests --no-run
-	$(DEBUG)/bailiwick-images debian:nginx-light debian:redis-server debian:
+	$(DEBUG)/bailiwick-images debian:nginx-light debian:redis-server debian:postgresql debian: \
+	  $(SITE_IMAGES)
 	$(OWN_NET) cargo test -p bailiwick-system-tests
 
 # On a stock Debian 13 host with systemd and pure cgroup v2, which the program V2_HOST boots.
@@ -66,7 +70,7 @@ test-v2:
 bench:
 	$(call install,$(BENCH_PACKAGES))
 	cargo build --quiet --release --bins
-	$(RELEASE)/bailiwick-images debian:nginx-light debian:
+	$(RELEASE)/bailiwick-images debian:nginx-light debian: $(SITE_IMAGES)
 	$(OWN_NET) $(RELEASE)/bailiwick-bench $(ONLY)
 
 lint:

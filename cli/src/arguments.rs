@@ -155,10 +155,10 @@ Examples:
         after_help = "Examples:\n  bailiwick image build debian:nginx-light\n  bailiwick image rm debian:nginx-light"
     )]
     Image(Image),
-    /// List, look at or remove volumes, which outlive the VPSs that use them
+    /// List, look at, fill, save or remove volumes, which outlive the VPSs that use them
     #[command(
         subcommand,
-        after_help = "Examples:\n  bailiwick volume ls\n  bailiwick volume inspect acme/data\n  bailiwick volume rm acme/data"
+        after_help = "Examples:\n  bailiwick volume ls\n  bailiwick volume import acme/data dump.tar.gz\n  bailiwick volume export acme/data data.tar\n  bailiwick volume rm acme/data"
     )]
     Volume(Volume),
     /// List routes: what leads where
@@ -340,6 +340,34 @@ pub enum Volume {
         volume: VolumeRef,
         #[command(flatten)]
         form: Form,
+    },
+    /// Fill a volume from a directory or an archive: all of it, or nothing
+    #[command(
+        after_help = "Examples:\n  bailiwick volume import acme/data dump.tar.gz\n  bailiwick volume import acme/data /srv/old-redis --owner 101:103\n  bailiwick volume import acme/data dump.tar --replace\n\nOwners are numbers as the programs inside see them: 0 is the VPS's own root. What the archive has replaces what the\nimage has in that place. A VPS that uses the volume must be stopped."
+    )]
+    Import {
+        /// Which: `TENANT/NAME`; made where it is missing
+        volume: VolumeRef,
+        /// A directory, a tar archive (also packed by gzip, xz, zstd or bzip2), or `-`: a plain one on standard input
+        path: PathBuf,
+        /// Give all of it to this user and group, instead of whom it says
+        #[arg(long, value_name = "UID[:GID]")]
+        owner: Option<String>,
+        /// Take the place of what is in the volume
+        #[arg(long)]
+        replace: bool,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Write a volume as a tar archive
+    #[command(
+        after_help = "Examples:\n  bailiwick volume export acme/data data.tar\n  bailiwick volume export acme/data | zstd > data.tar.zst\n\nFiles that a running program changes meanwhile may be torn; stop or freeze the VPS first where that matters."
+    )]
+    Export {
+        /// Which: `TENANT/NAME`
+        volume: VolumeRef,
+        /// Where to; left out: standard output
+        file: Option<PathBuf>,
     },
     /// Remove volumes that no VPS uses, with all that is in them
     #[command(after_help = "Example:\n  bailiwick volume rm acme/data --yes")]

@@ -3,12 +3,12 @@
 use std::{io, path::PathBuf};
 
 use bytes::{Bytes, BytesMut};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, header, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use model::api::{ErrorAnswer, ErrorKind};
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, sync::mpsc};
 
 use crate::failure::{Failure, Result};
 
@@ -75,6 +75,31 @@ impl Host {
         Ok(TokioIo::new(hyper::upgrade::on(response).await?))
     }
 
+    /// Sends what comes through the channel to `path`; an error in there breaks it off.
+    pub async fn put_stream<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        chunks: mpsc::Receiver<io::Result<Bytes>>,
+    ) -> Result<T> {
+        let stream = Box::pin(futures_util::stream::unfold(chunks, |mut chunks| async {
+            Some((chunks.recv().await?.map(hyper::body::Frame::data), chunks))
+        }));
+        let request = Request::builder().method(Method::PUT).uri(path).header(header::HOST, "bailiwick");
+        let request = request.header(header::CONTENT_TYPE, "application/x-tar").body(StreamBody::new(stream));
+        let request = request.map_err(|error| Failure::new(ErrorKind::Failed, error.to_string()))?;
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.no_host(&error))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        let response = sender.send_request(request).await?;
+        let bytes = collect(checked(path, response).await?).await?;
+        Ok(serde_json::from_slice(&bytes)?)
+    }
+
+    /// What is there under `path`, as it comes.
+    pub async fn get_body(&self, path: &str) -> Result<Chunks> {
+        Ok(Chunks(self.send(Method::GET, path, Bytes::new(), false).await?.into_body()))
+    }
+
     async fn call(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes> {
         let response = self.send(method, path, body, false).await?;
         collect(response).await
@@ -92,19 +117,7 @@ impl Host {
                 Err(error) => return Err(error.into()),
             }
         };
-        let status = response.status();
-        if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
-            return Ok(response);
-        }
-        let bytes = collect(response).await?;
-        Err(match serde_json::from_slice::<ErrorAnswer>(&bytes) {
-            Ok(answer) => answer.into(),
-            Err(_) => {
-                let said = String::from_utf8_lossy(&bytes[..bytes.len().min(500)]).trim().to_owned();
-                let message = format!("the host answered {status} to {path}: {said}");
-                Failure::new(ErrorKind::Failed, message).next("use the `bailiwick` that belongs to the host's version")
-            }
-        })
+        checked(path, response).await
     }
 
     async fn send_once(
@@ -141,6 +154,45 @@ impl Host {
             }
             _ => Failure::new(ErrorKind::Unavailable, format!("no host answers at {socket}: {error}")),
         }
+    }
+}
+
+/// An answer that says an error becomes one.
+async fn checked(path: &str, response: Response<Incoming>) -> Result<Response<Incoming>> {
+    let status = response.status();
+    if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(response);
+    }
+    let bytes = collect(response).await?;
+    Err(match serde_json::from_slice::<ErrorAnswer>(&bytes) {
+        Ok(answer) => answer.into(),
+        Err(_) => {
+            let said = String::from_utf8_lossy(&bytes[..bytes.len().min(500)]).trim().to_owned();
+            let message = format!("the host answered {status} to {path}: {said}");
+            Failure::new(ErrorKind::Failed, message).next("use the `bailiwick` that belongs to the host's version")
+        }
+    })
+}
+
+/// A body, as it comes.
+pub struct Chunks(Incoming);
+
+impl Chunks {
+    /// The next part of it; none at the end.
+    pub async fn next(&mut self) -> Result<Option<Bytes>> {
+        while let Some(frame) = self.0.frame().await {
+            match frame {
+                Ok(frame) => match frame.into_data() {
+                    Ok(data) => return Ok(Some(data)),
+                    Err(_) => continue,
+                },
+                Err(error) => {
+                    let message = format!("the host broke its answer off: {error}");
+                    return Err(Failure::new(ErrorKind::Failed, message).next("bailiwick logs control"));
+                }
+            }
+        }
+        Ok(None)
     }
 }
 

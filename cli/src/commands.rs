@@ -19,6 +19,7 @@ use model::{
 };
 
 mod apply;
+mod content;
 mod delete;
 mod events;
 mod exec;

@@ -1,4 +1,4 @@
-//! `volume ls`, `volume inspect`, `volume rm`.
+//! `volume ls`, `volume inspect`, `volume rm`; what moves content is in `content`.
 
 use hyper::Method;
 use model::{
@@ -23,6 +23,10 @@ pub async fn run(host: &Host, volume: Volume) -> Result<()> {
             if form.json { output::json(&rows) } else { output::own(&show(&rows)) }
         }
         Volume::Inspect { volume, .. } => output::json(&host.get::<VolumeRow>(&path(&volume)).await?),
+        Volume::Import { volume, path, owner, replace, form } => {
+            super::content::import(host, volume, path, owner, replace, form.json).await
+        }
+        Volume::Export { volume, file } => super::content::export(host, volume, file).await,
         Volume::Rm { volumes, yes } => {
             if !yes {
                 for volume in &volumes {

@@ -3,6 +3,7 @@
 //! Each step is one function; none keeps state, the daemon does. All block only for as long as the kernel takes.
 
 pub mod cgroup;
+pub mod confine;
 pub mod link;
 pub mod namespaces;
 pub mod stage;
@@ -11,6 +12,7 @@ pub mod uplink;
 use std::{io, path::PathBuf};
 
 pub use cgroup::{Cgroup, Hierarchies, Usage};
+pub use confine::{Confine, spawn_confined};
 pub use link::Linker;
 pub use namespaces::{
     BLOCK, IdRange, LAYER_IDS, Namespaces, PendingNamespaces, begin_namespaces, layer_map, make_namespaces,

@@ -283,6 +283,19 @@ pub struct VolumeRow {
     pub used_by: BTreeMap<VpsName, String>,
 }
 
+/// Answer to `PUT /v1/volumes/{tenant}/{name}/content`.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct VolumeMoved {
+    /// Files, directories, links and pipes.
+    pub entries: u64,
+    /// Bytes of files, holes left out.
+    pub bytes: u64,
+    /// Devices and sockets that were left out.
+    pub left_out: u64,
+    /// Files that changed while they were read.
+    pub changed: u64,
+}
+
 /// `GET /v1/services`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ServiceRow {

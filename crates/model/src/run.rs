@@ -56,6 +56,9 @@ pub struct RunSpec {
     pub nesting: bool,
     /// When it counts as ready.
     pub ready: Ready,
+    /// What is run inside then, until it succeeds, before it does count as ready.
+    #[serde(default)]
+    pub ready_check: Option<ReadyCheck>,
     /// The signal that asks it to end, a number (SIGTERM = 15), and how long it has, in milliseconds.
     pub stop: Stop,
 }
@@ -148,6 +151,24 @@ pub enum Ready {
     Notify,
     /// As soon as its program has been executed.
     Started,
+}
+
+/// A program inside whose exit status 0 says that a VPS is ready: a port may listen before its server has loaded its data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadyCheck {
+    /// Program and arguments; run with the environment, user and working directory of the VPS's own.
+    pub command: Vec<String>,
+    /// Milliseconds before it is run again, at least; a tenth of the time waited so far where that is more, up to a second.
+    pub interval_ms: u64,
+    /// Milliseconds one run of it may take; it is killed then.
+    pub timeout_ms: u64,
+}
+
+impl ReadyCheck {
+    /// `interval_ms` where the spec does not say.
+    pub const INTERVAL_MS: u64 = 20;
+    /// `timeout_ms` where the spec does not say.
+    pub const TIMEOUT_MS: u64 = 5_000;
 }
 
 /// How a VPS is asked to end.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Allow, ImageRef, Limits, Route, TenantName, VolumeName, VpsName,
-    run::{Stop, Volume},
+    run::{ReadyCheck, Stop, Volume},
 };
 
 pub(crate) mod fields;
@@ -82,6 +82,9 @@ pub struct VpsSpec {
     pub restart: Restart,
     /// When it counts as ready.
     pub ready: ReadySpec,
+    /// What has to succeed then, before it does.
+    #[serde(default)]
+    pub ready_check: Option<ReadyCheck>,
     /// Milliseconds a start may take until ready.
     pub start_deadline_ms: u64,
     /// How it is asked to end.

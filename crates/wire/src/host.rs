@@ -75,6 +75,35 @@ method! {
     } = "io.bailiwick.Host.DeleteVolume" -> Empty
 }
 method! {
+    /// Fills a volume with a tar stream (descriptor 0, a pipe, a socket or a file, read to its end), ids as VPSs see them.
+    /// The volume has all of it or is as it was: it appears, or changes, when the stream has ended well. No VPS that is up
+    /// may use it, and none that uses it starts meanwhile. Ends when the caller goes. To be called once
+    /// (`Client::call_once`): a stream has one end. Grants: `create`, and with `replace` also `delete`, on the whole tenant.
+    ImportVolume {
+        /// Whose.
+        tenant: TenantName,
+        /// Which; made where it is missing.
+        name: VolumeName,
+        /// Who owns all of it, user and group; none: whom the stream says.
+        #[serde(default)]
+        owner: Option<(u32, u32)>,
+        /// Whether it takes the place of what is there; else a volume that has something is refused.
+        #[serde(default)]
+        replace: bool,
+    } = "io.bailiwick.Host.ImportVolume" -> Moved
+}
+method! {
+    /// Writes a volume as a tar stream (descriptor 0, a pipe, a socket or a file), ids as VPSs see them. What a VPS that is
+    /// up writes meanwhile is in it or not. Ends when the caller goes. Grant: `exec`, on the whole tenant: who may run
+    /// programs inside may read what they read.
+    ExportVolume {
+        /// Whose.
+        tenant: TenantName,
+        /// Which.
+        name: VolumeName,
+    } = "io.bailiwick.Host.ExportVolume" -> Moved
+}
+method! {
     /// All VPSs that the grants show, with memory and processes. Grant: `watch`.
     List {} = "io.bailiwick.Host.List" -> Statuses
 }
@@ -151,6 +180,19 @@ pub struct Started {
 pub struct AllVolumes {
     /// One each, in the order of tenants and names.
     pub volumes: Vec<VolumeStatus>,
+}
+
+/// Answer of `ImportVolume` and `ExportVolume`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moved {
+    /// Files, directories, links and pipes.
+    pub entries: u64,
+    /// Bytes of files, holes left out.
+    pub bytes: u64,
+    /// Devices and sockets that were left out.
+    pub left_out: u64,
+    /// Files that changed while they were read.
+    pub changed: u64,
 }
 
 /// One volume.

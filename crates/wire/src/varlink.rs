@@ -4,7 +4,8 @@
 //! anything is parsed; and calls of different connections must be served side by side (a wake may take seconds).
 //! The wire format is varlink's (<https://varlink.org/Method-Call>), so `varlinkctl` can speak to any service.
 //!
-//! Calls may be sent again when a connection broke before its answer: every method is idempotent.
+//! Calls may be sent again when a connection broke before its answer: every method is idempotent, but those that say that
+//! they are to be called once.
 
 use std::{
     collections::VecDeque,
@@ -425,6 +426,16 @@ impl Client {
                 Err(error) if again && broken(&error) => continue,
                 Err(error) => return Err(error.into()),
             }
+        }
+    }
+
+    /// Calls `method` with descriptors, once: on a connection of its own, and never again.
+    pub async fn call_once<M: Method>(&self, method: &M, fds: &[BorrowedFd<'_>]) -> Result<M::Reply, Fault> {
+        let mut connection = self.dial().await?;
+        connection.send(&CallOut { method: M::NAME, parameters: method, more: false }, fds).await?;
+        match connection.recv::<ReplyFrame<Value>>().await? {
+            Some((frame, _)) => reply_of::<M>(frame),
+            None => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
         }
     }
 

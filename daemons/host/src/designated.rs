@@ -128,6 +128,7 @@ impl Host {
             setuid: designated.userland,
             nesting: designated.userland,
             ready: Ready::Notify,
+            ready_check: None,
             stop: Stop { signal: 15, grace_ms: GRACE_MS },
         };
         Ok(Launch { run, binds: self.binds(name, designated).map_err(unavailable)?, listeners, network })

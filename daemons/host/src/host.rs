@@ -1,7 +1,7 @@
 //! The host: what all parts of the daemon share.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     sync::{
@@ -11,7 +11,7 @@ use std::{
 };
 
 use isolation::host::{Hierarchies, Linker, Namespaces};
-use model::{HostConfig, ListenAddress, VpsName, host::Paths};
+use model::{HostConfig, ListenAddress, TenantName, VolumeName, VpsName, host::Paths};
 use tokio::sync::watch;
 use tracing::warn;
 use wire::admin::{Programs, Upgrading};
@@ -57,6 +57,8 @@ pub struct Host {
     pub uplink: Option<Uplink>,
     /// Id-mappings of layers by the first id of the VPS they are for.
     pub layer_maps: Mutex<BTreeMap<u32, OwnedFd>>,
+    /// Volumes whose content is being moved in or out.
+    pub moving: Mutex<BTreeSet<(TenantName, VolumeName)>>,
     /// Listening sockets by the keeper's name for them: `listen/…`, `service/…`, `host/…`, `api`.
     pub sockets: Mutex<BTreeMap<String, OwnedFd>>,
     table: Mutex<Table>,
@@ -108,6 +110,7 @@ impl Host {
             pinned: Mutex::new(None),
             uplink,
             layer_maps: Mutex::new(BTreeMap::new()),
+            moving: Mutex::default(),
             sockets: Mutex::new(sockets),
             table: Mutex::new(table),
             // Ids of programs that an earlier daemon started must not be met again.

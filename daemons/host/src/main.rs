@@ -8,6 +8,7 @@
 mod config;
 mod daemon;
 mod designated;
+mod disk;
 mod events;
 mod format;
 mod grants;
@@ -25,6 +26,7 @@ mod shim;
 mod start;
 mod stop;
 mod table;
+mod transfer;
 mod upgrade;
 mod uplink;
 mod watch;

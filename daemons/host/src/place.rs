@@ -8,6 +8,7 @@ use std::{
         unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt, chown},
     },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use anyhow::Context as _;
@@ -16,7 +17,11 @@ use model::{
     ListenAddress, TenantName, VolumeName, VpsName,
     host::{Ids, Paths},
 };
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::{
+    fs::{CWD, RenameFlags, renameat_with},
+    io::Errno,
+    process::{Signal, set_parent_process_death_signal},
+};
 use sys::process::{close_all_but, spawn_child};
 
 use crate::ids::Allocation;
@@ -104,9 +109,7 @@ impl Place {
 
     /// Takes a VPS's directory away at once; its files go in a child process.
     pub fn delete(&self, name: &VpsName) -> io::Result<()> {
-        let dead = self.vps_root().join(format!("{DEAD}{name}-{}", crate::table::now_ms()));
-        fs::rename(self.vps(name), &dead)?;
-        remove_aside(dead)
+        self.set_aside(&self.vps(name))
     }
 
     /// Counts a start.
@@ -140,9 +143,8 @@ impl Place {
     /// A volume's directory, made where missing. It has ids as layers have, so that whichever VPS uses it next sees the same
     /// owners.
     pub fn volume(&self, tenant: &TenantName, name: &VolumeName) -> io::Result<PathBuf> {
-        let tenant = self.state.join("volumes").join(tenant.as_str());
-        fs::create_dir_all(&tenant)?;
-        let path = tenant.join(name.as_str());
+        fs::create_dir_all(self.volumes_of(tenant))?;
+        let path = self.volume_path(tenant, name);
         make(&path, 0o700, LAYER_IDS)?;
         Ok(path)
     }
@@ -162,9 +164,59 @@ impl Place {
 
     /// Takes a volume away at once; its files go in a child process.
     pub fn delete_volume(&self, tenant: &TenantName, name: &VolumeName) -> io::Result<()> {
-        let path = self.state.join("volumes").join(tenant.as_str());
-        let dead = path.join(format!("{DEAD}{name}-{}", crate::table::now_ms()));
-        fs::rename(path.join(name.as_str()), &dead)?;
+        self.set_aside(&self.volume_path(tenant, name))
+    }
+
+    /// Whether a volume has anything in it.
+    pub fn has_data(&self, tenant: &TenantName, name: &VolumeName) -> bool {
+        self.volumes_of(tenant).join(name.as_str()).join("data").exists()
+    }
+
+    /// Where a volume is.
+    pub fn volume_path(&self, tenant: &TenantName, name: &VolumeName) -> PathBuf {
+        self.volumes_of(tenant).join(name.as_str())
+    }
+
+    fn volumes_of(&self, tenant: &TenantName) -> PathBuf {
+        self.state.join("volumes").join(tenant.as_str())
+    }
+
+    /// A directory that may become a volume's.
+    pub fn new_volume(&self, tenant: &TenantName, name: &VolumeName) -> io::Result<PathBuf> {
+        let tenant = self.volumes_of(tenant);
+        fs::create_dir_all(&tenant)?;
+        let path = tenant.join(format!("{NEW}{name}"));
+        if path.exists() {
+            self.set_aside(&path)?;
+        }
+        make(&path, 0o700, LAYER_IDS)?;
+        Ok(path)
+    }
+
+    /// Makes that directory the volume's; what was in its place goes.
+    pub fn take_volume(&self, tenant: &TenantName, name: &VolumeName) -> io::Result<()> {
+        let new = self.volumes_of(tenant).join(format!("{NEW}{name}"));
+        match renameat_with(CWD, &new, CWD, self.volume_path(tenant, name), RenameFlags::EXCHANGE) {
+            Err(Errno::NOENT) => fs::rename(&new, self.volume_path(tenant, name))?,
+            Err(error) => return Err(error.into()),
+            Ok(()) => self.set_aside(&new)?,
+        }
+        fs::File::open(self.volumes_of(tenant))?.sync_all()
+    }
+
+    /// Takes that directory away again.
+    pub fn drop_new_volume(&self, tenant: &TenantName, name: &VolumeName) -> io::Result<()> {
+        self.set_aside(&self.volumes_of(tenant).join(format!("{NEW}{name}")))
+    }
+
+    /// Takes a directory away at once; its files go in a child process.
+    fn set_aside(&self, path: &Path) -> io::Result<()> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        // Counted: two may go within one millisecond.
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let dead = path.with_file_name(format!("{DEAD}{name}-{}-{count}", crate::table::now_ms()));
+        fs::rename(path, &dead)?;
         remove_aside(dead)
     }
 

@@ -2,7 +2,7 @@
 
 use std::{fs, io, os::unix::fs::FileExt, path::Path};
 
-use model::{Phase, VpsName};
+use model::{Phase, VolumeName, VpsName};
 use serde::{Deserialize, Serialize};
 use wire::admin::Programs;
 
@@ -41,6 +41,9 @@ pub struct UpRecord {
     /// Its first process, once there is one.
     #[serde(default)]
     pub pid: Option<i32>,
+    /// The volumes it uses.
+    #[serde(default)]
+    pub volumes: Vec<VolumeName>,
 }
 
 impl Record {

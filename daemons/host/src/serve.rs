@@ -11,8 +11,8 @@ use tracing::{debug, warn};
 use wire::{
     Connection, Fault, Method, Peer, Replier, Request, host,
     host::{
-        Config, Connect, Create, Delete, DeleteVolume, Events, Exec, Freeze, List, Listen, Listening, Logs, Narrow,
-        Start, Statuses, Stop, Thaw, Unlisten, Volumes,
+        Config, Connect, Create, Delete, DeleteVolume, Events, Exec, ExportVolume, Freeze, ImportVolume, List, Listen,
+        Listening, Logs, Narrow, Start, Statuses, Stop, Thaw, Unlisten, Volumes,
     },
     varlink::{Empty, MAX_REQUEST, Service, serve_connection},
 };
@@ -27,6 +27,7 @@ use crate::{
 
 mod inside;
 mod sockets;
+mod transfers;
 mod volumes;
 
 pub use inside::open_logs;
@@ -215,6 +216,8 @@ impl Service for Capability {
                 self.delete_volume(&request.parse()?)?;
                 replier.done::<DeleteVolume>(&empty, &[]).await?;
             }
+            ImportVolume::NAME => self.import_volume(&request, replier).await?,
+            ExportVolume::NAME => self.export_volume(&request, replier).await?,
             List::NAME => {
                 self.grants.check_any(Verb::Watch)?;
                 let all = self.statuses(&self.host.table(), true);

@@ -97,6 +97,7 @@ impl Host {
             link: launch.run.link.as_ref().map(|link| link.name.clone()),
             asked: false,
             pid: None,
+            volumes: launch.run.volumes.keys().cloned().collect(),
         };
         let (socket, shim, cgroup) = self.build(launch, range, shim).map_err(|error| {
             self.unbuild(&name, record.link.as_deref());

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod channel;
+mod check;
 mod init;
 mod listen;
 mod log;

@@ -16,6 +16,7 @@ use wire::shim::{FromShim, ShimState, ToShim, VERSION, recv, send};
 
 use crate::{
     channel::{self, FROM_INIT, FromInit, Received, ToInit},
+    check::{self, Check, Due},
     init::exit_status,
     listen::{self, Heard},
     log::{Log, Pumped, Source},
@@ -35,6 +36,7 @@ enum From {
     Notify,
     Out,
     Err,
+    Check,
 }
 
 /// Supervises one VPS.
@@ -50,6 +52,8 @@ pub struct Supervisor {
     notify: Option<OwnedFd>,
     log: Log,
     ready: Ready,
+    /// What has to succeed besides, and has not yet.
+    check: Option<Box<Check>>,
     stop_signal: i32,
     /// Whether it was prepared, and `Go` has not come.
     ahead: bool,
@@ -73,6 +77,7 @@ impl Supervisor {
             held: None,
             notify: None,
             log: Log::open(vps.log),
+            check: Check::of(&vps.run),
             ready: vps.run.ready,
             stop_signal: vps.run.stop.signal,
             ahead: vps.ahead,
@@ -97,17 +102,20 @@ impl Supervisor {
                     From::Held => self.hear_held(),
                     From::Notify => self.hear_notify(),
                     From::Out | From::Err => self.pump(from),
+                    From::Check => self.check.iter_mut().for_each(|check| check.hear()),
                 }
             }
             if self.deadline.is_some_and(|at| Instant::now() >= at) {
                 self.deadline = None;
                 self.kill();
             }
+            self.check();
         }
     }
 
     fn wait(&self) -> io::Result<Vec<From>> {
         let mut sources = vec![(From::Daemon, &self.daemon)];
+        let check = self.check.as_ref();
         let optional = [
             (From::Init, &self.init),
             (From::Held, &self.held),
@@ -116,10 +124,12 @@ impl Supervisor {
             (From::Err, &self.err),
         ];
         sources.extend(optional.into_iter().filter_map(|(from, fd)| Some((from, fd.as_ref()?))));
+        sources.extend(check.and_then(|check| check.output()).map(|output| (From::Check, output)));
         // Last, so that what init said before its end is heard first.
         sources.push((From::InitEnd, &self.pidfd));
         let mut fds: Vec<_> = sources.iter().map(|(_, fd)| PollFd::new(*fd, PollFlags::IN)).collect();
-        let left = self.deadline.map(|at| at.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
+        let next = self.deadline.into_iter().chain(check.and_then(|check| check.at())).min();
+        let left = next.map(|at| at.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
         let timeout = left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
@@ -142,6 +152,40 @@ impl Supervisor {
         if self.state != state && self.state != ShimState::Stopping {
             self.state = state;
             self.report();
+        }
+    }
+
+    /// It is ready, unless something has to succeed first.
+    fn up(&mut self) {
+        match &mut self.check {
+            Some(check) if self.state != ShimState::Stopping => check.begin(),
+            _ => self.enter(ShimState::Ready),
+        }
+    }
+
+    /// Does what the check is due to do.
+    fn check(&mut self) {
+        let Some(check) = &mut self.check else { return };
+        let done = match check.due() {
+            Ok(None) => return,
+            Ok(Some(Due::Kill)) => self.ask(&ToInit::ExecKill { id: check::ID }, &[]),
+            Ok(Some(Due::Run(message, fds))) => self.ask(&message, &fds),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = done {
+            self.checked(ExitStatus::Code(126), Some(error.to_string()));
+        }
+    }
+
+    fn checked(&mut self, status: ExitStatus, error: Option<String>) {
+        let Some(check) = &mut self.check else { return };
+        let (ready, line) = check.ended(status, error);
+        if let Some(line) = line {
+            self.log.say(&line);
+        }
+        if ready {
+            self.check = None;
+            self.enter(ShimState::Ready);
         }
     }
 
@@ -191,6 +235,7 @@ impl Supervisor {
         if !std::mem::take(&mut self.ahead) {
             return;
         }
+        self.check = Check::of(&run);
         (self.ready, self.stop_signal) = (run.ready.clone(), run.stop.signal);
         self.enter(ShimState::Building);
         if let Err(error) = self.ask(&ToInit::Go { run }, &[]) {
@@ -208,6 +253,9 @@ impl Supervisor {
     fn stop(&mut self, grace_ms: u64) {
         let started = matches!(self.state, ShimState::Started | ShimState::Ready | ShimState::Stopping);
         self.enter(ShimState::Stopping);
+        if let Some(line) = self.check.take().and_then(|check| check.unfinished()) {
+            self.log.say(&line);
+        }
         let asked = grace_ms > 0 && started && self.ask(&ToInit::Signal { number: self.stop_signal }, &[]).is_ok();
         if !asked {
             return self.kill();
@@ -245,13 +293,14 @@ impl Supervisor {
                     self.enter(ShimState::Started);
                 }
                 if self.ready == Ready::Started {
-                    self.enter(ShimState::Ready);
+                    self.up();
                 }
             }
             FromInit::NotStarted { reason } => {
                 self.log.say(&reason);
                 self.not_started.get_or_insert(reason);
             }
+            FromInit::ExecEnded { id: check::ID, status, error } => self.checked(status, error),
             FromInit::ExecEnded { id, status, error } => self.tell(&FromShim::ExecEnded { id, status, error }),
             FromInit::Ended { status } => {
                 self.ended.get_or_insert(status);
@@ -266,7 +315,7 @@ impl Supervisor {
             _ => None,
         };
         match listen::answer_one(listener.as_fd(), port) {
-            Ok(Heard::Ready) => self.enter(ShimState::Ready),
+            Ok(Heard::Ready) => self.up(),
             Ok(Heard::Other) => {}
             Ok(Heard::Failed(why)) => self.log.say(&why),
             // No process has the filter any more, or the kernel lacks what is needed: calls fail with ENOSYS then.
@@ -282,9 +331,7 @@ impl Supervisor {
         for _ in 0..TURN {
             let Some(socket) = &self.notify else { return };
             match read(socket, text.as_mut_slice()) {
-                Ok(n) if text[..n].split(|b| *b == b'\n').any(|line| line == b"READY=1") => {
-                    self.enter(ShimState::Ready)
-                }
+                Ok(n) if text[..n].split(|b| *b == b'\n').any(|line| line == b"READY=1") => self.up(),
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return,
                 Err(_) => self.notify = None,

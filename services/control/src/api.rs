@@ -2,6 +2,7 @@
 
 pub mod apply;
 mod build;
+mod content;
 mod error;
 mod exec;
 mod lists;
@@ -46,6 +47,7 @@ fn router(control: Arc<Control>) -> Router {
         .route("/v1/images/{reference}", axum::routing::delete(build::remove))
         .route("/v1/volumes", get(volumes::list))
         .route("/v1/volumes/{tenant}/{name}", get(volumes::get).delete(volumes::remove))
+        .route("/v1/volumes/{tenant}/{name}/content", get(content::export).put(content::import))
         .route("/v1/routes", get(lists::routes))
         .route("/v1/services", get(lists::services))
         .route("/v1/events", get(lists::events))

@@ -26,6 +26,7 @@ pub fn spec(tenant: &str, routes: &[(&str, u16)]) -> VpsSpec {
         idle: Idle::After { after_ms: 60_000, then: IdleAction::Stop, quiet_ms: None },
         restart: Restart::OnFailure,
         ready: ReadySpec::Listen(None),
+        ready_check: None,
         start_deadline_ms: 30_000,
         stop: Stop::default(),
         setuid: true,

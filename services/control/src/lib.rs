@@ -28,6 +28,7 @@ mod routes;
 mod run_spec;
 mod shared;
 mod store;
+mod transfer;
 mod varlink;
 mod view;
 

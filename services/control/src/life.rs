@@ -56,13 +56,23 @@ impl From<&VpsSpec> for Rules {
             idle: spec.idle.clone(),
             restart: spec.restart,
             start_deadline_ms: spec.start_deadline_ms,
-            late: match run_spec::ready(spec) {
-                Ready::Listen(port) => format!(", since nothing listened on port {port}"),
-                Ready::Notify => ", since it did not say READY=1".to_owned(),
-                Ready::Started => String::new(),
-            },
+            late: late(spec),
             grace_ms: spec.stop.grace_ms,
         }
+    }
+}
+
+fn late(spec: &VpsSpec) -> String {
+    let (what, first) = match run_spec::ready(spec) {
+        Ready::Listen(port) => (format!("nothing listened on port {port}"), true),
+        Ready::Notify => ("it did not say READY=1".to_owned(), true),
+        Ready::Started => (String::new(), false),
+    };
+    match (&spec.ready_check, first) {
+        (Some(check), true) => format!(", since {what}, or then `{}` did not succeed", check.command.join(" ")),
+        (Some(check), false) => format!(", since `{}` did not succeed", check.command.join(" ")),
+        (None, true) => format!(", since {what}"),
+        (None, false) => String::new(),
     }
 }
 

@@ -28,6 +28,7 @@ pub fn run_spec(name: &VpsName, spec: &VpsSpec, layers: &[LayerId], link: &Link)
         setuid: spec.setuid,
         nesting: spec.nesting,
         ready: ready(spec),
+        ready_check: spec.ready_check.clone(),
         stop: spec.stop.clone(),
     }
 }
@@ -48,6 +49,7 @@ pub fn ready(spec: &VpsSpec) -> Ready {
 mod tests {
     use super::*;
     use crate::fixtures::{link, spec};
+    use model::run::ReadyCheck;
 
     #[test]
     fn ready_follows_the_spec_then_the_routes() {
@@ -76,12 +78,15 @@ mod tests {
         site.files.insert("/etc/a".into(), "b".into());
         site.setuid = false;
         site.nesting = true;
+        let check = ReadyCheck { command: vec!["true".into()], interval_ms: 1, timeout_ms: 2 };
+        site.ready_check = Some(check);
         let layer = LayerId::try_from("0".repeat(64)).unwrap();
         let run = run_spec(&"a".parse().unwrap(), &site, std::slice::from_ref(&layer), &link());
         assert_eq!(run.root, Root::Layers(vec![layer]));
         assert_eq!(run.hostname, site.hostname);
         assert_eq!((run.limits, run.env, run.files), (site.limits, site.env, site.files));
         assert_eq!((run.command, run.cwd, run.user, run.stop), (site.command, site.cwd, site.user, site.stop));
+        assert_eq!(run.ready_check, site.ready_check);
         assert_eq!((run.setuid, run.nesting), (false, true));
         assert_eq!(run.link, Some(link()));
         assert_eq!(run.resolvers, [Link::GATEWAY]);

@@ -3,7 +3,10 @@
 use std::{fs, net::TcpListener, time::Duration};
 
 use bailiwick_kernel_tests::{Builder, PATIENCE};
-use model::{ExitStatus, run::Ready};
+use model::{
+    ExitStatus,
+    run::{Ready, ReadyCheck},
+};
 use wire::shim::{FromShim, ShimState, ToShim};
 
 #[test]
@@ -126,6 +129,53 @@ fn ready_when_it_says_so() {
     builder.run.user = "web".to_owned();
     let vps = builder.start();
     vps.reach(ShimState::Ready);
+}
+
+fn check(command: &str) -> Option<ReadyCheck> {
+    let command = ["sh", "-c", command].map(str::to_owned).to_vec();
+    Some(ReadyCheck { command, interval_ms: 10, timeout_ms: 200 })
+}
+
+#[test]
+fn ready_when_its_command_succeeds_after_the_port_listens() {
+    // It fails until the file is there, and would tell if it were run before the port listens.
+    let mut builder = Builder::shell("read line < /tmp/go; exec probe listen 80");
+    builder.run.env.insert("WORD".to_owned(), "loading".to_owned());
+    builder.run.ready = Ready::Listen(80);
+    builder.run.command[2] = format!("mkfifo /tmp/go; {}", builder.run.command[2]);
+    builder.run.ready_check = check("echo run >> /tmp/runs; [ -e /tmp/loaded ] || { echo $WORD >&2; exit 3; }");
+    let mut vps = builder.start();
+    vps.reach(ShimState::Started);
+    vps.sh("until [ -p /tmp/go ]; do :; done; [ ! -e /tmp/runs ]");
+    vps.sh("echo now > /tmp/go");
+    vps.sh("until [ $(cat /tmp/runs 2>/dev/null | wc -l) -ge 3 ]; do :; done");
+    vps.said("vps not ready: `sh -c");
+    assert_eq!(vps.log().matches(": exit 3: loading").count(), 1, "{}", vps.log());
+    vps.sh("touch /tmp/loaded");
+    vps.reach(ShimState::Ready);
+    let runs = vps.sh("cat /tmp/runs");
+    assert_eq!(vps.sh("cat /tmp/runs"), runs, "it is not run any more");
+}
+
+#[test]
+fn a_ready_command_that_hangs_is_killed_and_named() {
+    let mut builder = Builder::idle();
+    builder.run.ready_check =
+        check("echo begun; [ -e /tmp/again ] && exit 0; touch /tmp/again; sleep 1000 & sleep 1000");
+    let mut vps = builder.start();
+    vps.reach(ShimState::Ready);
+    assert!(vps.log().contains("signal 9"), "{}", vps.log());
+    assert!(vps.log().contains(": begun / (killed after 200 ms)"), "{}", vps.log());
+    assert_eq!(vps.sh("pidof sleep | wc -w"), "1", "what it started is gone");
+
+    let mut builder = Builder::idle();
+    builder.run.ready_check = check("cat /dev/zero");
+    builder.run.ready_check.iter_mut().for_each(|check| check.timeout_ms = 60_000);
+    let vps = builder.start();
+    vps.reach(ShimState::Started);
+    vps.tell(&ToShim::Stop { grace_ms: 5_000 });
+    vps.ended();
+    assert!(vps.log().contains("not ready: `sh -c cat /dev/zero` has not ended"), "{}", vps.log());
 }
 
 #[test]

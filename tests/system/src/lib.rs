@@ -5,6 +5,7 @@
 pub mod census;
 pub mod host;
 pub mod load;
+pub mod site;
 pub mod spec;
 pub mod versions;
 

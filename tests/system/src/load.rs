@@ -66,7 +66,8 @@ pub fn http(address: SocketAddr, host: &str, path: &str, patience: Duration) -> 
     exchange(address, request.as_bytes(), patience)
 }
 
-fn exchange(address: SocketAddr, request: &[u8], patience: Duration) -> Ended {
+/// Sends a request and reads until the end.
+pub fn exchange(address: SocketAddr, request: &[u8], patience: Duration) -> Ended {
     let mut stream = match TcpStream::connect_timeout(&address, patience) {
         Ok(stream) => stream,
         Err(error) => return Ended::Refused(error),

@@ -86,7 +86,7 @@ pub fn spawn_shim(start: &ShimStart<'_>, report: impl FnOnce(&HostError)) -> Res
     child.map_err(fault("forking", "the shim"))
 }
 
-fn fault<E: Into<io::Error>>(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(E) -> HostError {
+pub(super) fn fault<E: Into<io::Error>>(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(E) -> HostError {
     let path = path.into();
     move |source| HostError::Stage { action, path, source: source.into() }
 }
@@ -155,11 +155,11 @@ fn new_mount(kind: &str, options: &[(&str, &str)], flags: MountAttrFlags) -> io:
     Ok(fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, flags)?)
 }
 
-fn attach(mount: &OwnedFd, directory: BorrowedFd<'_>, path: impl rustix::path::Arg) -> io::Result<()> {
+pub(super) fn attach(mount: &OwnedFd, directory: BorrowedFd<'_>, path: impl rustix::path::Arg) -> io::Result<()> {
     Ok(move_mount(mount, "", directory, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }
 
-fn clone_tree(source: &Path, flags: Attributes, map: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
+pub(super) fn clone_tree(source: &Path, flags: Attributes, map: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
     let tree = open_tree(CWD, source, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
     set_attributes(tree.as_fd(), flags, map, false)?;
     Ok(tree)
@@ -193,7 +193,7 @@ fn devices(root: &OwnedFd, owner: u32) -> Result<(), Errno> {
     Ok(())
 }
 
-fn enter_root(root: &OwnedFd) -> Result<(), Errno> {
+pub(super) fn enter_root(root: &OwnedFd) -> Result<(), Errno> {
     fchdir(root)?;
     pivot_root(".", ".")?;
     // The old root lies over the new one now; what goes is the host's whole tree.

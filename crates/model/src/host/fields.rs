@@ -126,7 +126,12 @@ static NETWORK: Fields = Fields {
         Field::new("subnet", Kind::Word(SUBNET), "VPSs' IPv4 addresses; the first 16 are the designated VPSs'.")
             .default("\"10.80.0.0/16\""),
         Field::new("subnet6", Kind::Word(SUBNET6), "VPSs' IPv6 addresses.").default("\"fd80:ba11::/96\""),
-        Field::new("resolvers", Kind::List(&Kind::Word(RESOLVER), 3), "Name servers of VPSs.").default("[]"),
+        Field::new(
+            "resolvers",
+            Kind::List(&Kind::Word(RESOLVER), 3),
+            "Name servers that names of the outside are asked of, through the uplink.",
+        )
+        .default("[]"),
     ],
     later: &[],
     otherwise: &[("interface", "write: uplink = \"eth0\""), ("dns", "write: resolvers = [\"9.9.9.9\"]")],

@@ -3,7 +3,7 @@
 use crate::{
     Allow, ImageRef, Route,
     document::{Field, Fields, Kind, Word, words},
-    run,
+    limits, run,
 };
 
 /// Ids of one block; a VPS has whole blocks.
@@ -102,9 +102,32 @@ static READY: Fields = Fields {
     fields: &[
         Field::new("listen", Kind::Integer(1, 65_535), "Ready when its program listens on this TCP port."),
         Field::new("notify", Kind::Boolean, "Ready when its program says READY=1 on the notify socket (sd_notify(3))."),
+        Field::new(
+            "run",
+            Kind::List(&Kind::Word(words::TEXT), 64),
+            "Ready when this program, run inside after that, exits with 0. It is run again until it does, or the start's \
+             deadline is over.",
+        ),
+        Field::new("interval", Kind::Word(INTERVAL), "Time before `run` is run again; it grows, up to 1s.")
+            .default("\"20ms\""),
+        Field::new("timeout", Kind::Word(words::NONZERO_DURATION), "Time after which a run of `run` is killed.")
+            .default("\"5s\""),
     ],
-    later: &[("run", "write: ready = { listen = PORT }, or { notify = true }")],
-    otherwise: &[("port", "write: ready = { listen = PORT }")],
+    later: &[],
+    otherwise: &[
+        ("port", "write: ready = { listen = PORT }"),
+        ("command", "write: ready = { run = [\"program\", \"argument\"] }"),
+        ("exec", "write: ready = { run = [\"program\", \"argument\"] }"),
+    ],
+};
+
+const INTERVAL: Word = Word {
+    check: |text| match limits::parse_duration_ms(text) {
+        Ok(ms) if ms < 10 => Err(format!("`{text}` is too short: at least \"10ms\"")),
+        Ok(ms) if ms > 60_000 => Err(format!("`{text}` is too long: at most \"1m\"")),
+        _ => (words::DURATION.check)(text),
+    },
+    ..words::DURATION
 };
 
 static STOP: Fields = Fields {

@@ -9,7 +9,7 @@ use crate::{
     Allow, Limits, Route, TenantName, VpsName,
     document::{Get, Problems, Source, Value, check, integer, number},
     limits::{parse_bytes, parse_duration_ms},
-    run::{Stop, signal_number},
+    run::{ReadyCheck, Stop, signal_number},
 };
 
 /// Bytes of one of `files` at most.
@@ -18,6 +18,9 @@ const MAX_CONTENT: usize = 64 << 10;
 const MAX_CONTENTS: usize = 128 << 10;
 /// Bytes of `command`, and of `env`.
 const MAX_ARGUMENTS: usize = 64 << 10;
+
+/// Bytes of `ready`'s `run`.
+const MAX_CHECK: usize = 4 << 10;
 
 /// Parses the text of a spec file; `file` is its name for messages.
 ///
@@ -124,12 +127,22 @@ fn within(problems: &mut Problems<'_>, vps: &DeTable<'_>) {
     }
     if let Some(ready) = vps.table("ready") {
         let (listen, notify) = (ready.contains_key("listen"), ready.boolean("notify").unwrap_or(false));
-        if listen == notify && (ready.contains_key("notify") || ready.is_empty()) {
-            tell(
-                "ready",
-                "`ready` must say one thing".to_owned(),
-                Some("write: ready = { listen = PORT }, or { notify = true }"),
-            );
+        let run = ready.contains_key("run");
+        let says = listen || notify || run;
+        if (listen && notify) || !says {
+            let hint = "write: ready = { listen = PORT }, or { notify = true }, or { run = [\"program\"] }";
+            tell("ready", "`ready` must say one thing, and `run` besides".to_owned(), Some(hint));
+        }
+        if let Some(command) = ready.texts("run") {
+            if command.first().is_none_or(String::is_empty) {
+                tell("ready", "`run` names no program".to_owned(), Some("write: run = [\"program\", \"argument\"]"));
+            }
+            if command.iter().map(|argument| argument.len() + 1).sum::<usize>() > MAX_CHECK {
+                tell("ready", "`run` is longer than 4 KiB".to_owned(), Some("put it into a script of `files`"));
+            }
+        }
+        if let Some(field) = ["interval", "timeout"].into_iter().find(|field| !run && ready.contains_key(*field)) {
+            tell("ready", format!("`{field}` is about `run`, which is not there"), None);
         }
     }
 }
@@ -197,6 +210,7 @@ fn read_vps(tenant: &TenantName, table: &DeTable<'_>, admits: bool) -> Option<Vp
             _ => Restart::OnFailure,
         },
         ready: read_ready(table.table("ready"), &routes, first.map(|(_, port)| port)),
+        ready_check: table.table("ready").and_then(read_check),
         start_deadline_ms: duration(table, "start_deadline").unwrap_or(super::START_DEADLINE_MS),
         stop: read_stop(table.table("stop")),
         setuid: table.boolean("setuid").unwrap_or(true),
@@ -238,6 +252,14 @@ fn read_ready(ready: Option<&DeTable<'_>>, routes: &BTreeMap<Route, u16>, first:
     let port = ready.and_then(|ready| ready.integer("listen")).and_then(|port| u16::try_from(port).ok());
     let several = routes.values().any(|port| Some(*port) != first);
     ReadySpec::Listen(port.or(first.filter(|_| several)))
+}
+
+fn read_check(ready: &DeTable<'_>) -> Option<ReadyCheck> {
+    Some(ReadyCheck {
+        command: ready.texts("run")?,
+        interval_ms: duration(ready, "interval").unwrap_or(ReadyCheck::INTERVAL_MS),
+        timeout_ms: duration(ready, "timeout").unwrap_or(ReadyCheck::TIMEOUT_MS),
+    })
 }
 
 fn read_stop(table: Option<&DeTable<'_>>) -> Stop {

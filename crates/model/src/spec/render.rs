@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Idle, IdleAction, ReadySpec, Restart, VpsSpec, fields};
 use crate::{
     VpsName,
-    run::{Stop, signal_name},
+    run::{ReadyCheck, Stop, signal_name},
 };
 
 /// A spec file that holds this one VPS. Fields that hold their default are left out.
@@ -58,16 +58,33 @@ fn fields(spec: &VpsSpec) -> Vec<(&'static str, String)> {
     add("ids", i64::from(spec.ids) != fields::BLOCK, spec.ids.to_string());
     add("idle", spec.idle != Idle::default_for(spec.is_led_to()), idle(&spec.idle));
     add("restart", spec.restart != Restart::OnFailure, quoted(restart(spec.restart)));
-    match spec.ready {
-        ReadySpec::Listen(Some(port)) => add("ready", true, format!("{{ listen = {port} }}")),
-        ReadySpec::Listen(None) => {}
-        ReadySpec::Notify => add("ready", true, "{ notify = true }".to_owned()),
-    }
+    let ready = ready(spec);
+    add("ready", !ready.is_empty(), table(ready.into_iter()));
     let deadline = spec.start_deadline_ms;
     add("start_deadline", deadline != super::START_DEADLINE_MS, quoted(&exact_duration(deadline)));
     add("stop", spec.stop != Stop::default(), stop(&spec.stop));
     add("setuid", !spec.setuid, spec.setuid.to_string());
     add("nesting", spec.nesting, spec.nesting.to_string());
+    list
+}
+
+fn ready(spec: &VpsSpec) -> Vec<(String, String)> {
+    let mut list = Vec::new();
+    match spec.ready {
+        ReadySpec::Listen(Some(port)) => list.push(("listen".to_owned(), port.to_string())),
+        ReadySpec::Listen(None) => {}
+        ReadySpec::Notify => list.push(("notify".to_owned(), "true".to_owned())),
+    }
+    if let Some(check) = &spec.ready_check {
+        list.push(("run".to_owned(), list_of(&check.command)));
+        let times = [
+            ("interval", check.interval_ms, ReadyCheck::INTERVAL_MS),
+            ("timeout", check.timeout_ms, ReadyCheck::TIMEOUT_MS),
+        ];
+        for (name, ms, _) in times.into_iter().filter(|(_, ms, default)| ms != default) {
+            list.push((name.to_owned(), quoted(&exact_duration(ms))));
+        }
+    }
     list
 }
 

@@ -3,7 +3,7 @@ use proptest::{collection::btree_map, option, prelude::*};
 use super::*;
 use crate::{
     limits::parse_bytes,
-    run::{SIGNALS, Volume},
+    run::{ReadyCheck, SIGNALS, Volume},
 };
 
 const BLOG: &str = r#"
@@ -135,7 +135,9 @@ fn each_illegal_value_is_refused() {
         ("idle = { after = \"5\" }", "is not a time such as"),
         ("idle = { after = \"1s\", quiet = \"5\" }", "`5` is not a time"),
         ("idle = 10", "`idle` cannot be a number"),
-        ("ready = { run = [\"x\"] }", "`run` is not there yet"),
+        ("ready = { run = [] }", "`run` names no program"),
+        ("ready = { listen = 1, timeout = \"1s\" }", "`timeout` is about `run`"),
+        ("ready = { run = [\"x\"], interval = \"5ms\" }", "too short: at least \"10ms\""),
         ("ready = {}", "must say one thing"),
         ("ready = { listen = 1, notify = true }", "must say one thing"),
         ("ready = { notify = false }", "must say one thing"),
@@ -285,6 +287,8 @@ prop_compose! {
         ],
         restart in prop_oneof![Just(Restart::OnFailure), Just(Restart::Always), Just(Restart::Never)],
         ready in prop_oneof![option::of(1u16..).prop_map(ReadySpec::Listen), Just(ReadySpec::Notify)],
+        ready_check in option::of((prop::collection::vec("[a-z'\" ]{1,5}", 1..3), 10u64..=60_000, 100u64..9_000_000)
+            .prop_map(|(command, interval_ms, timeout_ms)| ReadyCheck { command, interval_ms, timeout_ms })),
         start_deadline_ms in 100u64..31_622_400_000,
         stop in (0..SIGNALS.len(), 0u64..31_622_400_000).prop_map(|(i, grace_ms)| Stop { signal: SIGNALS[i].1, grace_ms }),
         volumes in btree_map("[a-z]{1,9}", option::of(1u64..1 << 20), 0..4),
@@ -306,7 +310,7 @@ prop_compose! {
             }).collect(),
             admits: rules.0,
             reaches: rules.1,
-            env, files, routes, limits, idle, restart, ready, start_deadline_ms, stop,
+            env, files, routes, limits, idle, restart, ready, ready_check, start_deadline_ms, stop,
             ids: blocks * 65_536,
             setuid: flags.0,
             nesting: flags.1,

@@ -22,6 +22,7 @@ impl Capability {
         };
         let mut binds = Vec::new();
         for (volume, at) in &run.volumes {
+            self.host.check_not_moving(&tenant, volume)?;
             let source = self.host.place.volume(&tenant, volume).map_err(|error| {
                 Fault::new(ErrorKind::Failed, format!("vps \"{name}\": volume `{tenant}/{volume}`: {error}"))
             })?;
@@ -31,7 +32,7 @@ impl Capability {
         Ok(binds)
     }
 
-    fn may(&self, verb: Verb, tenant: &TenantName) -> bool {
+    pub(super) fn may(&self, verb: Verb, tenant: &TenantName) -> bool {
         self.grants.allows_tenant(verb, tenant)
     }
 
@@ -52,6 +53,7 @@ impl Capability {
                 "volume `{tenant}/{name}`: no grant for `delete`; host.toml gives grants"
             )));
         }
+        self.host.check_not_moving(tenant, name)?;
         self.host.place.delete_volume(tenant, name).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => Fault::not_found(format!("there is no volume `{tenant}/{name}`")),
             _ => Fault::new(ErrorKind::Failed, format!("volume `{tenant}/{name}`: {error}")),

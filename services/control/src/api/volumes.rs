@@ -50,7 +50,7 @@ pub async fn list(State(control): State<Arc<Control>>) -> Result<Json<Vec<Volume
     Ok(Json(all(&control).await?))
 }
 
-fn names(tenant: &str, name: &str) -> Result<(TenantName, VolumeName), ApiError> {
+pub fn names(tenant: &str, name: &str) -> Result<(TenantName, VolumeName), ApiError> {
     let wrong = |error: model::name::NameError| ApiError::new(ErrorKind::Invalid, error.to_string());
     Ok((tenant.parse().map_err(wrong)?, name.parse().map_err(wrong)?))
 }

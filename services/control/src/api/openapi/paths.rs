@@ -12,10 +12,11 @@ enum Body {
     List(&'static str),
     Lines(&'static str),
     Toml,
+    Tar,
     Document,
     Upgrade,
 }
-use Body::{Document, Lines, List, Nothing, One, Toml, Upgrade};
+use Body::{Document, Lines, List, Nothing, One, Tar, Toml, Upgrade};
 
 struct Path {
     path: &'static str,
@@ -60,6 +61,20 @@ const PATHS: &[Path] = &[
     row("/v1/volumes", "get", "Lists volumes", Nothing, List("VolumeRow")),
     row("/v1/volumes/{tenant}/{name}", "get", "One volume", Nothing, One("VolumeRow")),
     row("/v1/volumes/{tenant}/{name}", "delete", "Removes a volume that no VPS uses", Nothing, Nothing),
+    row("/v1/volumes/{tenant}/{name}/content", "get", "A volume as a tar stream", Nothing, Tar),
+    with(
+        row(
+            "/v1/volumes/{tenant}/{name}/content",
+            "put",
+            "Fills a volume: whole or not at all",
+            Tar,
+            One("VolumeMoved"),
+        ),
+        &[
+            ("owner", "string", "UID:GID who owns all of it; left out: whom the stream says, ids as a VPS sees them."),
+            ("replace", "boolean", "Take the place of what is there; else a volume that has something is refused."),
+        ],
+    ),
     row("/v1/routes", "get", "Lists routes", Nothing, List("RouteRow")),
     row("/v1/services", "get", "Lists services", Nothing, List("ServiceRow")),
     with(
@@ -78,6 +93,7 @@ fn content(body: Body) -> Option<Value> {
         List(name) => json(json!({ "type": "array", "items": reference(name) })),
         Lines(name) => Some(json!({ "application/x-ndjson": { "schema": reference(name) } })),
         Toml => Some(json!({ "text/plain": { "schema": { "type": "string" } } })),
+        Tar => Some(json!({ "application/x-tar": { "schema": { "type": "string", "format": "binary" } } })),
         Document => json(json!({ "type": "object" })),
     }
 }

@@ -187,6 +187,16 @@ const TYPES: &[(&str, &str, &[Field])] = &[
         ],
     ),
     (
+        "VolumeMoved",
+        "What an import has moved.",
+        &[
+            ("entries", Int, Always, "Files, directories, links and pipes."),
+            ("bytes", Int, Always, "Bytes of files, holes left out."),
+            ("left_out", Int, Always, "Devices and sockets that were left out."),
+            ("changed", Int, Always, "Files that changed while they were read."),
+        ],
+    ),
+    (
         "VolumeRow",
         "One volume.",
         &[

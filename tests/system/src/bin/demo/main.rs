@@ -30,7 +30,8 @@ fn demo(check: bool) -> Result<u32> {
     let root: PathBuf = project().canonicalize()?.join("target/demo");
     let mut report = Report::default();
     report.say("Bailiwick: servers that sleep until somebody asks for them.");
-    report.say("The first run builds two images from Debian packages, about two minutes; the next ones take seconds.");
+    report
+        .say("The first run builds four images from Debian packages, about three minutes; the next ones take seconds.");
     std::fs::create_dir_all(&root)?;
     let before = Census::take(&root);
     let mut host = Host::start(HostOptions { root: Some(root.clone()), ..HostOptions::default() })?;
@@ -42,6 +43,7 @@ fn demo(check: bool) -> Result<u32> {
     steps::awake(&host, &mut report)?;
     steps::nobody_notices(&host, &mut report)?;
     steps::idle(&host, &mut report)?;
+    steps::neighbours(&host, &mut report)?;
 
     if !check {
         steps::invite(&host, &mut report)?;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use bailiwick_system_tests::{Host, host::project, load};
+use bailiwick_system_tests::{Host, host::project, load, site};
 
 use crate::report::Report;
 
@@ -174,12 +174,48 @@ pub fn idle(host: &Host, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// A web application that wakes its database.
+pub fn neighbours(host: &Host, report: &mut Report) -> Result<()> {
+    report.title("A web application and its database: WordPress and MariaDB, as Debian has them, in two VPSs");
+    let file = project().canonicalize()?.join("examples/site.toml");
+    let args = ["apply", file.to_str().unwrap_or_default()];
+    let status = host.command(&args).stdout(Stdio::inherit()).stderr(Stdio::inherit()).status()?;
+    report.check("apply succeeded", status.success(), &host.daemon_log());
+    ensure!(status.success(), "without images there is nothing to show");
+    let installed = site::install(site::PORT);
+    report.check("its installer made the tables", installed.is_ok(), &format!("{installed:?}"));
+    both_asleep(host, report, "before")?;
+    let (cold, page) = timed(|| Ok(site::page(site::PORT)))?;
+    let (warm, again) = timed(|| Ok(site::page(site::PORT)))?;
+    let shown = format!("A page from two VPSs   cold, both asleep {cold:.1?}, warm {warm:.1?}");
+    report.shown(&format!("curl -H 'Host: site.test:{0}' http://127.0.0.1:{0}/", site::PORT), &shown);
+    report.check("the page came twice", page.is_ok() && again.is_ok(), &format!("{page:?}{again:?}"));
+    show_ps(host, report)?;
+    report.shown("bailiwick routes", &host.run(&["routes"])?);
+    let row = host.row("db")?;
+    let woken = row["last_wake"]["by"] == "connection from site";
+    report.check("the application's connection woke the database", woken, &row.to_string());
+    both_asleep(host, report, "after")
+}
+
+fn both_asleep(host: &Host, report: &mut Report, when: &str) -> Result<()> {
+    for name in site::VPSS {
+        let slept = host.await_state(name, "asleep", Duration::from_secs(30));
+        report.check(&format!("{name} is asleep {when}"), slept.is_ok(), &format!("{slept:?}"));
+    }
+    Ok(())
+}
+
 /// What a person can try.
 pub fn invite(host: &Host, report: &mut Report) -> Result<()> {
     let programs = bailiwick_system_tests::host::programs();
     report.title("It is yours: try, in another terminal");
     report.say(&format!("  export BAILIWICK_ROOT={} PATH={}:$PATH", host.root.display(), programs.display()));
     report.say(&format!("  curl -H 'Host: blog.test' http://{WEB}/"));
+    report.say(&format!(
+        "  curl -H 'Host: site.test:{0}' http://{WEB}/        # in a browser: site.test in /etc/hosts",
+        site::PORT
+    ));
     report.say(&format!("  redis-cli -p {} SET greeting hello", CACHE.port()));
     for command in ["ps --all", "why blog", "logs -f blog", "exec blog -- nginx -T", "events -f", "services", "--help"]
     {
@@ -192,7 +228,7 @@ pub fn invite(host: &Host, report: &mut Report) -> Result<()> {
 
 /// Removes what was applied, so that the next run begins from nothing but the images.
 pub fn delete(host: &Host, report: &mut Report) -> Result<()> {
-    let answer = host.cli(&[&["delete", "--yes"], &TENANTS[..]].concat())?;
+    let answer = host.cli(&[&["delete", "--yes", "--volumes"], &TENANTS[..], &site::VPSS].concat())?;
     report.check("the VPSs are deleted", answer.code == 0, &answer.err);
     Ok(())
 }

@@ -1,0 +1,68 @@
+//! A volume's content as a tar stream, between a pipe of this service and the host.
+
+use std::{
+    future::Future,
+    os::fd::{AsFd, OwnedFd},
+    pin::Pin,
+};
+
+use bytes::{Bytes, BytesMut};
+use rustix::pipe::{PipeFlags, pipe_with};
+use tokio::{io::AsyncReadExt as _, net::unix::pipe};
+use wire::{
+    Client, Fault, Method,
+    host::{ExportVolume, ImportVolume, Moved},
+};
+
+/// Bytes that are read at once.
+const CHUNK: usize = 64 << 10;
+
+/// Begins to fill a volume: what is written to the pipe, until that is dropped, and how it ends. The end is to be waited
+/// for while the pipe is written to; when it is dropped, the volume is as it was.
+pub fn import(
+    host: &Client,
+    request: ImportVolume,
+) -> Result<(pipe::Sender, impl Future<Output = Result<Moved, Fault>> + use<>), Fault> {
+    let (theirs, ours) = pipe_with(PipeFlags::CLOEXEC).map_err(std::io::Error::from)?;
+    Ok((pipe::Sender::from_owned_fd(ours)?, moved(host.clone(), request, theirs)))
+}
+
+/// Begins to read a volume.
+pub fn export(host: &Client, request: ExportVolume) -> Result<Export, Fault> {
+    let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(std::io::Error::from)?;
+    let end: End = Box::pin(moved(host.clone(), request, theirs));
+    Ok(Export { pipe: pipe::Receiver::from_owned_fd(ours)?, end: Some(end), moved: None })
+}
+
+type End = Pin<Box<dyn Future<Output = Result<Moved, Fault>> + Send>>;
+
+/// A volume that is being read.
+pub struct Export {
+    pipe: pipe::Receiver,
+    /// How it ends; none: it has ended well, and what is in the pipe is the rest.
+    end: Option<End>,
+    /// What was moved, once it has ended.
+    pub moved: Option<Moved>,
+}
+
+impl Export {
+    /// The next bytes; none: that was all of it.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Fault> {
+        let mut chunk = BytesMut::with_capacity(CHUNK);
+        while let Some(end) = &mut self.end {
+            let moved = tokio::select! {
+                read = self.pipe.read_buf(&mut chunk) => match read? {
+                    0 => end.await?,
+                    _ => return Ok(Some(chunk.freeze())),
+                },
+                moved = &mut *end => moved?,
+            };
+            (self.end, self.moved) = (None, Some(moved));
+        }
+        Ok((self.pipe.read_buf(&mut chunk).await? > 0).then(|| chunk.freeze()))
+    }
+}
+
+async fn moved<M: Method<Reply = Moved>>(host: Client, request: M, end: OwnedFd) -> Result<Moved, Fault> {
+    host.call_once(&request, &[end.as_fd()]).await
+}
