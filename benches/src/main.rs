@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod app;
 mod cold;
 mod measure;
 mod peers;
@@ -15,7 +16,7 @@ use measure::Measure;
 type Group = (&'static str, fn() -> Result<Vec<Measure>>);
 
 /// All groups, by name.
-const GROUPS: &[Group] = &[("start", start::run), ("cold", cold::run)];
+const GROUPS: &[Group] = &[("start", start::run), ("cold", cold::run), ("app", app::run)];
 
 fn main() -> Result<()> {
     let only = std::env::args().nth(1);

@@ -7,6 +7,8 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
+use model::VpsSpec;
+
 use crate::{
     host::project,
     load::{Ended, exchange},
@@ -22,6 +24,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub fn spec(port: u16) -> Result<String> {
     let text = std::fs::read_to_string(project().join("examples/site.toml"))?;
     Ok(text.replace(&format!("site.test:{PORT}"), &format!("site.test:{port}")))
+}
+
+/// One of its VPSs, as the example says it.
+pub fn vps(name: &str) -> Result<VpsSpec> {
+    let told = |problems: Vec<_>| anyhow::anyhow!("examples/site.toml: {problems:?}");
+    let file = model::spec::parse("site.toml", &spec(PORT)?).map_err(told)?;
+    file.vps.get(name).cloned().with_context(|| format!("no vps {name} in examples/site.toml"))
 }
 
 /// Does what its installer asks a person for: a title, a name, a password. That makes its tables.

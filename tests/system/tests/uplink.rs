@@ -82,6 +82,56 @@ impl Drop for Outside {
     }
 }
 
+/// A name server: every name is 203.0.113.7, by UDP and TCP, IPv4 and IPv6.
+const NAMES: &str = r#"use IO::Socket::IP; use Socket; $| = 1;
+    sub answer { my $q = shift; my $end = index($q, "\0", 12) + 5; my $a = substr($q, $end - 4, 2) eq "\0\1";
+        substr($q, 0, 2) . pack("n5", 0x8180, 1, $a ? 1 : 0, 0, 0) . substr($q, 12, $end - 12)
+        . ($a ? pack("n3Nn", 0xc00c, 1, 1, 60, 4) . inet_aton("203.0.113.7") : "") }
+    my %any = (LocalHost => "::", LocalPort => 53, V6Only => 0);
+    my $u = IO::Socket::IP->new(%any, Proto => "udp") or die $@;
+    my $t = IO::Socket::IP->new(%any, Listen => 9, ReuseAddr => 1) or die $@;
+    print "listening\n";
+    unless (fork) { while (my $c = $t->accept) { read $c, my $n, 2; read $c, my $q, unpack("n", $n); my $r = answer($q);
+        print $c pack("n", length $r), $r; close $c } }
+    while (my $from = recv $u, my $q, 999, 0) { send $u, answer($q), 0, $from }"#;
+
+#[test]
+fn names_of_the_outside_are_asked_of_the_resolvers() -> Result<()> {
+    in_own_network("names_of_the_outside_are_asked_of_the_resolvers", || {
+        let outside = Outside::new()?;
+        let mut names = Command::new("nsenter")
+            .args([
+                "-t",
+                &outside.server.id().to_string(),
+                "-n",
+                "unshare",
+                "--pid",
+                "--kill-child",
+                "perl",
+                "-e",
+                NAMES,
+            ])
+            .stdout(Stdio::piped())
+            .spawn()?;
+        BufReader::new(names.stdout.take().context("stdout")?).lines().next().context("the name server")??;
+        for resolver in ["192.0.2.1", "2001:db8::1"] {
+            let mut host = start_with(80, &format!("resolvers = [{resolver:?}]"))?;
+            for options in ["", "use-vc"] {
+                let script =
+                    format!("RES_OPTIONS={options} getent ahosts www.example.org; getent ahosts other || true");
+                let told = inside(&host, &script)?;
+                let addresses: Vec<_> = told.lines().filter_map(|line| line.split(' ').next()).collect();
+                ensure!(addresses.contains(&"203.0.113.7"), "{resolver} {options}: {told}");
+                ensure!(!told.contains("other"), "a name of one word was asked outside: {told}");
+            }
+            host.stop()?;
+        }
+        names.kill()?;
+        names.wait()?;
+        Ok(())
+    })
+}
+
 /// A script that connects and shows what it is told, or that it is told nothing.
 fn ask(address: &str, port: u16) -> String {
     format!(
@@ -101,8 +151,14 @@ fn network() -> Result<String> {
 }
 
 fn start(net: u8) -> Result<Host> {
-    let config =
-        format!("[network]\nuplink = \"eth0\"\nsubnet = \"10.{net}.0.0/16\"\nsubnet6 = \"fd{net}:ba11::/96\"\n");
+    start_with(net, "")
+}
+
+/// With more lines of `[network]`.
+fn start_with(net: u8, more: &str) -> Result<Host> {
+    let config = format!(
+        "[network]\nuplink = \"eth0\"\nsubnet = \"10.{net}.0.0/16\"\nsubnet6 = \"fd{net}:ba11::/96\"\n{more}\n"
+    );
     let host = Host::start(HostOptions { config, ..HostOptions::default() })?;
     let spec = format!(
         "tenant = \"acme\"\n[vps.inner]\nimage = \"debian:\"\ncommand = [\"perl\", \"-e\", {:?}]\n",
