@@ -188,7 +188,11 @@ async fn let_in(stream: TcpStream, peer: IpAddr, at: SocketAddr, directory: Arc<
         return;
     }
     let Some((vps, port, in_use, from)) = directory.door(at, peer) else { return };
-    if let Err(reason) = pass_on(stream, &vps, port, in_use, format!("connection from {from}")).await {
+    let ended = tokio::select! {
+        ended = pass_on(stream, &vps, port, in_use, format!("connection from {from}")) => ended,
+        () = directory.shut(at, peer) => Err("its rule was taken back".to_owned()),
+    };
+    if let Err(reason) = ended {
         tracing::debug!(vps = %vps.name, %from, reason, "a neighbour's connection was closed");
     }
 }

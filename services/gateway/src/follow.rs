@@ -29,12 +29,14 @@ pub struct Directory {
     control: Client,
     table: RwLock<Option<Table>>,
     known: Mutex<HashMap<VpsName, Arc<Vps>>>,
+    /// Changes with the table.
+    swapped: watch::Sender<()>,
 }
 
 impl Directory {
     /// Knows nothing yet.
     pub fn new(control: Client) -> Arc<Self> {
-        Arc::new(Self { control, table: RwLock::default(), known: Mutex::default() })
+        Arc::new(Self { control, table: RwLock::default(), known: Mutex::default(), swapped: watch::Sender::new(()) })
     }
 
     /// The target that `select` finds on the site of `listen`, and a use of it, which begins before the table can change.
@@ -63,6 +65,19 @@ impl Directory {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         let (target, from) = table.as_ref()?.door(door, peer)?;
         Some((target.vps.clone(), target.port, target.vps.enter(), from.clone()))
+    }
+
+    /// Waits until `peer` would not be let in at `door` any more.
+    pub async fn shut(&self, door: SocketAddr, peer: IpAddr) {
+        let open = || {
+            let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+            table.as_ref().is_some_and(|table| table.door(door, peer).is_some())
+        };
+        let mut swapped = self.swapped.subscribe();
+        while open() {
+            // The sender lives as long as this.
+            let _ = swapped.changed().await;
+        }
     }
 
     /// All doors of the table; none as long as there is no table.
@@ -123,6 +138,7 @@ impl Directory {
         }
         let table = Table::new(&entries, &update.doors, |name| self.vps(&mut known, name));
         *self.table.write().unwrap_or_else(PoisonError::into_inner) = Some(table);
+        self.swapped.send_replace(());
         known.retain(|name, vps| {
             vps.configure(led_to.get(name).copied());
             !vps.retire()

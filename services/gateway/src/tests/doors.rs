@@ -70,11 +70,14 @@ async fn a_door_lets_in_whom_its_rule_names_and_wakes_its_vps() {
     let refused = timeout(LONG, stranger.read_u8()).await.unwrap().unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionReset);
     echoed(&mut neighbour).await;
-    drop(neighbour);
-    rig.fake.until(|f| f.idles() == 1).await;
     assert_eq!(rig.fake.wakes().len(), 1, "who is not let in wakes nobody");
-    // No rule any more: nobody listens.
+    // Another rule changes nothing for it; without its own its connection ends, and nobody listens.
+    rig.fake.lock(|f| f.doors(vec![door(port, &[("web", WEB), ("tool", STRANGER)], Some(30), None)]));
+    echoed(&mut enter(port).await).await;
+    echoed(&mut neighbour).await;
     rig.fake.lock(|f| f.doors(Vec::new()));
+    let mut rest = Vec::new();
+    assert!(timeout(LONG, neighbour.read_to_end(&mut rest)).await.is_ok(), "its connection outlives its rule");
     let closed = async { while from(WEB, port).await.is_ok() {} };
     timeout(LONG, closed).await.expect("the door stays open");
 }
