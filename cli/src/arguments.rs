@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use model::{ImageRef, TenantName, VolumeName, VpsName, host::Paths};
+use model::{ImageRef, SecretName, TenantName, VolumeName, VpsName, host::Paths};
 
 /// Runs many unmodified server programs, each in its own isolated VPS, on one Linux host.
 #[derive(Debug, Parser)]
@@ -57,7 +57,7 @@ A spec file:
   limits  = { memory = \"512MiB\", cpu = 1.0, processes = 200 }
   idle    = { after = \"10m\", then = \"stop\" }     # or idle = \"never\"
 
-Also: cwd, user, hostname, env, files, volumes, ids, restart, ready, start_deadline, stop, setuid, nesting
+Also: cwd, user, hostname, env, files, volumes, secrets, ids, restart, ready, start_deadline, stop, setuid, nesting
 (docs/spec.schema.json says what each may be).")]
     Apply(Apply),
     /// Delete VPSs and what they have on disk; volumes stay
@@ -161,6 +161,12 @@ Examples:
         after_help = "Examples:\n  bailiwick volume ls\n  bailiwick volume import acme/data dump.tar.gz\n  bailiwick volume export acme/data data.tar\n  bailiwick volume rm acme/data"
     )]
     Volume(Volume),
+    /// Set, list or remove secrets, which VPSs see as files
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  bailiwick secret set acme/db-password\n  bailiwick secret ls\n  bailiwick secret rm acme/db-password"
+    )]
+    Secret(Secret),
     /// List routes: what leads where
     #[command(after_help = "Example:\n  bailiwick routes")]
     Routes {
@@ -381,26 +387,73 @@ pub enum Volume {
     },
 }
 
+/// `secret …`
+#[derive(Debug, Subcommand)]
+pub enum Secret {
+    /// Set a secret: asked for on a terminal, else read from standard input
+    #[command(after_help = "\
+Examples:
+  bailiwick secret set acme/db-password
+  openssl rand -hex 32 | bailiwick secret set acme/session-key
+  bailiwick secret set acme/tls-key < key.pem
+
+A VPS sees it as the file that its spec names, from its next start on: secrets = { db-password = \"/run/secrets/db\" }.
+The line end of a single line is left out; --exact keeps every byte.")]
+    Set {
+        /// Which: `TENANT/NAME`
+        secret: SecretRef,
+        /// Keep the line end of a single line
+        #[arg(long)]
+        exact: bool,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// List secrets, without what they say
+    #[command(after_help = "Example:\n  bailiwick secret ls --tenant acme")]
+    Ls {
+        /// Only this tenant's
+        #[arg(long)]
+        tenant: Option<TenantName>,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Remove secrets that no VPS uses
+    #[command(after_help = "Example:\n  bailiwick secret rm acme/db-password")]
+    Rm {
+        /// Which: `TENANT/NAME`
+        #[arg(required = true, value_name = "SECRET")]
+        secrets: Vec<SecretRef>,
+        /// Although a VPS uses it, which can't start any more
+        #[arg(long)]
+        force: bool,
+    },
+}
+
 /// `TENANT/NAME`
 #[derive(Debug, Clone)]
-pub struct VolumeRef {
+pub struct TenantsOwn<N> {
     /// Whose.
     pub tenant: TenantName,
     /// Which.
-    pub name: VolumeName,
+    pub name: N,
 }
 
-impl std::str::FromStr for VolumeRef {
+/// A volume.
+pub type VolumeRef = TenantsOwn<VolumeName>;
+/// A secret.
+pub type SecretRef = TenantsOwn<SecretName>;
+
+impl<N: std::str::FromStr<Err = model::name::NameError>> std::str::FromStr for TenantsOwn<N> {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (tenant, name) = text.split_once('/').ok_or("write TENANT/NAME, as `bailiwick volume ls` lists them")?;
+        let (tenant, name) = text.split_once('/').ok_or("write TENANT/NAME, as `ls` lists them")?;
         let legal = |error: model::name::NameError| error.to_string();
         Ok(Self { tenant: tenant.parse().map_err(legal)?, name: name.parse().map_err(legal)? })
     }
 }
 
-impl std::fmt::Display for VolumeRef {
+impl<N: std::fmt::Display> std::fmt::Display for TenantsOwn<N> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.tenant, self.name)
     }

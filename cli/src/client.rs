@@ -54,6 +54,12 @@ impl Host {
         Ok(serde_json::from_slice(&bytes)?)
     }
 
+    /// Puts bytes to `path`.
+    pub async fn put<T: DeserializeOwned>(&self, path: &str, body: Bytes) -> Result<T> {
+        let bytes = self.call(Method::PUT, path, body).await?;
+        Ok(serde_json::from_slice(&bytes)?)
+    }
+
     /// Asks for something to be done that needs no words.
     pub async fn act(&self, method: Method, path: &str) -> Result<()> {
         self.call(method, path, Bytes::new()).await.map(drop)
@@ -132,7 +138,8 @@ impl Host {
         tokio::spawn(connection.with_upgrades());
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, "bailiwick");
         if !body.is_empty() {
-            request = request.header(header::CONTENT_TYPE, "application/json");
+            let kind = if method == Method::PUT { "application/octet-stream" } else { "application/json" };
+            request = request.header(header::CONTENT_TYPE, kind);
         }
         if upgrade {
             request = request.header(header::CONNECTION, "upgrade").header(header::UPGRADE, "bailiwick-exec");

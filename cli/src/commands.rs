@@ -28,6 +28,7 @@ mod images;
 mod logs;
 mod ps;
 mod routes;
+mod secrets;
 mod services;
 mod time;
 mod upgrade;
@@ -53,6 +54,7 @@ pub async fn run(host: &Host, command: Command) -> Result<ExitCode> {
         Command::Images { form } => images::list(host, form).await?,
         Command::Image(image) => images::run(host, image).await?,
         Command::Volume(volume) => volumes::run(host, volume).await?,
+        Command::Secret(secret) => secrets::run(host, secret).await?,
         Command::Routes { form } => routes::run(host, form).await?,
         Command::Services { action: Some(Services::Upgrade { name, directory }), .. } => {
             upgrade::one(host, &name, directory).await?;

@@ -124,7 +124,7 @@ fn show_change(change: &Change, color: bool) -> String {
     let mut text = match change.kind {
         ChangeKind::Create => format!("{} {name}\n", paint(color, "32", "+")),
         ChangeKind::Change => format!("{} {name}\n", paint(color, "33", "~")),
-        ChangeKind::None => return format!("  {name} is as it should be\n"),
+        ChangeKind::None => format!("  {name} is as it should be\n"),
     };
     for field in &change.fields {
         let line = |mark: &str, code: &str, value: &str| {
@@ -133,7 +133,10 @@ fn show_change(change: &Change, color: bool) -> String {
         text.extend(field.old.iter().map(|old| line("-", "31", old)));
         text.extend(field.new.iter().map(|new| line("+", "32", new)));
     }
-    if change.at_next_start {
+    for secret in &change.secrets {
+        text.push_str(&format!("    secret {secret} was set since it was started\n"));
+    }
+    if change.at_next_start || !change.secrets.is_empty() {
         text.push_str(&format!("    at its next start: bailiwick restart {name}\n"));
     }
     text

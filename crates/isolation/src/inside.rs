@@ -14,13 +14,14 @@ mod network;
 mod plan;
 mod program;
 mod seccomp;
+mod secrets;
 mod volume;
 
 use std::io;
 
 pub use enter::{Entrance, enter};
 pub use live::Live;
-pub use plan::{Prepared, Setting, Step, finish, frame};
+pub use plan::{Prepared, Secret, Setting, Step, finish, frame};
 pub use program::{Failure, Program, Starting};
 pub use seccomp::filter;
 

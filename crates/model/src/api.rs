@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{TenantName, VolumeName, VpsName, spec::Problem};
+use crate::{SecretName, TenantName, VolumeName, VpsName, spec::Problem};
 
 /// `POST /v1/apply`
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -51,6 +51,9 @@ pub struct Change {
     /// Whether a running VPS keeps its old spec until its next start.
     #[serde(default)]
     pub at_next_start: bool,
+    /// Secrets that were set since it was started; it has them at its next start.
+    #[serde(default)]
+    pub secrets: Vec<SecretName>,
 }
 
 /// What happens to a VPS.
@@ -294,6 +297,28 @@ pub struct VolumeMoved {
     pub left_out: u64,
     /// Files that changed while they were read.
     pub changed: u64,
+}
+
+/// `GET /v1/secrets`; what a secret says is never answered.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SecretRow {
+    /// Whose it is.
+    pub tenant: TenantName,
+    /// Its name.
+    pub name: SecretName,
+    /// When it was set, Unix time in milliseconds.
+    pub set_ms: u64,
+    /// The VPSs whose specs use it, and where they see it.
+    pub used_by: BTreeMap<VpsName, String>,
+}
+
+/// Answer to `PUT /v1/secrets/{tenant}/{name}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SecretSet {
+    /// Whether there was one before.
+    pub replaced: bool,
+    /// VPSs that are up and use it: they have it at their next start.
+    pub at_next_start: Vec<VpsName>,
 }
 
 /// `GET /v1/services`

@@ -24,7 +24,7 @@ pub use grant::{Grant, Selector, Verb};
 pub use host::HostConfig;
 pub use image::{ImageRef, LayerId};
 pub use limits::Limits;
-pub use name::{ServiceName, TenantName, VolumeName, VpsName};
+pub use name::{SecretName, ServiceName, TenantName, VolumeName, VpsName};
 pub use route::{ListenAddress, Route};
 pub use run::RunSpec;
 pub use spec::{Spec, VpsSpec};

@@ -95,6 +95,10 @@ name_type! {
     VolumeName
 }
 name_type! {
+    /// A tenant's secret: what it is called, never what it says.
+    SecretName
+}
+name_type! {
     /// One administrative job, such as `gateway`.
     ServiceName
 }

@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{LayerId, Limits, VolumeName, VpsName};
+use crate::{LayerId, Limits, SecretName, VolumeName, VpsName};
 
 /// One start of a VPS, said by `control` (a server VPS) or by the host daemon (a designated one).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,6 +36,10 @@ pub struct RunSpec {
     /// Volumes of its tenant's.
     #[serde(default)]
     pub volumes: BTreeMap<VolumeName, Volume>,
+    /// Secrets: where the program reads each, absolute. What they say goes beside this, by descriptor
+    /// (`Host.Start`), so that no message, record or log can hold it.
+    #[serde(default)]
+    pub secrets: BTreeMap<SecretName, String>,
     /// cgroup limits.
     #[serde(default)]
     pub limits: Limits,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Allow, ImageRef, Limits, Route, TenantName, VolumeName, VpsName,
+    Allow, ImageRef, Limits, Route, SecretName, TenantName, VolumeName, VpsName,
     run::{ReadyCheck, Stop, Volume},
 };
 
@@ -13,6 +13,7 @@ pub(crate) mod fields;
 mod parse;
 mod problem;
 mod render;
+mod secrets;
 #[cfg(test)]
 mod tests;
 mod volumes;
@@ -64,6 +65,9 @@ pub struct VpsSpec {
     /// Directories that outlive it.
     #[serde(default)]
     pub volumes: BTreeMap<VolumeName, Volume>,
+    /// Secrets of its tenant, and the files that its program finds them in.
+    #[serde(default)]
+    pub secrets: BTreeMap<SecretName, String>,
     /// What leads to it, and to which port inside.
     pub routes: BTreeMap<Route, u16>,
     /// Who of its tenant's may connect to it, and to which ports.

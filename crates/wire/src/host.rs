@@ -24,7 +24,8 @@ method! {
 }
 method! {
     /// Starts a VPS that has no process; answers as soon as its shim has been spawned. `Events` says the rest.
-    /// Grant: `start`. Answers the number of the run.
+    /// Grant: `start`. Answers the number of the run. Descriptor 0, when the run has secrets: what they say, in the order
+    /// of their names ([`crate::secrets`]).
     Start {
         /// What to run.
         run: RunSpec,

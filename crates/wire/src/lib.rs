@@ -11,6 +11,7 @@ pub mod gateway;
 pub mod host;
 pub mod keeper;
 pub mod network;
+pub mod secrets;
 pub mod seqpacket;
 pub mod shim;
 pub mod varlink;

@@ -71,7 +71,7 @@ pub enum ToShim {
         /// As for `Start`.
         binds: Vec<Bind>,
     },
-    /// To one that was prepared: run this; version 2.
+    /// To one that was prepared: run this; version 2. Descriptor, when it has secrets: what they say.
     Go {
         /// With the root, link and nesting that it was prepared with.
         run: Box<RunSpec>,
@@ -80,7 +80,7 @@ pub enum ToShim {
 
 /// Which descriptors come with `Start`, in this order: user namespace, network namespace (when `network`), log
 /// directory, the directory of the VPS's v2 cgroup, `tasks` files of its v1 cgroups (open for writing), listening sockets
-/// (one per name).
+/// (one per name), what secrets say (when `secrets`; [`crate::secrets`]).
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Descriptors {
     /// Whether there is a network namespace; else the VPS has the host's.
@@ -89,6 +89,9 @@ pub struct Descriptors {
     pub tasks: usize,
     /// Names of the listening sockets, passed to the program as sd_listen_fds(3) says.
     pub listeners: Vec<String>,
+    /// Whether secrets came.
+    #[serde(default)]
+    pub secrets: bool,
 }
 
 /// A mount that the host prepared.

@@ -121,6 +121,7 @@ impl Host {
             user: "root".to_owned(),
             files: [].into(),
             volumes: [].into(),
+            secrets: [].into(),
             limits: designated.limits.clone(),
             link: self.link(name, designated)?,
             resolvers: self.config.network.resolvers.clone(),
@@ -131,7 +132,8 @@ impl Host {
             ready_check: None,
             stop: Stop { signal: 15, grace_ms: GRACE_MS },
         };
-        Ok(Launch { run, binds: self.binds(name, designated).map_err(unavailable)?, listeners, network })
+        let binds = self.binds(name, designated).map_err(unavailable)?;
+        Ok(Launch { run, binds, listeners, secrets: None, network })
     }
 
     /// The program that a designated VPS is to run, which is noted as its own. One that is gone gives way to the daemon's.

@@ -1,8 +1,8 @@
 //! `io.bailiwick.Host`: each call is checked against the grants of the capability it came on, then done.
 
-use std::{pin::Pin, sync::Arc};
+use std::{os::fd::OwnedFd, pin::Pin, sync::Arc};
 
-use model::{Verb, VpsName, api::ErrorKind};
+use model::{RunSpec, Verb, VpsName, api::ErrorKind};
 use tokio::{
     net::UnixListener,
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -124,14 +124,15 @@ impl Capability {
         Ok(())
     }
 
-    fn start(&self, start: Start) -> Result<host::Started, Fault> {
+    fn start(&self, start: Start, fds: Vec<OwnedFd>) -> Result<host::Started, Fault> {
         self.check(Verb::Start, &start.run.name)?;
         if self.host.config.designated.contains_key(&start.run.name) {
             let message = format!("vps \"{}\" is a designated VPS; the host starts it", start.run.name);
             return Err(Fault::new(ErrorKind::Conflict, message));
         }
         let binds = self.volumes(&start.run)?;
-        let launch = Launch { run: start.run, binds, listeners: Vec::new(), network: Network::Own };
+        let secrets = secrets(&start.run, fds)?;
+        let launch = Launch { run: start.run, binds, listeners: Vec::new(), secrets, network: Network::Own };
         Ok(host::Started { run: self.host.start(launch)? })
     }
 
@@ -171,6 +172,19 @@ impl Capability {
     }
 }
 
+/// What secrets of a start say: in one descriptor, which is checked in kind and passed on.
+fn secrets(run: &RunSpec, mut fds: Vec<OwnedFd>) -> Result<Option<OwnedFd>, Fault> {
+    let wrong = |what: String| Fault::new(ErrorKind::Invalid, format!("vps \"{}\": {what}", run.name));
+    match (run.secrets.len(), fds.pop(), fds.len()) {
+        (0, None, 0) => Ok(None),
+        (count @ 1.., Some(file), 0) => {
+            wire::secrets::ranges(&file, count).map_err(|error| wrong(error.to_string()))?;
+            Ok(Some(file))
+        }
+        _ => Err(wrong("a start takes one descriptor if it has secrets, and none otherwise".to_owned())),
+    }
+}
+
 impl Service for Capability {
     async fn call(&self, _: &Peer, request: Request, replier: &mut Replier<'_>) -> Result<(), Fault> {
         let empty = Empty {};
@@ -181,7 +195,8 @@ impl Service for Capability {
                 replier.done::<Create>(&empty, &[]).await?;
             }
             Start::NAME => {
-                let started = self.start(request.parse()?)?;
+                let start = request.parse()?;
+                let started = self.start(start, request.fds)?;
                 replier.done::<Start>(&started, &[]).await?;
             }
             Stop::NAME => {

@@ -44,6 +44,8 @@ pub struct Launch {
     pub binds: Vec<HostBind>,
     /// Listening sockets it gets, with their names.
     pub listeners: Vec<(String, OwnedFd)>,
+    /// What its secrets say. It passes through, unread.
+    pub secrets: Option<OwnedFd>,
     /// Its network namespace.
     pub network: Network,
 }
@@ -163,7 +165,7 @@ impl Host {
         range: IdRange,
         shim: u32,
     ) -> Result<(crate::life::ShimSocket, AsyncFd<OwnedFd>, Cgroup), StartError> {
-        let Launch { run, binds, listeners, network } = launch;
+        let Launch { run, binds, listeners, secrets, network } = launch;
         let directory = self.place.vps(&run.name);
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         rustix::io::ioctl_fionbio(&ours, true)?;
@@ -215,10 +217,12 @@ impl Host {
         fds.push(birthplace.as_fd());
         fds.extend(tasks.iter().map(AsFd::as_fd));
         fds.extend(listeners.iter().map(|(_, fd)| fd.as_fd()));
+        fds.extend(secrets.iter().map(AsFd::as_fd));
         let descriptors = Descriptors {
             network: namespaces.network.is_some(),
             tasks: tasks.len(),
             listeners: listeners.iter().map(|(name, _)| name.clone()).collect(),
+            secrets: secrets.is_some(),
         };
         let seen = |bind: &HostBind| Bind {
             target: bind.target.clone(),

@@ -5,11 +5,12 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use isolation::inside::{Live, Program, Setting, Starting, build, finish, frame};
-use model::{ExitStatus, RunSpec, run::Ready};
+use isolation::inside::{Live, Program, Secret, Setting, Starting, build, finish, frame};
+use model::{ExitStatus, RunSpec, SecretName, run::Ready};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     fs::{Mode, OFlags, open},
@@ -40,6 +41,8 @@ pub struct Task<'a> {
     /// Whether the frame is built ahead: what is run comes with `ToInit::Go`.
     pub ahead: bool,
     pub listeners: &'a [(String, OwnedFd)],
+    /// What its secrets say ([`wire::secrets`]).
+    pub secrets: Option<&'a OwnedFd>,
 }
 
 /// Runs as init; the exit code.
@@ -70,12 +73,13 @@ struct Running {
 }
 
 fn begin<'a>(task: &Task<'_>, streams: &Streams<'a>) -> Result<Init<'a>, String> {
-    let Task { run, setting, ahead, listeners } = *task;
+    let Task { run, setting, ahead, listeners, secrets } = *task;
     let fault = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
     // After the last change of ids, which would undo it. Should the shim have died before, the socket says so.
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| fault("binding init to its shim")(e.into()))?;
     let mut keep = vec![streams.shim.as_fd(), streams.output.as_fd(), streams.errors.as_fd()];
     keep.extend(listeners.iter().map(|(_, fd)| fd.as_fd()));
+    keep.extend(secrets.map(AsFd::as_fd));
     close_all_but(&keep).map_err(fault("closing descriptors"))?;
     // So that no descriptor that comes later is 0, 1 or 2.
     let null = || open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
@@ -86,8 +90,10 @@ fn begin<'a>(task: &Task<'_>, streams: &Streams<'a>) -> Result<Init<'a>, String>
     umask(Mode::empty());
     build(&frame(run, setting), &mut live).map_err(|e| e.explain())?;
     let told = if ahead { Some(await_go(streams.shim)?) } else { None };
-    let run = told.as_deref().unwrap_or(run);
-    build(&finish(run, setting), &mut live).map_err(|e| e.explain())?;
+    let (run, came) = told.as_ref().map_or((run, secrets), |(run, came)| (run, came.as_ref()));
+    let secrets = find_secrets(run, came).map_err(fault("taking secrets"))?;
+    live.secrets = came.map(OwnedFd::try_clone).transpose().map_err(fault("taking secrets"))?;
+    build(&finish(run, setting, &secrets), &mut live).map_err(|e| e.explain())?;
     umask(Mode::from(0o022));
     let second = null().map_err(Into::into).and_then(standard).map_err(fault("opening /dev/null of the VPS"))?;
     // One of the two may be one of the three.
@@ -129,8 +135,24 @@ fn begin<'a>(task: &Task<'_>, streams: &Streams<'a>) -> Result<Init<'a>, String>
     Ok(Init { shim: streams.shim.as_fd(), children, programs: vec![program] })
 }
 
-/// Says that the frame is there, and waits for what is to run in it.
-fn await_go(shim: &OwnedFd) -> Result<Box<RunSpec>, String> {
+/// Where each secret is in what came: never in this process's memory.
+fn find_secrets(run: &RunSpec, came: Option<&OwnedFd>) -> io::Result<Vec<Secret>> {
+    let ranges = match came {
+        Some(file) => wire::secrets::ranges(file, run.secrets.len())?,
+        None if run.secrets.is_empty() => Vec::new(),
+        None => return Err(io::Error::other("none came")),
+    };
+    let secret = |((name, path), range): ((&SecretName, &String), wire::secrets::Range)| Secret {
+        name: name.clone(),
+        path: path.clone(),
+        start: range.start,
+        length: range.length,
+    };
+    Ok(run.secrets.iter().zip(ranges).map(secret).collect())
+}
+
+/// Says that the frame is there, and waits for what is to run in it, with what its secrets say.
+fn await_go(shim: &OwnedFd) -> Result<(RunSpec, Option<OwnedFd>), String> {
     let fault = |error: std::io::Error| format!("waiting in the frame: {error}");
     channel::send(shim, &FromInit::Framed, &[]).map_err(fault)?;
     loop {
@@ -139,7 +161,7 @@ fn await_go(shim: &OwnedFd) -> Result<Box<RunSpec>, String> {
             Err(error) => return Err(fault(error.into())),
         }
         match channel::receive::<ToInit>(shim, channel::TO_INIT).map_err(fault)? {
-            Received::Message(ToInit::Go { run }, _) => return Ok(run),
+            Received::Message(ToInit::Go { run }, fds) => return Ok((*run, fds.into_iter().next())),
             // Nothing runs that it could be meant for.
             Received::Message(..) | Received::Nothing => {}
             Received::Closed => return Err("the shim is gone".to_owned()),

@@ -30,6 +30,7 @@ pub struct Request {
     cgroup: OwnedFd,
     log: OwnedFd,
     listeners: Vec<(String, OwnedFd)>,
+    secrets: Option<OwnedFd>,
     /// Whether it was a `Prepare`.
     ahead: bool,
 }
@@ -60,7 +61,8 @@ impl Request {
             ToShim::Prepare { run, fds, binds, .. } => (*run, fds, binds, true),
             _ => anyhow::bail!("the first message is not a start"),
         };
-        let expected = 3 + usize::from(count.network) + count.tasks + count.listeners.len();
+        let expected =
+            3 + usize::from(count.network) + count.tasks + count.listeners.len() + usize::from(count.secrets);
         anyhow::ensure!(fds.len() == expected, "{} descriptors came with the start, not {expected}", fds.len());
         let mut fds = fds.into_iter();
         let mut next = || fds.next().ok_or_else(|| anyhow::anyhow!("a descriptor is missing"));
@@ -71,7 +73,8 @@ impl Request {
         let tasks = (0..count.tasks).map(|_| next()).collect::<Result<_, _>>()?;
         let listeners =
             count.listeners.iter().map(|name| Ok((name.clone(), next()?))).collect::<anyhow::Result<_>>()?;
-        Ok(Self { run, binds, entrance: Entrance { user, network, tasks }, cgroup, log, listeners, ahead })
+        let secrets = count.secrets.then(&mut next).transpose()?;
+        Ok(Self { run, binds, entrance: Entrance { user, network, tasks }, cgroup, log, listeners, secrets, ahead })
     }
 }
 
@@ -87,7 +90,8 @@ pub fn start(request: Request) -> Result<Vps, String> {
         |bind: &Bind| Prepared { target: bind.target.clone(), directory: bind.directory, volume: bind.volume };
     let binds: Vec<_> = request.binds.iter().map(prepared).collect();
     let setting = Setting { network: request.entrance.network.is_some(), binds: &binds };
-    let task = Task { run: &request.run, setting, ahead: request.ahead, listeners: &request.listeners };
+    let Request { run, ahead, listeners, secrets, .. } = &request;
+    let task = Task { run, setting, ahead: *ahead, listeners, secrets: secrets.as_ref() };
     let streams = Streams { shim: &theirs, output: &output_writer, errors: &errors_writer };
     let entering = spawn_child_in(request.cgroup.as_fd(), || {
         let entered = enter(&request.entrance)

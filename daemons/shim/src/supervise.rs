@@ -214,7 +214,7 @@ impl Supervisor {
     fn obey(&mut self, message: ToShim, fds: &[OwnedFd]) {
         match message {
             ToShim::Start { .. } | ToShim::Prepare { .. } => {}
-            ToShim::Go { run } => self.go(run),
+            ToShim::Go { run } => self.go(run, fds),
             ToShim::Report => self.report(),
             ToShim::Stop { grace_ms } => self.stop(grace_ms),
             ToShim::Exec { id, command, env, user, cwd } => {
@@ -231,14 +231,14 @@ impl Supervisor {
     }
 
     /// Has a prepared VPS run this.
-    fn go(&mut self, run: Box<RunSpec>) {
+    fn go(&mut self, run: Box<RunSpec>, fds: &[OwnedFd]) {
         if !std::mem::take(&mut self.ahead) {
             return;
         }
         self.check = Check::of(&run);
         (self.ready, self.stop_signal) = (run.ready.clone(), run.stop.signal);
         self.enter(ShimState::Building);
-        if let Err(error) = self.ask(&ToInit::Go { run }, &[]) {
+        if let Err(error) = self.ask(&ToInit::Go { run }, fds) {
             self.not_started.get_or_insert(format!("init of the prepared VPS takes no requests: {error}"));
             self.kill();
         }

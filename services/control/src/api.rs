@@ -7,6 +7,7 @@ mod error;
 mod exec;
 mod lists;
 pub mod openapi;
+mod secrets;
 mod stream;
 mod volumes;
 mod vps;
@@ -48,6 +49,8 @@ fn router(control: Arc<Control>) -> Router {
         .route("/v1/volumes", get(volumes::list))
         .route("/v1/volumes/{tenant}/{name}", get(volumes::get).delete(volumes::remove))
         .route("/v1/volumes/{tenant}/{name}/content", get(content::export).put(content::import))
+        .route("/v1/secrets", get(secrets::list))
+        .route("/v1/secrets/{tenant}/{name}", axum::routing::put(secrets::set).delete(secrets::remove))
         .route("/v1/routes", get(lists::routes))
         .route("/v1/services", get(lists::services))
         .route("/v1/events", get(lists::events))

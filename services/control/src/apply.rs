@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::{
-    ImageRef, ListenAddress, Route, VpsName, VpsSpec,
+    ImageRef, ListenAddress, Route, SecretName, VpsName, VpsSpec,
     api::{ApplyRequest, Change, ChangeKind, ErrorKind, SpecFile},
     spec::Problem,
 };
@@ -12,6 +12,7 @@ use crate::{
     diff,
     locate::{Target, problem},
     machine::Machine,
+    secrets::{self, SecretId},
 };
 
 /// What a request is held against.
@@ -23,8 +24,10 @@ pub struct World<'a> {
     pub designated: &'a BTreeSet<VpsName>,
     /// Names of VPSs whose deletion is not finished.
     pub deleting: &'a BTreeSet<VpsName>,
-    /// VPSs with processes.
-    pub up: &'a BTreeSet<VpsName>,
+    /// VPSs with processes, and since when.
+    pub up: &'a BTreeMap<VpsName, u64>,
+    /// Secrets that are set, and when they were.
+    pub secrets: &'a BTreeMap<SecretId, u64>,
     /// What the machine has.
     pub machine: Machine,
 }
@@ -69,6 +72,7 @@ pub fn plan(world: &World<'_>, request: &ApplyRequest) -> Result<Plan, Refusal> 
     check.names(world);
     check.limits(world);
     check.neighbours(world);
+    check.secrets(world);
     let taken = check.routes(world, request.take_routes);
     check.listeners(world, &taken);
     let Check { found, sent } = check;
@@ -175,6 +179,21 @@ impl<'a> Check<'a> {
         }
         for (name, rule, message, hint) in found {
             self.add(ErrorKind::Invalid, &name, Target::Rule(&rule), message, hint);
+        }
+    }
+
+    /// A VPS could not start with a secret that nobody set.
+    fn secrets(&mut self, world: &World<'_>) {
+        let unset = |(name, sent): (&VpsName, &Sent<'_>)| {
+            let ids: Vec<_> = secrets::ids(&sent.spec).filter(|id| !world.secrets.contains_key(id)).collect();
+            let name = name.clone();
+            ids.into_iter().map(move |id| (name.clone(), id))
+        };
+        let found: Vec<_> = self.sent.iter().flat_map(unset).collect();
+        for (vps, id) in found {
+            let target = Target::Entry("secrets", id.name.as_str());
+            let hint = format!("bailiwick secret set {id}");
+            self.add(ErrorKind::NotFound, &vps, target, format!("secret `{id}` is not set"), hint);
         }
     }
 
@@ -290,11 +309,19 @@ fn changes(world: &World<'_>, sent: BTreeMap<VpsName, Sent<'_>>, taken: BTreeMap
             Some(_) => ChangeKind::Change,
         };
         let changed = kind == ChangeKind::Change;
-        let at_next_start = changed && world.up.contains(name) && fields.iter().any(diff::needs_start);
-        changes.push(Change { vps: name.clone(), kind, fields, at_next_start });
+        let at_next_start = changed && world.up.contains_key(name) && fields.iter().any(diff::needs_start);
+        let secrets = set_since(world, name, spec);
+        changes.push(Change { vps: name.clone(), kind, fields, at_next_start, secrets });
     }
     wanted.retain(|name, spec| world.specs.get(name) != Some(spec));
     Plan { changes, specs: wanted, images, listen }
+}
+
+/// The secrets that were set since a VPS was started, which it does not have yet.
+fn set_since(world: &World<'_>, name: &VpsName, spec: &VpsSpec) -> Vec<SecretName> {
+    let Some(since) = world.up.get(name) else { return Vec::new() };
+    let newer = |id: &SecretId| world.secrets.get(id).is_some_and(|set| set > since);
+    secrets::ids(spec).filter(newer).map(|id| id.name).collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Calls to others that may be down for a moment: law 3 has them back within a second, so it pays to ask again.
 
-use std::time::Duration;
+use std::{os::fd::BorrowedFd, time::Duration};
 
 use model::api::ErrorKind;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -13,16 +13,26 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
 /// Calls until there is an answer other than "not there", or until `limit` is over.
 pub async fn insist<M: Method>(client: &Client, method: &M, limit: Duration) -> Result<M::Reply, Fault> {
+    insist_with(client, method, &[], limit).await
+}
+
+/// The same with descriptors beside it.
+pub async fn insist_with<M: Method>(
+    client: &Client,
+    method: &M,
+    fds: &[BorrowedFd<'_>],
+    limit: Duration,
+) -> Result<M::Reply, Fault> {
     let end = Instant::now() + limit;
     let mut pause = FIRST_PAUSE;
     loop {
         let silent = |_| Fault::new(ErrorKind::Unavailable, format!("{} did not answer in time", whose(M::NAME)));
-        match timeout_at(end, client.call(method)).await.map_err(silent)? {
+        match timeout_at(end, client.call_with_fds(method, fds)).await.map_err(silent)? {
             Err(fault) if fault.kind == ErrorKind::Unavailable && Instant::now() + pause < end => {
                 sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
-            answer => return answer,
+            answer => return answer.map(|(reply, _)| reply),
         }
     }
 }

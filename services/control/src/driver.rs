@@ -6,7 +6,12 @@ use std::{
     time::Duration,
 };
 
-use model::{VpsName, VpsSpec, api::LastWake, run::Link, spec::Idle};
+use model::{
+    VpsName, VpsSpec,
+    api::{LastWake, State},
+    run::Link,
+    spec::Idle,
+};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::AbortHandle,
@@ -91,6 +96,11 @@ impl Vps {
     /// Its life, to look at.
     pub fn life(&self) -> MutexGuard<'_, Life> {
         lock(&self.life)
+    }
+
+    /// Whether it has processes, as far as is known.
+    pub fn is_up(&self) -> bool {
+        !matches!(self.life().state(), State::Asleep | State::Failed)
     }
 
     /// Its addresses, once it has some.

@@ -1,16 +1,17 @@
 //! Flow C: image layers, addresses, a place on the host; then the start, with the link beside it.
 
-use std::{sync::Arc, time::Duration};
+use std::{os::fd::AsFd, sync::Arc, time::Duration};
 
 use model::{api::ErrorKind, run::Link};
 use wire::{Fault, host, network};
 
 use crate::{
-    calls::insist,
+    calls::{insist, insist_with},
     driver::Vps,
     images,
     life::{Failure, Input},
     run_spec::run_spec,
+    secrets::SecretError,
     shared::Control,
 };
 
@@ -104,13 +105,16 @@ async fn start(control: &Arc<Control>, vps: &Arc<Vps>, link: &Link, limit: Durat
     let layers = images::layers(control, &spec.image, limit).await;
     let layers = layers.map_err(|fault| failure("its image", &fault))?;
     let run = run_spec(&vps.name, &spec, &layers, link);
+    let secrets = control.secrets.packed(&control.store, &spec).await;
+    let secrets = secrets.map_err(|error| unusable("its secrets", &error))?;
+    let fds: Vec<_> = secrets.iter().map(AsFd::as_fd).collect();
     let start = host::Start { run };
-    let mut answer = insist(&control.host, &start, limit).await;
+    let mut answer = insist_with(&control.host, &start, &fds, limit).await;
     if matches!(&answer, Err(fault) if fault.kind == ErrorKind::NotFound) {
         // What is remembered is not so any more: the host lost its place.
         let create = host::Create { name: vps.name.clone(), tenant: spec.tenant.clone(), ids: spec.ids };
         answer = match insist(&control.host, &create, limit).await {
-            Ok(_) => insist(&control.host, &start, limit).await,
+            Ok(_) => insist_with(&control.host, &start, &fds, limit).await,
             Err(fault) => Err(fault),
         };
     }
@@ -131,4 +135,8 @@ async fn start(control: &Arc<Control>, vps: &Arc<Vps>, link: &Link, limit: Durat
 fn failure(what: &str, fault: &Fault) -> Failure {
     let public = if fault.kind == ErrorKind::Lacking { "this host is full" } else { "it could not be set up" };
     Failure { what: format!("{what}: {fault}"), public }
+}
+
+fn unusable(what: &str, error: &SecretError) -> Failure {
+    Failure { what: format!("{what}: {error}"), public: "it could not be set up" }
 }

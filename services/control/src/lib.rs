@@ -26,6 +26,7 @@ mod machine;
 mod neighbours;
 mod routes;
 mod run_spec;
+mod secrets;
 mod shared;
 mod store;
 mod transfer;

@@ -13,6 +13,8 @@ pub enum Target<'a> {
     Rule(&'a Allow),
     /// The first mention of a word, such as a field's name.
     Word(&'a str),
+    /// An entry of a table such as `secrets`.
+    Entry(&'a str, &'a str),
 }
 
 /// A problem at the place of `target`; at the header where it can't be found, and about the whole file without one.
@@ -37,13 +39,14 @@ fn find(text: &str, vps: &VpsName, target: Target<'_>) -> Option<(usize, usize, 
         Some(inner.replace(['"', '\'', ' '], ""))
     };
     let wanted = format!("vps.{vps}");
-    let mut inside = false;
     if let Target::Rule(rule) = target {
         return find_rule(text, rule);
     }
+    let (mut inside, mut table) = (false, None);
     for (index, line) in text.lines().enumerate() {
         if let Some(header) = is_header(line) {
             inside = header == wanted || header.starts_with(&format!("{wanted}."));
+            table = header.strip_prefix(&format!("{wanted}.")).map(str::to_owned);
             if header == wanted && matches!(target, Target::Header) {
                 let start = line.len() - line.trim_start().len();
                 return Some((index + 1, start + 1, line.trim().chars().count().max(1)));
@@ -54,6 +57,12 @@ fn find(text: &str, vps: &VpsName, target: Target<'_>) -> Option<(usize, usize, 
         }
         let span = match target {
             Target::Header | Target::Rule(_) => None,
+            Target::Entry(of, key) => {
+                let begins = line.trim_start().strip_prefix(of).is_some_and(|rest| rest.trim_start().starts_with('='));
+                let from = if begins { line.find('=').unwrap_or(0) } else { 0 };
+                let at = line[from..].find(key).filter(|_| begins || table.as_deref() == Some(of));
+                at.map(|at| (from + at, key))
+            }
             Target::Word(word) => line.find(word).map(|at| (at, word)),
             Target::Route(route) => quoted(line).find(|(_, text)| text.parse::<Route>().as_ref() == Ok(route)),
         };
@@ -102,6 +111,9 @@ mod tests {
         assert_eq!(find(FILE, &name("blog"), Target::Route(&second)), Some((7, 41, 10)));
         assert_eq!(find(FILE, &name("blog"), Target::Word("image")), Some((6, 1, 5)));
         assert_eq!(find(FILE, &name("a"), Target::Route(&route)), None);
+        let secrets = "[vps.a]\nenv = { db = \"/x\" }\nsecrets = { db = \"/x\" }\n[vps.b.secrets]\ndb = \"/y\"\n";
+        assert_eq!(find(secrets, &name("a"), Target::Entry("secrets", "db")), Some((3, 13, 2)));
+        assert_eq!(find(secrets, &name("b"), Target::Entry("secrets", "db")), Some((5, 1, 2)));
         let nowhere = problem("f.toml", FILE, &name("gone"), Target::Header, "m".into(), None);
         assert_eq!((nowhere.line, nowhere.text.as_str()), (0, ""));
     }

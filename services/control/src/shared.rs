@@ -19,6 +19,7 @@ use crate::{
     machine::Machine,
     neighbours::{Telling, doors, rules},
     routes::{Routes, table},
+    secrets::Secrets,
     store::{Store, Stored, Wakes},
 };
 
@@ -63,6 +64,8 @@ pub struct Control {
     pub routes: Routes,
     /// Images that are there.
     pub images: Images,
+    /// Secrets that are set.
+    pub secrets: Secrets,
     /// What the machine has.
     pub machine: Machine,
     /// Held by who changes desired state: one at a time.
@@ -106,6 +109,7 @@ impl Control {
             history: History::default(),
             routes: Routes::default(),
             images: Images::new(stored.images.clone()),
+            secrets: Secrets::new(stored.secrets.clone(), data),
             changing: tokio::sync::Mutex::new(()),
             vps: Mutex::default(),
             deleting: Mutex::default(),

@@ -6,8 +6,11 @@ use model::{ImageRef, VpsName, VpsSpec, api::LastWake, image::ImageInfo, run::Li
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::secrets::{self, SecretId};
+
 const VPS: TableDefinition<&str, &[u8]> = TableDefinition::new("vps");
 const FACTS: TableDefinition<&str, &[u8]> = TableDefinition::new("facts");
+const SECRETS: TableDefinition<&str, &[u8]> = TableDefinition::new("secrets");
 const WAKES: TableDefinition<&str, &[u8]> = TableDefinition::new("wakes");
 
 /// The file holds a few kilobytes per VPS; redb's own default would let it take a gigabyte.
@@ -91,6 +94,8 @@ pub struct Stored {
     pub images: BTreeMap<ImageRef, ImageInfo>,
     /// Wakes.
     pub wakes: BTreeMap<VpsName, Wakes>,
+    /// When each secret was set, Unix milliseconds.
+    pub secrets: BTreeMap<SecretId, u64>,
 }
 
 /// Something that is true of a VPS or an image, beside the desired state.
@@ -131,6 +136,11 @@ fn name_of(key: &str) -> Result<VpsName, StoreError> {
     decode(key, &encode(&key)?)
 }
 
+fn secret_of(key: &str) -> Result<SecretId, StoreError> {
+    let (tenant, name) = key.split_once('/').unwrap_or((key, ""));
+    Ok(SecretId { tenant: decode(key, &encode(&tenant)?)?, name: decode(key, &encode(&name)?)? })
+}
+
 impl Store {
     /// Opens the file, or makes it. Only one process can have it open.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
@@ -140,6 +150,7 @@ impl Store {
         write.open_table(VPS)?;
         write.open_table(FACTS)?;
         write.open_table(WAKES)?;
+        write.open_table(SECRETS)?;
         write.commit()?;
         Ok(Self { database: Arc::new(database) })
     }
@@ -167,6 +178,11 @@ impl Store {
         for entry in read.open_table(WAKES)?.iter()? {
             let (key, value) = entry?;
             stored.wakes.insert(name_of(key.value())?, decode(key.value(), value.value())?);
+        }
+        for entry in read.open_table(SECRETS)?.iter()? {
+            let (key, value) = entry?;
+            let secret: secrets::Stored = decode(key.value(), value.value())?;
+            stored.secrets.insert(secret_of(key.value())?, secret.at_ms);
         }
         for entry in read.open_table(FACTS)?.iter()? {
             let (key, value) = entry?;
@@ -250,6 +266,30 @@ impl Store {
             for (reference, info) in images {
                 facts.insert(Fact::Image(reference).key().as_str(), encode(info)?.as_slice())?;
             }
+            Ok(())
+        })
+    }
+
+    /// Sets a secret.
+    pub fn put_secret(&self, id: &SecretId, secret: &secrets::Stored) -> Result<(), StoreError> {
+        let bytes = encode(secret)?;
+        self.write(|write| {
+            write.open_table(SECRETS)?.insert(id.to_string().as_str(), bytes.as_slice())?;
+            Ok(())
+        })
+    }
+
+    /// A secret, if it is set.
+    pub fn secret(&self, id: &SecretId) -> Result<Option<secrets::Stored>, StoreError> {
+        let key = id.to_string();
+        let read = self.database.begin_read()?.open_table(SECRETS)?.get(key.as_str())?;
+        read.map(|value| decode(&key, value.value())).transpose()
+    }
+
+    /// Forgets a secret.
+    pub fn remove_secret(&self, id: &SecretId) -> Result<(), StoreError> {
+        self.write(|write| {
+            write.open_table(SECRETS)?.remove(id.to_string().as_str())?;
             Ok(())
         })
     }

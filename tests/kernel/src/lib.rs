@@ -65,6 +65,8 @@ pub struct Builder {
     pub outer: Option<OwnedFd>,
     /// Sockets for the program.
     pub listeners: Vec<(String, OwnedFd)>,
+    /// What its secrets say (`run.secrets`).
+    pub secrets: Option<OwnedFd>,
 }
 
 impl Builder {
@@ -80,6 +82,7 @@ impl Builder {
             binds: Vec::new(),
             outer: None,
             listeners: Vec::new(),
+            secrets: None,
         }
     }
 
@@ -156,6 +159,7 @@ impl Builder {
         fds.push(birthplace.as_fd());
         fds.extend(tasks.iter().map(AsFd::as_fd));
         fds.extend(self.listeners.iter().map(|(_, fd)| fd.as_fd()));
+        fds.extend(self.secrets.iter().map(AsFd::as_fd));
         let binds = self
             .binds
             .iter()
@@ -168,6 +172,7 @@ impl Builder {
                 network: self.network,
                 tasks: tasks.len(),
                 listeners: self.listeners.iter().map(|(name, _)| name.clone()).collect(),
+                secrets: self.secrets.is_some(),
             },
             binds,
         };
@@ -366,6 +371,12 @@ impl Vps {
     /// The directory with its log.
     pub fn log_directory(&self) -> PathBuf {
         self.directory.path().join("log")
+    }
+
+    /// The files of that name that it has written.
+    pub fn find_on_disk(&self, name: &str) -> Vec<PathBuf> {
+        let all = walk(&self.directory.path().join("state/upper"));
+        all.into_iter().filter(|path| path.ends_with(name)).collect()
     }
 
     /// Its processes, as the host numbers them.

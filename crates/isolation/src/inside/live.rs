@@ -16,7 +16,7 @@ use rustix::{
 };
 use sys::mount::{Attributes, set_attributes};
 
-use super::{Kernel, Step, files::write_file, mounts, network, seccomp, volume};
+use super::{Kernel, Step, files::write_file, mounts, network, seccomp, secrets, volume};
 
 /// Where the new root is put until it is `/`: a directory of the shim's root that nothing needs once the overlay is
 /// mounted.
@@ -37,6 +37,8 @@ const DEVICE_LINKS: [(&str, &str); 6] = [
 #[derive(Debug, Default)]
 pub struct Live {
     root: Option<OwnedFd>,
+    /// What secrets say, for `Step::Secrets`.
+    pub secrets: Option<OwnedFd>,
     /// Where held calls come out (`Step::Seccomp`).
     pub listener: Option<OwnedFd>,
     /// The socket of `Step::NotifySocket`.
@@ -149,6 +151,10 @@ impl Kernel for Live {
                 Err(error) if *optional && error.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(()),
                 done => done,
             },
+            Step::Secrets { user, secrets } => {
+                let source = self.secrets.take().ok_or_else(|| io::Error::other("they did not come"))?;
+                secrets::place(source.as_fd(), user, secrets)
+            }
             Step::ReadOnlyRoot => set_attributes(self.root()?, Attributes::RDONLY, None, false),
             Step::EnterRoot => self.enter_root(),
             Step::MaskFile(path) => {

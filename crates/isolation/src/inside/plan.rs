@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use model::run::{Link, Ready, Root, RunSpec};
+use model::{
+    SecretName,
+    run::{Link, Ready, Root, RunSpec},
+};
 use rustix::{mount::MountAttrFlags, thread::CapabilitySet};
 
 use super::masks;
@@ -62,6 +65,13 @@ pub enum Step {
         /// Whether it may stay as it is where the file system is read-only.
         optional: bool,
     },
+    /// Files of a tmpfs that only `user` can read.
+    Secrets {
+        /// As `RunSpec::user`.
+        user: String,
+        /// Each.
+        secrets: Vec<Secret>,
+    },
     /// The root's own mount becomes read-only; what is mounted in it stays.
     ReadOnlyRoot,
     /// The root becomes `/`, and the shim's root is gone.
@@ -101,6 +111,19 @@ pub struct Setting<'a> {
     pub network: bool,
     /// `/binds/0`, `/binds/1`…
     pub binds: &'a [Prepared],
+}
+
+/// A secret to be put in place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Secret {
+    /// What it is called.
+    pub name: SecretName,
+    /// Absolute path inside.
+    pub path: String,
+    /// Where its first byte is in the file of all.
+    pub start: u64,
+    /// How many there are.
+    pub length: u64,
 }
 
 /// A mount that the host prepared.
@@ -160,12 +183,15 @@ pub fn frame(run: &RunSpec, setting: Setting<'_>) -> Vec<Step> {
     steps
 }
 
-/// The steps after `frame`: what is this program's own.
-pub fn finish(run: &RunSpec, setting: Setting<'_>) -> Vec<Step> {
+/// The steps after `frame`: what is this program's own. `secrets` is where each secret is in what the host sent.
+pub fn finish(run: &RunSpec, setting: Setting<'_>, secrets: &[Secret]) -> Vec<Step> {
     let mut steps = vec![Step::Hostname(run.hostname.as_ref().unwrap_or(&run.name).to_string())];
     let bare = run.root == Root::Bare;
     if !bare {
         files(&mut steps, run, setting.binds);
+    }
+    if !secrets.is_empty() {
+        steps.push(Step::Secrets { user: run.user.clone(), secrets: secrets.to_vec() });
     }
     if run.ready == Ready::Notify {
         steps.push(Step::NotifySocket);
@@ -271,6 +297,7 @@ impl fmt::Display for Step {
             Self::Bind { index, target, .. } => write!(f, "mounting prepared mount {index} at {target}"),
             Self::Volume { target, .. } => write!(f, "mounting the volume at {target}"),
             Self::File { path, .. } => write!(f, "writing {path}"),
+            Self::Secrets { .. } => write!(f, "putting secrets in place"),
             Self::ReadOnlyRoot => write!(f, "making the root read-only"),
             Self::EnterRoot => write!(f, "entering the new root"),
             Self::MaskFile(path) | Self::MaskDirectory(path) => write!(f, "masking {path}"),

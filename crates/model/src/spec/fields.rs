@@ -168,6 +168,11 @@ static VPS: Fields = Fields {
             "Directories that outlive it: volume to path. On its first use a volume gets what the image has there.",
         ),
         Field::new(
+            "secrets",
+            Kind::Map(words::SECRET_NAME, &Kind::Word(words::PATH), 32),
+            "Secrets as files that only its user can read: secret to path. `bailiwick secret set TENANT/NAME` sets one.",
+        ),
+        Field::new(
             "routes",
             Kind::Map(ROUTE, &Kind::Integer(1, 65_535), 64),
             "What leads to it, and to which port inside. Left is outside, right is inside.",
@@ -196,7 +201,6 @@ static VPS: Fields = Fields {
         Field::new("nesting", Kind::Boolean, "Whether a VPS may run inside.").default("false"),
     ],
     later: &[
-        ("secrets", "write files = { \"/path\" = \"content\" } for what is not secret"),
         ("env_file", "write the variables in env = { NAME = \"value\" }"),
         ("job", "run it from outside: bailiwick exec NAME -- COMMAND"),
         ("class", "every VPS is isolated by namespaces"),
@@ -232,6 +236,6 @@ pub(super) static FILE: Fields = Fields {
         ),
         Field::new("volume", Kind::Map(words::VOLUME_NAME, &Kind::Table(&VOLUME), 256), "About volumes, by name."),
     ],
-    later: &[("secrets", "write files = { \"/path\" = \"content\" } for what is not secret")],
-    otherwise: &[],
+    later: &[],
+    otherwise: &[("secrets", "write secrets = { NAME = \"/path\" } in [vps.NAME]")],
 };

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use toml::de::{DeTable, DeValue};
 
-use super::{Idle, IdleAction, Problem, ReadySpec, Restart, Spec, VpsSpec, fields, volumes};
+use super::{Idle, IdleAction, Problem, ReadySpec, Restart, Spec, VpsSpec, fields, secrets, volumes};
 use crate::{
     Allow, Limits, Route, TenantName, VpsName,
     document::{Get, Problems, Source, Value, check, integer, number},
@@ -38,6 +38,7 @@ pub fn parse(file: &str, text: &str) -> Result<Spec, Vec<Problem>> {
         for value in vpss.values().filter_map(|v| v.get_ref().as_table()) {
             within(&mut problems, value);
             volumes::within(&mut problems, value);
+            secrets::within(&mut problems, value);
         }
         volumes::unused(&mut problems, document, vpss);
     }
@@ -201,6 +202,7 @@ fn read_vps(tenant: &TenantName, table: &DeTable<'_>, admits: bool) -> Option<Vp
         volumes: BTreeMap::new(),
         admits: BTreeMap::new(),
         reaches: BTreeMap::new(),
+        secrets: secrets::read(table),
         limits: table.table("limits").map(read_limits).unwrap_or_default(),
         ids: u32::try_from(table.integer("ids").unwrap_or(fields::BLOCK)).ok()?,
         idle: read_idle(table.get("idle"), admits || !routes.is_empty()),

@@ -45,6 +45,8 @@ fn fields(spec: &VpsSpec) -> Vec<(&'static str, String)> {
     add("hostname", spec.hostname.is_some(), quoted(spec.hostname.as_ref().map_or("", VpsName::as_str)));
     let volumes = spec.volumes.iter().map(|(name, volume)| (name.to_string(), quoted(&volume.path)));
     add("volumes", !spec.volumes.is_empty(), table(volumes));
+    let secrets = spec.secrets.iter().map(|(name, path)| (name.to_string(), quoted(path)));
+    add("secrets", !spec.secrets.is_empty(), table(secrets));
     let routes = spec.routes.iter().map(|(route, port)| (quoted(&route.to_string()), port.to_string()));
     add("routes", !spec.routes.is_empty(), table(routes));
     add("env", !spec.env.is_empty(), texts(&spec.env));

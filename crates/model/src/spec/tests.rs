@@ -292,6 +292,7 @@ prop_compose! {
         start_deadline_ms in 100u64..31_622_400_000,
         stop in (0..SIGNALS.len(), 0u64..31_622_400_000).prop_map(|(i, grace_ms)| Stop { signal: SIGNALS[i].1, grace_ms }),
         volumes in btree_map("[a-z]{1,9}", option::of(1u64..1 << 20), 0..4),
+        secrets in btree_map("[a-z]{1,9}", Just(()), 0..4),
         flags in any::<(bool, bool)>(),
     ) -> VpsSpec {
         // Which route is the first is only known to the parser: with several ports it says the one it means.
@@ -310,6 +311,9 @@ prop_compose! {
             }).collect(),
             admits: rules.0,
             reaches: rules.1,
+            secrets: secrets.into_keys().enumerate().map(|(n, name)| {
+                (name.parse().expect("a name"), format!("/run/secrets/{n}"))
+            }).collect(),
             env, files, routes, limits, idle, restart, ready, ready_check, start_deadline_ms, stop,
             ids: blocks * 65_536,
             setuid: flags.0,
@@ -393,4 +397,23 @@ fn wrong_rules_are_told_with_their_places() {
     assert!(told.contains("s.toml:2:78  `db:1` is not a rule such as \"blog -> db:3306\""), "{told}");
     let told = in_vps("allow = [\"web -> blog:1\"]");
     assert!(told.contains("write it at the top of the file"), "{told}");
+}
+
+#[test]
+fn secrets_have_files_of_their_own() {
+    let told = in_vps(
+        "secrets = { a = \"/proc/a\", b = \"/run/b/\", c = \"/run/c\", d = \"/run/c\", e = \"/etc/e\", f = \"/srv\" }\nfiles = { \"/etc/e\" = \"x\" }\nvolumes = { v = \"/srv\" }",
+    );
+    for message in [
+        "secret `a` cannot be below /proc",
+        "`/run/b/` is a directory: name the file of secret `b`",
+        "secret `c` is at /run/c already",
+        "`files` has /etc/e too",
+        "a volume is at /srv already",
+    ] {
+        assert!(told.contains(message), "{message} in {told}");
+    }
+    let told =
+        problems("tenant = \"a\"\nsecrets = { a = \"/run/a\" }\n[vps.b]\nimage = \"debian:\"\ncommand = [\"true\"]\n");
+    assert!(told.contains("unknown field `secrets`") && told.contains("[vps.NAME]"), "{told}");
 }

@@ -1,9 +1,16 @@
 //! `POST /v1/apply`
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{Json, body::Bytes, extract::State};
-use model::api::{ApplyAnswer, ApplyRequest, ChangeKind, ErrorKind};
+use model::{
+    VpsName,
+    api::{ApplyAnswer, ApplyRequest, ChangeKind, ErrorKind},
+};
 use wire::gateway;
 
 use super::{
@@ -58,11 +65,22 @@ fn planned(control: &Arc<Control>, request: &ApplyRequest) -> Result<Plan, ApiEr
     let specs = control.specs();
     let designated: BTreeSet<_> = control.config.designated.keys().cloned().collect();
     let deleting: BTreeSet<_> = control.deleting().keys().cloned().collect();
-    let is_up = |vps: &&Arc<Vps>| !matches!(vps.life().state(), model::api::State::Asleep | model::api::State::Failed);
-    let up: BTreeSet<_> = control.all().values().filter(is_up).map(|vps| vps.name.clone()).collect();
-    let world =
-        World { specs: &specs, designated: &designated, deleting: &deleting, up: &up, machine: control.machine };
+    let secrets = control.secrets.all();
+    let up: BTreeMap<_, _> = control.all().values().filter(|vps| vps.is_up()).map(since).collect();
+    let world = World {
+        specs: &specs,
+        designated: &designated,
+        deleting: &deleting,
+        up: &up,
+        secrets: &secrets,
+        machine: control.machine,
+    };
     plan(&world, request).map_err(|refusal| ApiError::problems(refusal.kind, refusal.problems))
+}
+
+/// A VPS that is up, and since when, Unix milliseconds.
+fn since(vps: &Arc<Vps>) -> (VpsName, u64) {
+    (vps.name.clone(), vps.wakes().last.map_or(0, |wake| wake.at_ms))
 }
 
 async fn missing_images(control: &Arc<Control>, plan: &Plan) -> Result<Vec<String>, ApiError> {

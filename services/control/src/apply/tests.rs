@@ -3,7 +3,8 @@ use crate::fixtures::spec;
 
 struct House {
     specs: BTreeMap<VpsName, VpsSpec>,
-    up: BTreeSet<VpsName>,
+    up: BTreeMap<VpsName, u64>,
+    secrets: BTreeMap<SecretId, u64>,
     deleting: BTreeSet<VpsName>,
 }
 
@@ -14,14 +15,14 @@ fn name(text: &str) -> VpsName {
 impl House {
     fn with(vps: &[(&str, VpsSpec)]) -> Self {
         let specs = vps.iter().map(|(n, spec)| (name(n), spec.clone())).collect();
-        Self { specs, up: BTreeSet::new(), deleting: BTreeSet::new() }
+        Self { specs, up: BTreeMap::new(), secrets: BTreeMap::new(), deleting: BTreeSet::new() }
     }
 
     fn plan(&self, request: &ApplyRequest) -> Result<Plan, Refusal> {
         let designated = BTreeSet::from([name("gateway")]);
         let machine = Machine { memory: 1 << 30, cpus: 2 };
-        let (specs, up, deleting) = (&self.specs, &self.up, &self.deleting);
-        plan(&World { specs, designated: &designated, deleting, up, machine }, request)
+        let (specs, up, secrets, deleting) = (&self.specs, &self.up, &self.secrets, &self.deleting);
+        plan(&World { specs, designated: &designated, deleting, up, secrets, machine }, request)
     }
 }
 
@@ -49,7 +50,7 @@ fn a_second_apply_changes_nothing() {
     let first = House::with(&[]).plan(&site).unwrap();
     assert_eq!(first.changes[0].kind, ChangeKind::Create);
     assert_eq!((first.specs.len(), first.listen.len(), first.images.len()), (1, 1, 1));
-    let house = House { specs: first.specs, up: BTreeSet::new(), deleting: BTreeSet::new() };
+    let house = House { specs: first.specs, ..House::with(&[]) };
     let second = house.plan(&site).unwrap();
     assert_eq!(second.changes[0].kind, ChangeKind::None);
     assert!(second.specs.is_empty() && second.listen.is_empty() && second.changes[0].fields.is_empty());
@@ -60,7 +61,7 @@ fn a_running_vps_keeps_its_spec_but_not_its_routes() {
     let before = request(vec![file("a.toml", "acme", &vps("a", ""))]);
     let mut house = House::with(&[]);
     house.specs = house.plan(&before).unwrap().specs;
-    house.up.insert(name("a"));
+    house.up.insert(name("a"), 5);
     let routed =
         request(vec![file("a.toml", "acme", &vps("a", "routes = { \"http://a.example\" = 80 }\nidle = \"never\""))]);
     assert!(!house.plan(&routed).unwrap().changes[0].at_next_start);
@@ -164,4 +165,23 @@ fn rules_are_about_vpss_of_their_tenant() {
     let change = plan.changes.iter().find(|change| change.vps == name("db")).unwrap();
     let allow = change.fields.iter().find(|field| field.field == "allow").unwrap();
     assert_eq!(allow.new.as_deref(), Some("[\"tool -> db:1\", \"web -> db:1\"]"));
+}
+
+#[test]
+fn a_secret_that_is_not_set_is_refused_where_it_is_named() {
+    let site = request(vec![file("a.toml", "acme", &vps("a", "secrets = { db = \"/run/db\", key = \"/run/key\" }"))]);
+    let id = |tenant: &str, secret: &str| SecretId { tenant: tenant.parse().unwrap(), name: secret.parse().unwrap() };
+    let mut house = House::with(&[]);
+    house.secrets = BTreeMap::from([(id("acme", "db"), 7), (id("beta", "key"), 7)]);
+    let (kind, told) = refused(house.plan(&site));
+    assert_eq!((kind, told), (ErrorKind::NotFound, vec!["a.toml:6:29 secret `acme/key` is not set".to_owned()]));
+    house.secrets.insert(id("acme", "key"), 9);
+    let first = house.plan(&site).unwrap();
+    assert!(first.changes[0].secrets.is_empty());
+    // One that was set since the VPS was started is told of, though nothing else changes.
+    house.specs = first.specs;
+    house.up.insert(name("a"), 8);
+    let second = house.plan(&site).unwrap();
+    assert_eq!((second.changes[0].kind, second.changes[0].secrets[0].as_str()), (ChangeKind::None, "key"));
+    assert_eq!(second.changes[0].secrets.len(), 1);
 }

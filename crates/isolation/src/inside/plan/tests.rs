@@ -18,7 +18,7 @@ const OWN: Setting<'_> = Setting { network: true, binds: &[] };
 
 /// All steps of `run`, in order.
 fn plan(run: &RunSpec, setting: Setting<'_>) -> Vec<Step> {
-    [frame(run, setting), finish(run, setting)].concat()
+    [frame(run, setting), finish(run, setting, &[])].concat()
 }
 
 /// Says what was to be done, and fails where told.
@@ -120,5 +120,5 @@ fn a_frame_is_the_same_for_every_program_of_an_image() {
     other.files.insert("/etc/redis.conf".to_owned(), "port 1".to_owned());
     (other.ready, other.setuid) = (Ready::Notify, false);
     assert_eq!(frame(&other, OWN), frame(&server(), OWN));
-    assert_ne!(finish(&other, OWN), finish(&server(), OWN));
+    assert_ne!(finish(&other, OWN, &[]), finish(&server(), OWN, &[]));
 }

@@ -13,10 +13,11 @@ enum Body {
     Lines(&'static str),
     Toml,
     Tar,
+    Bytes,
     Document,
     Upgrade,
 }
-use Body::{Document, Lines, List, Nothing, One, Tar, Toml, Upgrade};
+use Body::{Bytes, Document, Lines, List, Nothing, One, Tar, Toml, Upgrade};
 
 struct Path {
     path: &'static str,
@@ -75,6 +76,12 @@ const PATHS: &[Path] = &[
             ("replace", "boolean", "Take the place of what is there; else a volume that has something is refused."),
         ],
     ),
+    row("/v1/secrets", "get", "Lists secrets, without what they say", Nothing, List("SecretRow")),
+    row("/v1/secrets/{tenant}/{name}", "put", "Sets a secret to the body, of at most 64 KiB", Bytes, One("SecretSet")),
+    with(
+        row("/v1/secrets/{tenant}/{name}", "delete", "Removes a secret that no VPS uses", Nothing, Nothing),
+        &[("force", "boolean", "Although a VPS uses it, which can't start any more.")],
+    ),
     row("/v1/routes", "get", "Lists routes", Nothing, List("RouteRow")),
     row("/v1/services", "get", "Lists services", Nothing, List("ServiceRow")),
     with(
@@ -94,6 +101,7 @@ fn content(body: Body) -> Option<Value> {
         Lines(name) => Some(json!({ "application/x-ndjson": { "schema": reference(name) } })),
         Toml => Some(json!({ "text/plain": { "schema": { "type": "string" } } })),
         Tar => Some(json!({ "application/x-tar": { "schema": { "type": "string", "format": "binary" } } })),
+        Bytes => Some(json!({ "application/octet-stream": { "schema": { "type": "string", "format": "binary" } } })),
         Document => json(json!({ "type": "object" })),
     }
 }

@@ -60,6 +60,7 @@ const TYPES: &[(&str, &str, &[Field])] = &[
             ("kind", Type("ChangeKind"), Always, ""),
             ("fields", List("FieldChange"), Default, "The fields that change."),
             ("at_next_start", Bool, Default, "Whether a running VPS keeps its old spec until its next start."),
+            ("secrets", Texts, Default, "Secrets set since it was started; it has them at its next start."),
         ],
     ),
     (
@@ -204,6 +205,24 @@ const TYPES: &[(&str, &str, &[Field])] = &[
             ("name", Text, Always, "Its name."),
             ("size", Int, Nullable, "Bytes it may hold at most, as a spec says it."),
             ("used_by", Strings, Always, "The VPSs whose specs use it, and where they see it."),
+        ],
+    ),
+    (
+        "SecretRow",
+        "One secret; what it says is never answered.",
+        &[
+            ("tenant", Text, Always, "Whose it is."),
+            ("name", Text, Always, "Its name."),
+            ("set_ms", Int, Always, "When it was set, Unix time in milliseconds."),
+            ("used_by", Strings, Always, "The VPSs whose specs use it, and where they see it."),
+        ],
+    ),
+    (
+        "SecretSet",
+        "A secret was set.",
+        &[
+            ("replaced", Bool, Always, "Whether there was one before."),
+            ("at_next_start", Texts, Always, "VPSs that are up and use it: they have it at their next start."),
         ],
     ),
     (

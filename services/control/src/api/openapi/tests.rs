@@ -62,7 +62,16 @@ fn schemas_hold_what_the_types_write() {
     holds("ApplyRequest", ApplyRequest { files: Vec::new(), dry_run: false, take_routes: false });
     holds("ApplyAnswer", ApplyAnswer { changes: Vec::new(), missing_images: Vec::new() });
     holds("FieldChange", change.clone());
-    holds("Change", Change { vps: vps(), kind: ChangeKind::Create, fields: vec![change], at_next_start: false });
+    holds(
+        "Change",
+        Change {
+            vps: vps(),
+            kind: ChangeKind::Create,
+            fields: vec![change],
+            at_next_start: false,
+            secrets: Vec::new(),
+        },
+    );
     holds("Problem", problem);
     holds("ErrorAnswer", error);
     holds("LastWake", LastWake { took_ms: None, by: text(), at_ms: 0 });
@@ -86,6 +95,9 @@ fn schemas_hold_what_the_types_write() {
         pid: None,
     };
     holds("ServiceRow", service);
+    let (tenant, name) = (|| "a".parse().unwrap(), "a".parse().unwrap());
+    holds("SecretRow", SecretRow { tenant: tenant(), name, set_ms: 0, used_by: Default::default() });
+    holds("SecretSet", SecretSet { replaced: false, at_next_start: Vec::new() });
     holds("ExecRequest", ExecRequest { command: Vec::new(), env: Default::default(), user: None, cwd: None });
     holds("LogLine", LogLine { at: text(), stream: text(), text: text() });
     holds("Health", crate::api::lists::Health { ok: true, version: "", vps: 0 });
