@@ -90,7 +90,7 @@ fn memory(used: Option<u64>, limit: Option<u64>) -> String {
 }
 
 fn last(row: &VpsRow) -> String {
-    if let (State::Failed, Some(failure)) = (row.state, &row.failure) {
+    if let (State::Failed | State::Frozen, Some(failure)) = (row.state, &row.failure) {
         return format!("{}: bailiwick why {}", shortened(failure), row.name);
     }
     let Some(wake) = &row.last_wake else { return "-".to_owned() };

@@ -105,6 +105,10 @@ method! {
     } = "io.bailiwick.Host.ExportVolume" -> Moved
 }
 method! {
+    /// What is left of the disk that VPSs write to, and who writes. Grant: `watch`.
+    Disk {} = "io.bailiwick.Host.Disk" -> DiskStatus
+}
+method! {
     /// All VPSs that the grants show, with memory and processes. Grant: `watch`.
     List {} = "io.bailiwick.Host.List" -> Statuses
 }
@@ -181,6 +185,21 @@ pub struct Started {
 pub struct AllVolumes {
     /// One each, in the order of tenants and names.
     pub volumes: Vec<VolumeStatus>,
+}
+
+/// Answer of `Disk`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// Why nothing more may be written, for a person: less is free than is reserved.
+    pub lacks: Option<String>,
+    /// Bytes that are free.
+    pub free: u64,
+    /// Bytes that are free above the reserve.
+    pub room: u64,
+    /// Whether there is so much room that who was held may go on.
+    pub ample: bool,
+    /// What the processes of each VPS that is up have written, in bytes; those that the grants show.
+    pub wrote: BTreeMap<VpsName, u64>,
 }
 
 /// Answer of `ImportVolume` and `ExportVolume`.

@@ -31,6 +31,11 @@ impl Disk {
         })
     }
 
+    /// Bytes that are free above `percent`.
+    pub fn room(&self, percent: u8) -> u64 {
+        self.free.saturating_sub(self.size / 100 * u64::from(percent))
+    }
+
     /// What it lacks, in words, when less than `percent` of it is free.
     pub fn lacks(&self, percent: u8) -> Option<String> {
         let reserve = |whole: u64| whole / 100 * u64::from(percent);

@@ -11,8 +11,8 @@ use tracing::{debug, warn};
 use wire::{
     Connection, Fault, Method, Peer, Replier, Request, host,
     host::{
-        Config, Connect, Create, Delete, DeleteVolume, Events, Exec, ExportVolume, Freeze, ImportVolume, List, Listen,
-        Listening, Logs, Narrow, Start, Statuses, Stop, Thaw, Unlisten, Volumes,
+        Config, Connect, Create, Delete, DeleteVolume, Disk, Events, Exec, ExportVolume, Freeze, ImportVolume, List,
+        Listen, Listening, Logs, Narrow, Start, Statuses, Stop, Thaw, Unlisten, Volumes,
     },
     varlink::{Empty, MAX_REQUEST, Service, serve_connection},
 };
@@ -130,6 +130,8 @@ impl Capability {
             let message = format!("vps \"{}\" is a designated VPS; the host starts it", start.run.name);
             return Err(Fault::new(ErrorKind::Conflict, message));
         }
+        let lacking = |fault: Fault| Fault::new(fault.kind, format!("vps \"{}\": {}", start.run.name, fault.message));
+        self.host.check_room().map_err(lacking)?;
         let binds = self.volumes(&start.run)?;
         let secrets = secrets(&start.run, fds)?;
         let launch = Launch { run: start.run, binds, listeners: Vec::new(), secrets, network: Network::Own };
@@ -233,6 +235,10 @@ impl Service for Capability {
             }
             ImportVolume::NAME => self.import_volume(&request, replier).await?,
             ExportVolume::NAME => self.export_volume(&request, replier).await?,
+            Disk::NAME => {
+                let disk = self.disk()?;
+                replier.done::<Disk>(&disk, &[]).await?;
+            }
             List::NAME => {
                 self.grants.check_any(Verb::Watch)?;
                 let all = self.statuses(&self.host.table(), true);

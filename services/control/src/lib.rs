@@ -14,6 +14,7 @@ mod calls;
 mod clock;
 mod delete;
 mod diff;
+mod disk;
 mod driver;
 mod events;
 mod history;
@@ -51,6 +52,7 @@ pub async fn run(context: service::Context) -> anyhow::Result<()> {
     let events = events::follow(control.clone()).await;
     delete::resume(&control);
     tokio::spawn(images::watch(control.clone()));
+    tokio::spawn(disk::watch(control.clone()));
     tokio::spawn(neighbours::tell(control.clone()));
     let api = api::serve(context.listener("api")?, control.clone());
     context.ready();

@@ -32,6 +32,9 @@ const TRIES: u32 = 5;
 /// After so long without an end, a kill is repeated and the host is asked what is there.
 const KILL_AGAIN_MS: u64 = 5_000;
 
+/// How long nobody asks for one that is held.
+const HELD_MS: u64 = 10_000;
+
 /// Why a VPS sleeps whose program had nothing left to do.
 pub const ENDED: &str = "its program ended: exit 0";
 
@@ -111,6 +114,10 @@ pub enum Input {
     Freeze(String),
     /// A person wants it to go on.
     Thaw(String),
+    /// It stands still until `Release`, whoever asks for it: the reason.
+    Hold(String),
+    /// It may go on: who says so.
+    Release(String),
     /// The gateway says nobody has used it for its idle time.
     Idle,
     /// What the host had when the stream of its events began; none: it knows no such VPS.
@@ -236,6 +243,8 @@ pub struct Life {
     tries_left: u32,
     execs: u32,
     idle_pending: bool,
+    /// Why nobody may thaw it.
+    held: Option<String>,
     actions: Vec<Action>,
 }
 
@@ -256,6 +265,7 @@ impl Life {
             tries_left: TRIES,
             execs: 0,
             idle_pending: false,
+            held: None,
             actions: Vec::new(),
         }
     }
@@ -274,6 +284,8 @@ impl Life {
             Input::Restart(by) => self.stop(now, by, true),
             Input::Freeze(by) => self.freeze(now, by),
             Input::Thaw(by) => self.thaw(now, by),
+            Input::Hold(reason) => self.hold(now, reason),
+            Input::Release(by) => self.release(now, by),
             Input::Idle => self.idle(now),
             Input::Snapshot(status) => self.snapshot(now, status),
             Input::Looked(entered, status) if entered == self.entered => self.snapshot(now, status),
@@ -311,6 +323,9 @@ impl Life {
     pub fn reach(&self) -> Reach {
         match &self.state {
             State::Running => Reach::Yes,
+            State::Freezing { .. } | State::Frozen if self.held.is_some() => {
+                Reach::Failed("this host is full", self.since + HELD_MS)
+            }
             State::Failed { failure, until, .. } => Reach::Failed(failure.public, *until),
             _ => Reach::No,
         }
@@ -331,6 +346,11 @@ impl Life {
         self.since
     }
 
+    /// Whether it stands still until it is released.
+    pub fn is_held(&self) -> bool {
+        self.held.is_some()
+    }
+
     /// Why it is as it is, for a person.
     pub fn because(&self) -> &str {
         &self.because
@@ -338,7 +358,7 @@ impl Life {
 
     /// What is wrong, in one line, when it failed.
     pub fn failure(&self, now: u64) -> Option<String> {
-        let State::Failed { failure, until, auto } = &self.state else { return None };
+        let State::Failed { failure, until, auto } = &self.state else { return self.held.clone() };
         let wait = until.saturating_sub(now);
         let next = match (auto, wait) {
             (true, _) => format!("{} try in {}", ordinal(self.fails + 1), show_duration_ms(wait)),
@@ -356,6 +376,9 @@ impl Life {
         // A timer belongs to the state that set it.
         self.timer = self.next();
         self.idle_pending = false;
+        if !matches!(self.state, State::Freezing { .. } | State::Frozen) {
+            self.held = None;
+        }
     }
 
     fn next(&mut self) -> u64 {

@@ -97,6 +97,9 @@ pub fn next(row: &VpsRow) -> Option<String> {
         State::Failed => {
             Some(format!("see bailiwick logs {name}; change its spec and apply it, then bailiwick start {name}"))
         }
+        State::Frozen if row.failure.is_some() => {
+            Some("it goes on by itself when there is room: free some of the disk (bailiwick volume ls)".to_owned())
+        }
         State::Frozen => Some(format!("the next request thaws it, or bailiwick thaw {name}")),
         State::Asleep if row.routes.is_empty() && row.internal.is_empty() => {
             Some(format!("nothing leads to it: bailiwick start {name}"))

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod census;
+pub mod disk;
 pub mod host;
 pub mod load;
 pub mod site;

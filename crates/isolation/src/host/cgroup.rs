@@ -371,6 +371,16 @@ impl Cgroup {
         }
     }
 
+    /// Bytes that its processes have had written, those that have ended included (proc_pid_io(5)).
+    pub fn written(&self) -> u64 {
+        let procs = fs::read_to_string(self.unified.join("cgroup.procs")).unwrap_or_default();
+        let written = |pid: &str| {
+            let io = fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
+            io.lines().find_map(|line| line.strip_prefix("write_bytes: "))?.parse::<u64>().ok()
+        };
+        procs.lines().filter_map(written).fold(0, u64::saturating_add)
+    }
+
     /// How many processes the memory limit has killed.
     pub fn oom_kills(&self) -> u64 {
         let path = match &self.v1 {

@@ -68,10 +68,15 @@ impl Host {
         }
     }
 
+    /// The disk that VPSs write to.
+    pub fn disk(&self) -> Result<Disk, Fault> {
+        let failed = |error| Fault::new(ErrorKind::Failed, format!("looking at the disk: {error}"));
+        Disk::of(&self.paths.state).map_err(failed)
+    }
+
     /// Refuses what would take of what is reserved.
     pub fn check_room(&self) -> Result<(), Fault> {
-        let disk = Disk::of(&self.paths.state)?;
-        match disk.lacks(self.config.reserve.disk_percent) {
+        match self.disk()?.lacks(self.config.reserve.disk_percent) {
             Some(lacking) => Err(Fault::new(ErrorKind::Lacking, lacking)),
             None => Ok(()),
         }

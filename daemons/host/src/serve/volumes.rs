@@ -1,13 +1,14 @@
 //! Calls about volumes, and the volumes of a start.
 
 use isolation::host::HostBind;
-use model::{RunSpec, TenantName, Verb, api::ErrorKind, run::Root};
+use model::{RunSpec, TenantName, Verb, VpsName, api::ErrorKind, run::Root};
 use wire::{
     Fault,
-    host::{AllVolumes, DeleteVolume, VolumeStatus},
+    host::{AllVolumes, DeleteVolume, DiskStatus, VolumeStatus},
 };
 
 use super::Capability;
+use crate::table::Vps;
 
 impl Capability {
     /// What a start mounts of its tenant's, the outer before what is in it.
@@ -22,7 +23,9 @@ impl Capability {
         };
         let mut binds = Vec::new();
         for (volume, at) in &run.volumes {
-            self.host.check_not_moving(&tenant, volume)?;
+            // It is asked again for as long as it may take.
+            let later = |fault: Fault| Fault::new(ErrorKind::Unavailable, fault.message);
+            self.host.check_not_moving(&tenant, volume).map_err(later)?;
             let source = self.host.place.volume(&tenant, volume).map_err(|error| {
                 Fault::new(ErrorKind::Failed, format!("vps \"{name}\": volume `{tenant}/{volume}`: {error}"))
             })?;
@@ -34,6 +37,26 @@ impl Capability {
 
     pub(super) fn may(&self, verb: Verb, tenant: &TenantName) -> bool {
         self.grants.allows_tenant(verb, tenant)
+    }
+
+    /// What is left of the disk, and who writes.
+    pub(super) fn disk(&self) -> Result<DiskStatus, Fault> {
+        self.grants.check_any(Verb::Watch)?;
+        let (disk, percent) = (self.host.disk()?, self.host.config.reserve.disk_percent);
+        let up: Vec<_> = {
+            let table = self.host.table();
+            let seen = |(name, vps): &(&VpsName, &Vps)| self.grants.allows(Verb::Watch, name, vps.tenant());
+            let up = table.vps.iter().filter(seen).filter(|(_, vps)| !vps.designated);
+            up.filter_map(|(name, vps)| Some((name.clone(), vps.up()?.cgroup.clone()))).collect()
+        };
+        Ok(DiskStatus {
+            lacks: disk.lacks(percent),
+            free: disk.free,
+            room: disk.room(percent),
+            // A little more than at the limit, so that it is not met again at once.
+            ample: percent == 0 || disk.lacks(percent + 1).is_none(),
+            wrote: up.into_iter().map(|(name, cgroup)| (name, cgroup.written())).collect(),
+        })
     }
 
     /// All volumes that the grants show.

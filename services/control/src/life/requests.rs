@@ -12,6 +12,7 @@ impl Life {
         self.tries_left = TRIES;
         self.idle_pending = false;
         match &mut self.state {
+            State::Freezing { .. } | State::Frozen if self.held.is_some() => {}
             State::Asleep => self.begin(now, by),
             State::Failed { until, .. } if now >= *until => self.begin(now, by),
             State::Starting(Starting { cancel: Some(Cancel::Stop { again }), .. })
@@ -80,6 +81,28 @@ impl Life {
     pub(super) fn thaw(&mut self, now: u64, by: String) {
         if matches!(self.state, State::Frozen | State::Freezing { .. }) {
             self.wake(now, by);
+        }
+    }
+
+    /// Has a VPS stand still that must not go on.
+    pub(super) fn hold(&mut self, now: u64, reason: String) {
+        if self.state == State::Running {
+            self.generation += 1;
+            self.record("held", reason.clone(), "");
+            self.set(now, State::Freezing { again: None }, reason.clone());
+            self.actions.push(Action::Freeze);
+            self.held = Some(reason);
+        }
+    }
+
+    pub(super) fn release(&mut self, now: u64, by: String) {
+        if self.held.take().is_some() {
+            self.generation += 1;
+            match &mut self.state {
+                State::Freezing { again } => *again = Some(by),
+                State::Frozen => self.begin_thaw(now, by),
+                _ => {}
+            }
         }
     }
 

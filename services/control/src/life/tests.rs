@@ -389,3 +389,19 @@ fn no_order_of_inputs_breaks_the_laws() {
         }
     }
 }
+
+#[test]
+fn who_is_held_is_woken_by_nobody_until_it_is_released() {
+    let mut life = life();
+    up(&mut life, 0, 1);
+    assert_eq!(life.step(20, Input::Hold("the disk is full".to_owned())).last(), Some(&Action::Freeze));
+    life.step(21, Input::Wake("a request".to_owned()));
+    life.step(22, Input::Done(Step::Freeze, Ok(())));
+    assert_eq!(life.state(), api::State::Frozen);
+    assert!(life.step(23, Input::Wake("a request".to_owned())).is_empty());
+    assert!(life.step(24, Input::Thaw("a person".to_owned())).is_empty());
+    assert!(matches!(life.reach(), Reach::Failed("this host is full", _)));
+    assert_eq!(life.failure(25).as_deref(), Some("the disk is full"));
+    assert!(life.step(26, Input::Release("room".to_owned())).contains(&Action::Thaw));
+    assert_eq!(life.failure(27), None);
+}
