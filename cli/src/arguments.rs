@@ -204,8 +204,16 @@ Keeper and daemon become the new version in place; then designated VPSs are rest
 connection is refused. When the new version does not come up, the old one goes on.")]
     Upgrade(Upgrade),
     /// Say what this machine has and lacks
-    #[command(after_help = "Example:\n  bailiwick doctor\n\nExits with 7 when something needed is missing.")]
+    #[command(after_help = "\
+Examples:
+  bailiwick doctor
+  bailiwick doctor --host-toml new.toml    a host.toml, before it is used
+
+Exits with 7 when something needed is missing.")]
     Doctor {
+        /// Check this file in place of the host's host.toml
+        #[arg(long, value_name = "FILE")]
+        host_toml: Option<PathBuf>,
         /// Print JSON
         #[arg(long)]
         json: bool,

@@ -23,6 +23,7 @@ mod content;
 mod delete;
 mod events;
 mod exec;
+pub mod faults;
 mod follow;
 mod images;
 mod logs;
@@ -41,7 +42,10 @@ pub async fn run(host: &Host, command: Command) -> Result<ExitCode> {
         Command::Apply(apply) => apply::run(host, apply).await?,
         Command::Delete { names, volumes, yes } => delete::run(host, &names, volumes, yes).await?,
         Command::Get { name } => output::line(host.get_text(&format!("/v1/vps/{name}/spec")).await?.trim_end())?,
-        Command::Ps { tenant, all, form } => ps::run(host, tenant.as_ref(), all, form).await?,
+        Command::Ps { tenant, all, form } => {
+            ps::run(host, tenant.as_ref(), all, form).await?;
+            faults::warn(host).await;
+        }
         Command::Inspect { name, .. } => output::json(&host.get::<VpsRow>(&format!("/v1/vps/{name}")).await?)?,
         Command::Why { name, form } => why::run(host, &name, form).await?,
         Command::Start(names) => act(host, "start", "started", &names.names).await?,
@@ -59,7 +63,10 @@ pub async fn run(host: &Host, command: Command) -> Result<ExitCode> {
         Command::Services { action: Some(Services::Upgrade { name, directory }), .. } => {
             upgrade::one(host, &name, directory).await?;
         }
-        Command::Services { action: None, form } => services::run(host, form).await?,
+        Command::Services { action: None, form } => {
+            services::run(host, form).await?;
+            faults::warn(host).await;
+        }
         Command::Upgrade(arguments) => upgrade::run(host, arguments).await?,
         Command::Events { follow, form } => events::run(host, follow, form).await?,
         Command::Names => {

@@ -1,15 +1,16 @@
 //! `doctor`: what this machine has and lacks. Nothing is believed that can be tried.
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use model::{api::ErrorKind, host::Paths};
 use serde::Serialize;
 
-use crate::{failure::Result, output};
+use crate::{client::Host, commands, failure::Result, output};
 
 mod cgroup;
 mod kernel;
 mod programs;
+mod room;
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -52,8 +53,8 @@ impl Finding {
     }
 }
 
-/// Looks at everything and tells it.
-pub fn run(paths: &Paths, json: bool) -> Result<ExitCode> {
+/// Looks at everything and tells it; with `host_toml` at that file in place of the host's.
+pub fn run(paths: &Paths, host_toml: Option<&Path>, json: bool) -> Result<ExitCode> {
     let mut findings = vec![
         kernel::root(),
         kernel::version(),
@@ -64,8 +65,10 @@ pub fn run(paths: &Paths, json: bool) -> Result<ExitCode> {
     findings.push(kernel::seccomp());
     findings.extend(cgroup::all());
     findings.push(programs::mmdebstrap());
-    findings.push(programs::configuration(&paths.config));
+    findings.extend([room::disk(&paths.state), room::memory(), room::files()]);
+    findings.extend(programs::configuration(host_toml.unwrap_or(&paths.config)));
     findings.push(programs::host(paths));
+    findings.extend(faults(paths)?);
     if json {
         output::json(&findings)?;
     } else {
@@ -73,6 +76,15 @@ pub fn run(paths: &Paths, json: bool) -> Result<ExitCode> {
     }
     let lacking = findings.iter().any(|finding| finding.state == Verdict::Missing);
     Ok(if lacking { ExitCode::from(ErrorKind::Lacking as u8) } else { ExitCode::SUCCESS })
+}
+
+/// What a host that runs says of its host.toml. Asked last: until here nothing may have a thread.
+fn faults(paths: &Paths) -> Result<Vec<Finding>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let faults = runtime.block_on(commands::faults::ask(&Host::new(paths.api())));
+    let next = "put host.toml right, then restart the host: systemctl restart bailiwick";
+    let note = |fault| Finding::note("host.toml", fault, "the host does not run as the file says", next);
+    Ok(faults.into_iter().map(note).collect())
 }
 
 fn show(findings: &[Finding], color: bool) -> String {

@@ -39,7 +39,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     let paths = arguments.paths();
     match arguments.command {
         // Both without a thread or a runtime: `doctor` forks to try what it reports.
-        Command::Doctor { json } => doctor::run(&paths, json),
+        Command::Doctor { json, host_toml } => doctor::run(&paths, host_toml.as_deref(), json),
         Command::Completions { shell } => commands::completions(shell),
         command => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -45,6 +45,7 @@ pub fn default_config() -> HostConfig {
         ids: Ids { first: 1_048_576, blocks: 30_000, shims: 600_000 },
         cgroup: None,
         layers: None,
+        faults: Vec::new(),
         designated: all.into_iter().map(|vps| (name(&vps), vps)).collect(),
     }
 }
@@ -76,6 +77,9 @@ pub struct HostConfig {
     pub layers: Option<PathBuf>,
     /// The designated VPSs.
     pub designated: BTreeMap<VpsName, Designated>,
+    /// What of host.toml is not in force, and why; for persons.
+    #[serde(default)]
+    pub faults: Vec<String>,
 }
 
 /// What tenants never get.

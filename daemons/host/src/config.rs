@@ -1,6 +1,10 @@
 //! `host.toml`, and what follows from it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    io::{self, ErrorKind},
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context as _;
 use model::{
@@ -21,16 +25,76 @@ impl Refused {
 }
 
 /// Reads host.toml; a host without one has the default configuration.
+///
+/// # Errors
+/// It can't be read, or something in it is wrong.
 pub fn read(paths: &Paths) -> anyhow::Result<HostConfig> {
-    let text = match std::fs::read_to_string(&paths.config) {
+    let text = match fs::read_to_string(&paths.config) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(default_config()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(default_config()),
         Err(error) => return Err(error).with_context(|| format!("reading {}", paths.config.display())),
     };
     parse(&paths.config.to_string_lossy(), &text).map_err(|problems| {
         let shown: Vec<_> = problems.iter().map(ToString::to_string).collect();
         Refused(format!("{} is wrong, nothing was started\n\n{}", paths.config.display(), shown.join("\n"))).into()
     })
+}
+
+/// Reads host.toml, or what it was when the host came up last: a host that has VPSs is not kept down by a slip in a file.
+///
+/// # Errors
+/// As of `read`, where the host has never come up.
+pub fn read_or_last(paths: &Paths) -> anyhow::Result<HostConfig> {
+    let error = match read(paths) {
+        Ok(config) => return Ok(config),
+        Err(error) => error,
+    };
+    let good = good(paths);
+    let last = fs::read_to_string(&good).ok().and_then(|text| parse(&good.to_string_lossy(), &text).ok());
+    let Some(mut config) = last else { return Err(error) };
+    let what = match parse_problems(paths) {
+        Some(problem) => problem,
+        None => format!("{error:#}"),
+    };
+    let fault =
+        format!("{what}; as it was at the last start is in force. next: bailiwick doctor, then a restart of the host");
+    config.faults.push(fault);
+    Ok(config)
+}
+
+/// The first thing that is wrong with host.toml, in one line.
+fn parse_problems(paths: &Paths) -> Option<String> {
+    let problems = parse(&paths.config.to_string_lossy(), &fs::read_to_string(&paths.config).ok()?).err()?;
+    let first = problems.first()?;
+    let more = match problems.len() {
+        1 => String::new(),
+        n => format!(" (and {} more)", n - 1),
+    };
+    Some(format!("{}:{}:{}  {}{more}", first.file, first.line, first.column, first.message))
+}
+
+/// Where host.toml is kept as it was when the host came up last.
+fn good(paths: &Paths) -> PathBuf {
+    paths.state.join("host.toml.good")
+}
+
+/// Whether this host has come up with a host.toml before.
+pub fn has_come_up(paths: &Paths) -> bool {
+    good(paths).exists()
+}
+
+/// Keeps host.toml, with which the host has come up; one that has changed since is not that one.
+pub fn keep_good(paths: &Paths, config: &HostConfig) -> io::Result<()> {
+    if !config.faults.is_empty() || read(paths).ok().as_ref() != Some(config) {
+        return Ok(());
+    }
+    let text = match fs::read(&paths.config) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+        text => text?,
+    };
+    let new = paths.state.join(".host.toml.good");
+    fs::write(&new, text)?;
+    fs::rename(new, good(paths))
 }
 
 /// The name of this host's cgroup.
@@ -74,6 +138,28 @@ pub fn sibling(name: &str) -> anyhow::Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_broken_file_gives_way_to_the_one_the_host_came_up_with() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::new(Some(root.path()));
+        fs::create_dir(&paths.state).unwrap();
+        fs::write(&paths.config, "reserve = { memory = \"64MiB\" }\n").unwrap();
+        let config = read_or_last(&paths).unwrap();
+        keep_good(&paths, &config).unwrap();
+        fs::write(&paths.config, "reserve = { memory = \"32MiB\", dsik = \"5%\" }\n").unwrap();
+        let last = read_or_last(&paths).unwrap();
+        assert_eq!(last.reserve.memory, 64 << 20);
+        let told = &last.faults[0];
+        assert!(told.contains("host.toml:1:31  unknown field `dsik`") && !told.contains('\n'), "{told}");
+        keep_good(&paths, &last).unwrap();
+        // Nor is one that can't be read at all.
+        fs::remove_file(&paths.config).unwrap();
+        fs::create_dir(&paths.config).unwrap();
+        assert_eq!(read_or_last(&paths).unwrap().reserve.memory, 64 << 20);
+        fs::remove_file(good(&paths)).unwrap();
+        assert!(read_or_last(&paths).is_err(), "a host that never came up is refused");
+    }
 
     #[test]
     fn each_root_has_a_cgroup_of_its_own() {

@@ -19,7 +19,7 @@ use tokio::{
     net::UnixListener,
     signal::unix::{SignalKind, signal},
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use wire::shim::ToShim;
 
 use crate::{
@@ -65,10 +65,15 @@ pub fn run(paths: Paths) -> anyhow::Result<u8> {
         tokio::spawn(reap(signal(SignalKind::child())?));
         let (keeper, mut held) = Keeper::connect().context("the daemon is started by the keeper: run `bailiwickd`")?;
         let keeper_end = watch(keeper.end()?)?;
-        let config = config::read(&paths)?;
+        let mut config = config::read_or_last(&paths)?;
         // Before anything is made. A daemon that takes up a host that runs has no choice.
-        if held.is_empty() {
-            uplink::check(&config.network, &paths).await?;
+        if held.is_empty()
+            && let Err(error) = uplink::check(&config.network, &paths).await
+        {
+            without_uplink(&mut config, &paths, error)?;
+        }
+        for fault in &config.faults {
+            error!(fault, "not all of host.toml is in force");
         }
         let cgroups = claim(&config, &paths, &keeper, &mut held).await?;
         let fresh = held.len() == 1;
@@ -93,6 +98,16 @@ pub fn run(paths: Paths) -> anyhow::Result<u8> {
         host.keeper.stop();
         Ok(0)
     })
+}
+
+/// A host that has come up before does so without its uplink too: its VPSs are worth more than their way out.
+fn without_uplink(config: &mut HostConfig, paths: &Paths, error: anyhow::Error) -> anyhow::Result<()> {
+    if !config::has_come_up(paths) {
+        return Err(error);
+    }
+    config.network.uplink = None;
+    config.faults.push(format!("{error:#}; VPSs do not reach the outside. next: put it right, then restart the host"));
+    Ok(())
 }
 
 /// Reaps shims and other children.
@@ -306,6 +321,9 @@ fn serve_designated(host: &Arc<Host>) -> anyhow::Result<()> {
         let since = now_ms();
         host.await_designated().await;
         info!(ms = now_ms() - since, "all designated VPSs have been started");
+        if let Err(error) = config::keep_good(&host.paths, &host.config) {
+            warn!(%error, "host.toml, with which the host came up, can't be kept");
+        }
         notify_ready();
     });
     Ok(())

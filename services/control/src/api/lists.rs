@@ -22,7 +22,7 @@ use wire::gateway::Faults;
 use super::{stream, vps::statuses};
 use crate::{calls::insist, shared::Control, view::state_of};
 
-/// How long the gateway is asked for faults.
+/// How long others are asked for faults.
 const FAULTS: Duration = Duration::from_secs(1);
 
 /// `GET /v1/routes`
@@ -132,9 +132,16 @@ pub struct Health {
     pub version: &'static str,
     /// How many VPSs are defined.
     pub vps: usize,
+    /// What of host.toml is not in force, and why.
+    pub faults: Vec<String>,
 }
 
 /// `GET /v1/health`
 pub async fn health(State(control): State<Arc<Control>>) -> Json<Health> {
-    Json(Health { ok: true, version: model::version(), vps: control.all().len() })
+    // Asked anew: the daemon may have been started again since.
+    let faults = match insist(&control.host, &wire::host::Config {}, FAULTS).await {
+        Ok(config) => config.faults,
+        Err(fault) => vec![format!("the host daemon does not answer: {fault}")],
+    };
+    Json(Health { ok: true, version: model::version(), vps: control.all().len(), faults })
 }

@@ -264,6 +264,7 @@ const TYPES: &[(&str, &str, &[Field])] = &[
             ("ok", Bool, Always, "Always true."),
             ("version", Text, Always, "Version of the service."),
             ("vps", Int, Always, "How many VPSs are defined."),
+            ("faults", Texts, Always, "What of host.toml is not in force, and why."),
         ],
     ),
 ];

@@ -100,7 +100,7 @@ fn schemas_hold_what_the_types_write() {
     holds("SecretSet", SecretSet { replaced: false, at_next_start: Vec::new() });
     holds("ExecRequest", ExecRequest { command: Vec::new(), env: Default::default(), user: None, cwd: None });
     holds("LogLine", LogLine { at: text(), stream: text(), text: text() });
-    holds("Health", crate::api::lists::Health { ok: true, version: "", vps: 0 });
+    holds("Health", crate::api::lists::Health { ok: true, version: "", vps: 0, faults: Vec::new() });
 }
 
 #[test]
