@@ -57,7 +57,7 @@ A spec file:
   limits  = { memory = \"512MiB\", cpu = 1.0, processes = 200 }
   idle    = { after = \"10m\", then = \"stop\" }     # or idle = \"never\"
 
-Also: cwd, user, hostname, env, files, volumes, secrets, ids, restart, ready, start_deadline, stop, setuid, nesting
+Also: cwd, user, hostname, env, env_file, files, volumes, secrets, ids, restart, ready, start_deadline, stop, setuid, nesting
 (docs/spec.schema.json says what each may be).")]
     Apply(Apply),
     /// Delete VPSs and what they have on disk; volumes stay

@@ -1,6 +1,6 @@
 //! `apply`: what spec files say is made, all or nothing. Missing images are built first, so that the change itself is quick.
 
-use std::{io::Read, path::Path};
+use std::{collections::BTreeMap, io::Read, path::Path};
 
 use model::{
     api::{ApplyAnswer, ApplyRequest, Change, ChangeKind, ErrorAnswer, ErrorKind, SpecFile},
@@ -17,6 +17,8 @@ use crate::{
 
 /// Bytes of a file at most, as the parser of specs has it.
 const MAX_FILE: u64 = 1 << 20;
+/// Bytes of an `env_file` at most.
+const MAX_ENV_FILE: u64 = 64 << 10;
 
 /// Applies files.
 pub async fn run(host: &Host, apply: Apply) -> Result<()> {
@@ -52,10 +54,25 @@ fn read(path: &Path) -> Result<SpecFile> {
     if bytes.len() as u64 > MAX_FILE {
         return Err(wrong(ErrorKind::Invalid, "larger than 1 MiB".to_owned()));
     }
-    match String::from_utf8(bytes) {
-        Ok(text) => Ok(SpecFile { name, text }),
-        Err(error) => Err(not_text(name, &error)),
+    let text = text_of(&name, bytes)?;
+    let mut env_files = BTreeMap::new();
+    for file in model::spec::env_files(&text) {
+        let beside = if standard { file.clone() } else { model::spec::beside(&name, &file) };
+        let wrong = |error: std::io::Error| {
+            Failure::new(ErrorKind::Invalid, format!("env_file {beside}: {error}; nothing was changed"))
+                .next(format!("{name} names it; it is looked for beside that file"))
+        };
+        let mut bytes = Vec::new();
+        std::fs::File::open(&beside)
+            .and_then(|opened| opened.take(MAX_ENV_FILE + 1).read_to_end(&mut bytes))
+            .map_err(wrong)?;
+        env_files.insert(file, text_of(&beside, bytes)?);
     }
+    Ok(SpecFile { name, text, env_files })
+}
+
+fn text_of(file: &str, bytes: Vec<u8>) -> Result<String> {
+    String::from_utf8(bytes).map_err(|error| not_text(file.to_owned(), &error))
 }
 
 /// A failed build of `image`, said where a file names that image.
@@ -183,7 +200,7 @@ mod tests {
     #[test]
     fn an_image_that_cannot_be_built_has_a_place() {
         let text = "tenant = \"acme\"\n[vps.a]\nimage = \"debian:nginx-lite\"\n".to_owned();
-        let file = SpecFile { name: "s.toml".to_owned(), text };
+        let file = SpecFile { name: "s.toml".to_owned(), text, env_files: BTreeMap::new() };
         let failure = Failure::new(ErrorKind::NotFound, "no such package").next("look");
         let expected = "error: 1 problem in s.toml; nothing was changed\n\n\
             s.toml:3:9  no such package\n  \

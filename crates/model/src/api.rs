@@ -26,6 +26,9 @@ pub struct SpecFile {
     pub name: String,
     /// Its content, TOML.
     pub text: String,
+    /// What the `env_file`s hold that it names, by their paths as they are written there.
+    #[serde(default)]
+    pub env_files: BTreeMap<String, String>,
 }
 
 /// Answer to `POST /v1/apply`.

@@ -9,6 +9,7 @@ use crate::{
     run::{ReadyCheck, Stop, Volume},
 };
 
+mod env_file;
 pub(crate) mod fields;
 mod parse;
 mod problem;
@@ -18,8 +19,9 @@ mod secrets;
 mod tests;
 mod volumes;
 
-pub use parse::parse;
+pub use env_file::{beside, env_files, parse_env};
 pub(crate) use parse::read_limits;
+pub use parse::{parse, parse_with};
 pub use problem::Problem;
 pub use render::render;
 

@@ -184,3 +184,24 @@ fn a_second_host_on_one_root_and_a_bad_host_toml_are_refused() -> Result<()> {
     ensure!(!bad.status.success() && err.contains("host.toml:2") && err.contains("services"), "{bad:?}");
     Ok(())
 }
+
+#[test]
+fn an_env_file_is_read_beside_its_spec() -> Result<()> {
+    let mut host = Host::start(HostOptions::default())?;
+    let spec = host.root.join("s.toml");
+    std::fs::write(&spec, format!("{SLEEPER}env_file = \"s.env\"\nenv = {{ A = \"spec\" }}\n"))?;
+    let path = spec.to_str().context("a path")?;
+    let missing = host.cli(&["apply", path])?;
+    ensure!(missing.code == 2 && missing.err.contains("/s.env: No such file"), "{missing:?}");
+    std::fs::write(host.root.join("s.env"), "A=file\nB=$A 'x\n")?;
+    let wrong = host.cli(&["apply", path])?;
+    ensure!(wrong.code == 2 && wrong.err.contains("/s.env:2:6  a quote within a bare value"), "{wrong:?}");
+    std::fs::write(host.root.join("s.env"), "# for tests\nA=file\nB='$A x'\n")?;
+    host.run(&["apply", path])?;
+    ensure!(host.run(&["exec", "sleeper", "--", "true"])?.is_empty());
+    let environ = host.run(&["exec", "sleeper", "--", "sh", "-c", "tr '\\0' '\\n' < /proc/2/environ"])?;
+    ensure!(environ.contains("A=spec\n") && environ.contains("B=$A x\n"), "{environ}");
+    let get = host.run(&["get", "sleeper"])?;
+    ensure!(get.contains("env = { A = \"spec\", B = \"$A x\" }") && !get.contains("env_file"), "{get}");
+    host.stop()
+}

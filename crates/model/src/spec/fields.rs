@@ -158,6 +158,11 @@ static VPS: Fields = Fields {
         Field::new("hostname", Kind::Word(words::VPS_NAME), "Host name inside.").default("the VPS's name"),
         Field::new("env", Kind::Map(VARIABLE, &Kind::Word(words::TEXT), 256), "Environment of the program."),
         Field::new(
+            "env_file",
+            Kind::Word(words::TEXT),
+            "A file beside this one with more of it, KEY=VALUE a line; `env` wins. Read at each apply; `get` prints the result.",
+        ),
+        Field::new(
             "files",
             Kind::Map(words::PATH, &Kind::Word(words::CONTENT), 256),
             "Small files written before the program starts: path to content, 64 KiB each and 128 KiB together.",
@@ -201,7 +206,6 @@ static VPS: Fields = Fields {
         Field::new("nesting", Kind::Boolean, "Whether a VPS may run inside.").default("false"),
     ],
     later: &[
-        ("env_file", "write the variables in env = { NAME = \"value\" }"),
         ("job", "run it from outside: bailiwick exec NAME -- COMMAND"),
         ("class", "every VPS is isolated by namespaces"),
         ("schedule", "run it from outside: bailiwick start NAME"),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use toml::de::{DeTable, DeValue};
 
-use super::{Idle, IdleAction, Problem, ReadySpec, Restart, Spec, VpsSpec, fields, secrets, volumes};
+use super::{Idle, IdleAction, Problem, ReadySpec, Restart, Spec, VpsSpec, env_file, fields, secrets, volumes};
 use crate::{
     Allow, Limits, Route, TenantName, VpsName,
     document::{Get, Problems, Source, Value, check, integer, number},
@@ -27,6 +27,12 @@ const MAX_CHECK: usize = 4 << 10;
 /// # Errors
 /// All problems that were found, in the order of the file.
 pub fn parse(file: &str, text: &str) -> Result<Spec, Vec<Problem>> {
+    parse_with(file, text, &BTreeMap::new())
+}
+
+/// The same with the contents of the `env_file`s that it names, by their paths as they are written there.
+pub fn parse_with(file: &str, text: &str, env_files: &BTreeMap<String, String>) -> Result<Spec, Vec<Problem>> {
+    let mut beside = Vec::new();
     let source = Source { file, text };
     let document = source.parse()?;
     let document = document.get_ref();
@@ -39,10 +45,15 @@ pub fn parse(file: &str, text: &str) -> Result<Spec, Vec<Problem>> {
             within(&mut problems, value);
             volumes::within(&mut problems, value);
             secrets::within(&mut problems, value);
+            env_file::within(&mut problems, file, value, env_files, &mut beside);
         }
         volumes::unused(&mut problems, document, vpss);
     }
-    problems.or(|| read(document))
+    match problems.or(|| read(document, env_files)) {
+        Ok(spec) if beside.is_empty() => Ok(spec),
+        Ok(_) => Err(beside),
+        Err(own) => Err(own.into_iter().chain(beside).collect()),
+    }
 }
 
 /// What is wrong between the VPSs of one file: a route written twice.
@@ -153,7 +164,7 @@ pub(super) fn texts_of<'t>(table: &'t DeTable<'_>) -> impl Iterator<Item = (&'t 
     table.iter().filter_map(|(key, value)| Some((key.get_ref().as_ref(), value.get_ref().as_str()?)))
 }
 
-fn read(document: &DeTable<'_>) -> Option<Spec> {
+fn read(document: &DeTable<'_>, env_files: &BTreeMap<String, String>) -> Option<Spec> {
     let tenant: TenantName = document.parsed("tenant")?;
     let vpss = document.table("vps")?;
     let rules: Vec<Allow> = document.texts("allow").unwrap_or_default().iter().filter_map(|r| r.parse().ok()).collect();
@@ -172,7 +183,8 @@ fn read(document: &DeTable<'_>) -> Option<Spec> {
         }
         let volumes = volumes::read(document, table);
         let spec = read_vps(&tenant, table, !admits.is_empty())?;
-        vps.insert(name, VpsSpec { volumes, admits, reaches, ..spec });
+        let env = env_file::read(table, env_files);
+        vps.insert(name, VpsSpec { env, volumes, admits, reaches, ..spec });
     }
     Some(Spec { tenant, vps })
 }
@@ -197,7 +209,7 @@ fn read_vps(tenant: &TenantName, table: &DeTable<'_>, admits: bool) -> Option<Vp
         cwd: owned("cwd", "/"),
         user: owned("user", "root"),
         hostname: table.parsed("hostname"),
-        env: map("env"),
+        env: BTreeMap::new(),
         files: map("files"),
         volumes: BTreeMap::new(),
         admits: BTreeMap::new(),

@@ -154,7 +154,7 @@ fn each_illegal_value_is_refused() {
         ("ports = [80]", "write: routes ="),
         ("tenant = \"acme\"", "at the top of the file"),
         ("after = \"1s\"", "write: idle = { after = \"1s\" }"),
-        ("env_file = \"x\"", "`env_file` is not there yet"),
+        ("env_file = \"x\"", "the content of `x` did not come"),
         ("[[vps.blog.job]]", "`job` is not there yet"),
         ("[volume.data]\nsize = \"1GiB\"", "no vps of this file uses the volume `data`"),
         ("volumes = { data = \"/srv\" }\n[volume.dat]\nsize = \"1GiB\"", "did you mean `data`?"),

@@ -32,7 +32,11 @@ const TYPES: &[(&str, &str, &[Field])] = &[
     (
         "SpecFile",
         "One spec file.",
-        &[("name", Text, Always, "Its name, for messages."), ("text", Text, Always, "Its content, TOML.")],
+        &[
+            ("name", Text, Always, "Its name, for messages."),
+            ("text", Text, Always, "Its content, TOML."),
+            ("env_files", Strings, Default, "What the env_files hold that it names, by their paths as written there."),
+        ],
     ),
     (
         "ApplyRequest",
