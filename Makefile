@@ -17,7 +17,8 @@ all:
 # package:program that shows it is there
 DEMO_PACKAGES  := mmdebstrap:mmdebstrap curl:curl redis-tools:redis-cli iproute2:ip
 TEST_PACKAGES  := $(DEMO_PACKAGES) busybox-static:busybox nftables:nft
-BENCH_PACKAGES := $(TEST_PACKAGES) runc:runc lxc:lxc-start bubblewrap:bwrap nginx-light:nginx
+BENCH_PACKAGES := $(TEST_PACKAGES) runc:runc lxc:lxc-start bubblewrap:bwrap nginx-light:nginx \
+                  haproxy:haproxy wrk:wrk util-linux:taskset
 
 # Of examples/site.toml.
 SITE_IMAGES    := debian:mariadb-server debian:wordpress,wordpress-theme-twentytwentythree

@@ -7,6 +7,7 @@ mod cold;
 mod measure;
 mod peers;
 mod start;
+mod warm;
 
 use anyhow::{Result, ensure};
 use bailiwick_system_tests::host::project;
@@ -16,7 +17,7 @@ use measure::Measure;
 type Group = (&'static str, fn() -> Result<Vec<Measure>>);
 
 /// All groups, by name.
-const GROUPS: &[Group] = &[("start", start::run), ("cold", cold::run), ("app", app::run)];
+const GROUPS: &[Group] = &[("start", start::run), ("cold", cold::run), ("app", app::run), ("warm", warm::run)];
 
 fn main() -> Result<()> {
     let only = std::env::args().nth(1);

@@ -64,6 +64,11 @@ impl Samples {
         samples
     }
 
+    /// Adds one run of a candidate.
+    pub fn add(&mut self, name: &'static str, value: f64) {
+        self.times.entry(name).or_default().push(value);
+    }
+
     /// A candidate's median; NaN when it did not run.
     pub fn median(&self, name: &str) -> f64 {
         let Some(times) = self.times.get(name) else { return f64::NAN };

@@ -2,7 +2,7 @@
 
 use model::{
     VpsName,
-    api::{Event, State, VpsRow, Why},
+    api::{Event, Ignored, State, VpsRow, Why},
     limits::show_bytes,
 };
 
@@ -33,6 +33,9 @@ fn show(why: &Why) -> String {
     let facts = facts(&why.vps);
     if !facts.is_empty() {
         text.push_str(&format!("  {facts}\n"));
+    }
+    if let Some(ignored) = &why.ignored {
+        text.push_str(&format!("  {}\n", self::ignored(ignored)));
     }
     if !why.story.is_empty() {
         text.push_str("\nWhat happened\n");
@@ -87,6 +90,13 @@ fn told(story: &[Event]) -> String {
         }
     }
     text
+}
+
+fn ignored(Ignored { served, from_cache, refused }: &Ignored) -> String {
+    let all = served + from_cache + refused;
+    format!(
+        "ignored clients came {all} times: {served} served while it was up, {from_cache} with its last answer, {refused} refused"
+    )
 }
 
 fn facts(row: &VpsRow) -> String {

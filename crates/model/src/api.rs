@@ -189,12 +189,27 @@ pub struct Why {
     pub vps: VpsRow,
     /// One sentence: why it is as it is.
     pub summary: String,
+    /// Clients it was not woken for; none: there were none, or the gateway does not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ignored: Option<Ignored>,
     /// What happened lately, oldest first.
     pub story: Vec<Event>,
     /// The last lines of its log.
     pub log: Vec<String>,
     /// What to do next.
     pub next: Option<String>,
+}
+
+/// How clients were served that a spec says to `ignore`, since the gateway was started: requests, or connections of `tcp://`
+/// routes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ignored {
+    /// By the VPS, which was up.
+    pub served: u64,
+    /// With its last answer, while it was not.
+    pub from_cache: u64,
+    /// With a 503, or closed.
+    pub refused: u64,
 }
 
 /// One thing that happened. `GET /v1/events` is a stream of these, one JSON object a line.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Allow, ImageRef, Limits, Route, SecretName, TenantName, VolumeName, VpsName,
+    Allow, ClientAddress, Ignore, ImageRef, Limits, Route, RouteTarget, SecretName, TenantName, VolumeName, VpsName,
     run::{ReadyCheck, Stop, Volume},
 };
 
@@ -14,6 +14,7 @@ pub(crate) mod fields;
 mod parse;
 mod problem;
 mod render;
+mod routes;
 mod secrets;
 #[cfg(test)]
 mod tests;
@@ -71,7 +72,10 @@ pub struct VpsSpec {
     #[serde(default)]
     pub secrets: BTreeMap<SecretName, String>,
     /// What leads to it, and to which port inside.
-    pub routes: BTreeMap<Route, u16>,
+    pub routes: BTreeMap<Route, RouteTarget>,
+    /// Clients it is not woken for.
+    #[serde(default)]
+    pub ignore: Ignore,
     /// Who of its tenant's may connect to it, and to which ports.
     #[serde(default)]
     pub admits: BTreeMap<VpsName, BTreeSet<u16>>,
@@ -104,7 +108,17 @@ pub struct VpsSpec {
 impl VpsSpec {
     /// The ports inside that routes lead to.
     pub fn ports(&self) -> BTreeSet<u16> {
-        self.routes.values().copied().collect()
+        self.routes.values().map(|target| target.port).collect()
+    }
+
+    /// The ports inside whose connections come from clients' own addresses.
+    pub fn transparent_ports(&self) -> Vec<u16> {
+        let shown = |(route, target): (&Route, &RouteTarget)| {
+            let transparent = matches!(route, Route::Tcp(_)) && target.client == ClientAddress::Transparent;
+            transparent.then_some(target.port)
+        };
+        let ports: BTreeSet<u16> = self.routes.iter().filter_map(shown).collect();
+        ports.into_iter().collect()
     }
 
     /// The rules that stand in its file, with `name` as its name.

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use model::{ListenAddress, Route, VpsName};
+use model::{ClientAddress, Ignore, ListenAddress, Route, VpsName};
 use serde::{Deserialize, Serialize};
 
 use crate::{method, varlink::Empty};
@@ -58,6 +58,12 @@ pub struct RouteEntry {
     /// Milliseconds of silence after which an open connection is no use any more; none: it always is.
     #[serde(default)]
     pub quiet_ms: Option<u64>,
+    /// What an address route shows of its clients.
+    #[serde(default)]
+    pub client: ClientAddress,
+    /// Clients it is not woken for.
+    #[serde(default, skip_serializing_if = "Ignore::is_empty")]
+    pub ignore: Ignore,
 }
 
 /// A port that neighbours may connect to.

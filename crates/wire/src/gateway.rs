@@ -1,6 +1,6 @@
 //! `io.bailiwick.Gateway`: what `control` asks of the gateway.
 
-use model::ListenAddress;
+use model::{ListenAddress, VpsName};
 use serde::{Deserialize, Serialize};
 
 use crate::method;
@@ -16,6 +16,18 @@ method! {
 method! {
     /// What can't be listened on, of all routes.
     Faults {} = "io.bailiwick.Gateway.Faults" -> ListenFaults
+}
+
+method! {
+    /// How clients were served that VPSs are not woken for; of VPSs that had some, since the gateway was started.
+    Ignored {} = "io.bailiwick.Gateway.Ignored" -> AllIgnored
+}
+
+/// Answer of `Ignored`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct AllIgnored {
+    /// By VPS.
+    pub vps: Vec<(VpsName, model::api::Ignored)>,
 }
 
 /// Addresses that can't be listened on.

@@ -26,6 +26,9 @@ method! {
     Attach {
         /// The outer end's name.
         link: String,
+        /// Ports inside whose connections come from clients' own addresses: answers from them go to the gateway.
+        #[serde(default)]
+        transparent: Vec<u16>,
     } = "io.bailiwick.Network.Attach" -> Empty
 }
 method! {

@@ -294,6 +294,13 @@ fn changes(world: &World<'_>, sent: BTreeMap<VpsName, Sent<'_>>, taken: BTreeMap
         if let Some(spec) = world.specs.get(&name) {
             let mut spec = spec.clone();
             spec.routes.retain(|route, _| !routes.contains(route));
+            // Of clients there is only something to say where routes are left.
+            if spec.routes.keys().all(is_tcp) {
+                spec.ignore.user_agent.clear();
+            }
+            if spec.routes.is_empty() {
+                spec.ignore.from.clear();
+            }
             wanted.insert(name, spec);
         }
     }

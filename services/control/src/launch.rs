@@ -2,11 +2,11 @@
 
 use std::{os::fd::AsFd, sync::Arc, time::Duration};
 
-use model::{api::ErrorKind, run::Link};
+use model::{VpsSpec, api::ErrorKind, run::Link};
 use wire::{Fault, host, network};
 
 use crate::{
-    calls::{insist, insist_with},
+    calls::{PATIENCE, insist, insist_with},
     driver::Vps,
     images,
     life::{Failure, Input},
@@ -27,7 +27,7 @@ pub async fn launch(control: Arc<Control>, vps: Arc<Vps>, number: u64) {
         Ok(link) => link,
         Err(fault) => return vps.feed(Input::Launched(number, Err(failure("its place", &fault)))).await,
     };
-    let attach = attach(&control, &link, limit);
+    let attach = attach(&control, &vps, &link, limit);
     let start = start(&control, &vps, &link, limit);
     tokio::pin!(attach, start);
     let (started, early) = tokio::select! {
@@ -40,7 +40,7 @@ pub async fn launch(control: Arc<Control>, vps: Arc<Vps>, number: u64) {
         return;
     }
     // An answer from before the start may have meant the link of the run before.
-    let attached = if early { self::attach(&control, &link, limit).await } else { attach.await };
+    let attached = if early { self::attach(&control, &vps, &link, limit).await } else { attach.await };
     vps.feed(Input::Attached(number, attached)).await;
 }
 
@@ -48,7 +48,7 @@ pub async fn launch(control: Arc<Control>, vps: Arc<Vps>, number: u64) {
 pub async fn attach_found(control: Arc<Control>, vps: Arc<Vps>, number: u64) {
     let limit = Duration::from_millis(vps.spec().start_deadline_ms);
     let attached = match place(&control, &vps, limit).await {
-        Ok(link) => attach(&control, &link, limit).await,
+        Ok(link) => attach(&control, &vps, &link, limit).await,
         Err(fault) => Err(failure("its place", &fault)),
     };
     vps.feed(Input::Attached(number, attached)).await;
@@ -61,9 +61,22 @@ pub async fn prepare(control: Arc<Control>, vps: Arc<Vps>) {
     }
 }
 
-async fn attach(control: &Control, link: &Link, limit: Duration) -> Result<(), Failure> {
-    let attached = insist(&control.network, &network::Attach { link: link.name.clone() }, limit).await;
+async fn attach(control: &Control, vps: &Vps, link: &Link, limit: Duration) -> Result<(), Failure> {
+    let attach = network::Attach { link: link.name.clone(), transparent: vps.spec().transparent_ports() };
+    let attached = insist(&control.network, &attach, limit).await;
     attached.map(drop).map_err(|fault| failure("its link", &fault))
+}
+
+/// Lets ports that new routes lead to be shown clients' addresses, ahead of the first connection. Those of old routes go
+/// on: their connections live longer than the routes.
+pub async fn show_clients(control: &Control, vps: &Vps, new: &VpsSpec) -> Result<(), Fault> {
+    let (Some(link), old) = (vps.link(), vps.spec().transparent_ports()) else { return Ok(()) };
+    let mut transparent = new.transparent_ports();
+    if transparent.iter().all(|port| old.contains(port)) {
+        return Ok(());
+    }
+    transparent.extend(old);
+    insist(&control.network, &network::Attach { link: link.name, transparent }, PATIENCE).await.map(drop)
 }
 
 /// The VPS's addresses and its place on the host: asked for once, then remembered.

@@ -63,14 +63,16 @@ pub fn table<'a>(specs: impl IntoIterator<Item = (&'a VpsName, &'a VpsSpec)>) ->
     let mut entries = Vec::new();
     for (name, spec) in specs {
         let (idle_after_ms, quiet_ms) = idle_times(&spec.idle);
-        for (route, port) in &spec.routes {
+        for (route, target) in &spec.routes {
             entries.push(RouteEntry {
                 route: route.clone(),
                 listen: route.listen(),
                 name: name.clone(),
-                port: *port,
+                port: target.port,
                 idle_after_ms,
                 quiet_ms,
+                client: target.client,
+                ignore: spec.ignore.clone(),
             });
         }
     }

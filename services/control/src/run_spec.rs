@@ -40,8 +40,9 @@ pub fn ready(spec: &VpsSpec) -> Ready {
         ReadySpec::Notify => Ready::Notify,
         ReadySpec::Listen(Some(port)) => Ready::Listen(port),
         ReadySpec::Listen(None) => {
-            let admitted = || spec.admits.values().flatten().min();
-            spec.routes.values().next().or_else(admitted).map_or(Ready::Started, |port| Ready::Listen(*port))
+            let routed = spec.routes.values().next().map(|target| target.port);
+            let admitted = || spec.admits.values().flatten().min().copied();
+            routed.or_else(admitted).map_or(Ready::Started, Ready::Listen)
         }
     }
 }

@@ -28,7 +28,7 @@ pub fn row(vps: &Vps, rules: &BTreeSet<Allow>, status: Option<&VpsStatus>) -> Vp
         tenant: Some(spec.tenant.to_string()),
         state,
         for_ms: since,
-        routes: spec.routes.iter().map(|(route, port)| (route.to_string(), *port)).collect(),
+        routes: spec.routes.iter().map(|(route, target)| (route.to_string(), target.port)).collect(),
         internal: internal.into_iter().collect(),
         memory: up.and_then(|status| status.memory),
         memory_limit: spec.limits.memory,

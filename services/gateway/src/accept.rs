@@ -3,7 +3,7 @@
 use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -16,18 +16,20 @@ use tokio::{
     io::{Interest, unix::AsyncFd},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
-    time::{Instant, sleep},
+    time::sleep,
 };
 
 use crate::{
-    backend::{connect, prepare},
+    backend::prepare,
+    dial::{self, dial},
     end,
     follow::Directory,
     http,
     quiet::Activity,
     route::Site,
     splice::relay,
-    wake::{DEADLINE, Use, Vps},
+    transparent::Transparent,
+    wake::{NotReached, Place, Use, Vps},
 };
 
 /// Connections served at once at most.
@@ -59,28 +61,31 @@ impl fmt::Display for Entrance {
     }
 }
 
-/// What clients together may use.
+/// What clients may use and be shown as.
 #[derive(Debug)]
 pub struct Limits {
     places: Arc<Semaphore>,
     connections: usize,
     /// How long the head of a request may take.
     pub head: Duration,
+    /// Whether servers can see clients' addresses.
+    pub transparent: Option<Transparent>,
 }
 
 impl Limits {
     /// As many connections as the limit of descriptors allows, which is raised as far as it may be.
-    pub fn of_this_process() -> Self {
+    pub fn of_this_process(transparent: Option<Transparent>) -> Self {
         let limit = getrlimit(Resource::Nofile);
         let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
         let descriptors = if raised.is_ok() { limit.maximum } else { limit.current };
         let places = descriptors.map_or(CONNECTIONS as u64, |n| n.saturating_sub(RESERVED) / DESCRIPTORS);
-        Self::new(places.clamp(16, CONNECTIONS as u64) as usize, http::head_time())
+        let places = places.clamp(16, CONNECTIONS as u64) as usize;
+        Self { transparent, ..Self::new(places, http::head_time()) }
     }
 
     /// `connections` at once.
     pub fn new(connections: usize, head: Duration) -> Self {
-        Self { places: Arc::new(Semaphore::new(connections)), connections, head }
+        Self { places: Arc::new(Semaphore::new(connections)), connections, head, transparent: None }
     }
 
     /// Waits until there is no connection; none is accepted any more from here on.
@@ -108,10 +113,10 @@ pub async fn accept(listener: TcpListener, entrance: Entrance, directory: Arc<Di
         };
         match accepted {
             Ok((stream, peer)) => {
-                let (directory, head) = (directory.clone(), limits.head);
+                let (directory, limits) = (directory.clone(), limits.clone());
                 tokio::spawn(async move {
                     match entrance {
-                        Entrance::Host(listen) => dispatch(stream, peer.ip(), listen, directory, head).await,
+                        Entrance::Host(listen) => dispatch(stream, peer, listen, directory, &limits).await,
                         Entrance::Door(at) => let_in(stream, peer.ip(), at, directory).await,
                     }
                     drop(place);
@@ -164,20 +169,29 @@ fn watched(socket: std::net::TcpListener) -> io::Result<AsyncFd<std::net::TcpLis
     AsyncFd::with_interest(socket, Interest::READABLE)
 }
 
-async fn dispatch(stream: TcpStream, peer: IpAddr, listen: ListenAddress, directory: Arc<Directory>, head: Duration) {
+async fn dispatch(
+    stream: TcpStream,
+    peer: SocketAddr,
+    listen: ListenAddress,
+    directory: Arc<Directory>,
+    limits: &Limits,
+) {
     if prepare(&stream).is_err() {
         return;
     }
-    let target = directory.find(listen, |site| match site {
-        Site::Address(target) => Some(target),
-        Site::Content(_) => None,
-    });
-    let Some((vps, port, in_use)) = target else {
-        return http::serve(stream, peer, listen, directory, head).await;
+    let target = directory.find(listen, Site::address, |ignore| ignore.address(peer.ip()));
+    let Some((target, in_use)) = target else {
+        return http::serve(stream, peer.ip(), listen, directory, limits.head).await;
     };
-    let by = format!("connection from {}", peer.to_canonical());
-    if let Err(reason) = pass_on(stream, &vps, port, in_use, by).await {
-        tracing::debug!(vps = %vps.name, reason, "a connection was closed");
+    let (ignored, counts) = (in_use.is_none(), &target.vps.ignored);
+    let by = format!("connection from {}", peer.ip().to_canonical());
+    let server = dial(&stream, peer, &target, limits.transparent.as_ref(), || (!ignored).then(|| by.clone())).await;
+    if ignored {
+        let count = if server.is_ok() { &counts.served } else { &counts.refused };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+    if let Err(reason) = pass_on(stream, server, &target.vps, in_use, by).await {
+        tracing::debug!(vps = %target.vps.name, reason, "a connection was closed");
     }
 }
 
@@ -188,8 +202,13 @@ async fn let_in(stream: TcpStream, peer: IpAddr, at: SocketAddr, directory: Arc<
         return;
     }
     let Some((vps, port, in_use, from)) = directory.door(at, peer) else { return };
+    let by = format!("connection from {from}");
+    let passed_on = async {
+        let server = dial::plain(&vps, port, || Some(by.clone())).await;
+        pass_on(stream, server, &vps, Some(in_use), by.clone()).await
+    };
     let ended = tokio::select! {
-        ended = pass_on(stream, &vps, port, in_use, format!("connection from {from}")) => ended,
+        ended = passed_on => ended,
         () = directory.shut(at, peer) => Err("its rule was taken back".to_owned()),
     };
     if let Err(reason) = ended {
@@ -197,9 +216,14 @@ async fn let_in(stream: TcpStream, peer: IpAddr, at: SocketAddr, directory: Arc<
     }
 }
 
-async fn pass_on(client: TcpStream, vps: &Arc<Vps>, port: u16, in_use: Use, by: String) -> Result<(), String> {
-    let connected = connect(vps, port, || by.clone(), Instant::now() + DEADLINE).await;
-    let (server, place) = connected.map_err(|reason| reason.to_string())?;
+async fn pass_on(
+    client: TcpStream,
+    server: Result<(TcpStream, Place), NotReached>,
+    vps: &Arc<Vps>,
+    in_use: Option<Use>,
+    by: String,
+) -> Result<(), String> {
+    let (server, place) = server.map_err(|reason| reason.to_string())?;
     set_socket_linger(&client, None).map_err(|error| error.to_string())?;
     let activity = Activity::new(vps.clone(), place.generation, in_use, by);
     relay(client, server, &activity).await.map_err(|error| error.to_string())

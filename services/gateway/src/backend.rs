@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::AsFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -102,7 +102,7 @@ impl Backend {
         vps: &Vps,
         port: u16,
         fresh: bool,
-        by: impl Fn() -> String,
+        by: impl Fn() -> Option<String>,
         deadline: Instant,
     ) -> Result<Self, NotReached> {
         let place = vps.reach(&by, deadline).await?;
@@ -154,12 +154,22 @@ impl Backend {
 pub async fn connect(
     vps: &Vps,
     port: u16,
-    by: impl Fn() -> String,
+    by: impl Fn() -> Option<String>,
     deadline: Instant,
+) -> Result<(TcpStream, Place), NotReached> {
+    connect_by(vps, by, deadline, |address| open((address, port).into())).await
+}
+
+/// The same, with a connection that `open` makes to the VPS's address.
+pub async fn connect_by<F: Future<Output = io::Result<TcpStream>>>(
+    vps: &Vps,
+    by: impl Fn() -> Option<String>,
+    deadline: Instant,
+    open: impl Fn(IpAddr) -> F,
 ) -> Result<(TcpStream, Place), NotReached> {
     loop {
         let place = vps.reach(&by, deadline).await?;
-        match timeout_at(deadline.min(Instant::now() + CONNECT), open(place.address, port)).await {
+        match timeout_at(deadline.min(Instant::now() + CONNECT), open(place.address)).await {
             Ok(Ok(stream)) => {
                 vps.found();
                 return Ok((stream, place));
@@ -171,8 +181,9 @@ pub async fn connect(
     }
 }
 
-async fn open(address: IpAddr, port: u16) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect((address, port)).await?;
+/// A connection from the gateway's own address.
+pub async fn open(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
     prepare(&stream)?;
     Ok(stream)
 }

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use model::{ListenAddress, VpsName};
+use model::{Ignore, ListenAddress, VpsName, api::Ignored};
 use tokio::{sync::watch, time::sleep};
 use wire::{
     Client, Fault,
@@ -15,6 +15,7 @@ use wire::{
 };
 
 use crate::{
+    cache::Cache,
     idle::attend,
     route::{Site, Table, Target},
     wake::{IdleTimes, Use, Vps},
@@ -31,23 +32,29 @@ pub struct Directory {
     known: Mutex<HashMap<VpsName, Arc<Vps>>>,
     /// Changes with the table.
     swapped: watch::Sender<()>,
+    /// What servers last answered.
+    pub cache: Arc<Cache>,
 }
 
 impl Directory {
     /// Knows nothing yet.
     pub fn new(control: Client) -> Arc<Self> {
-        Arc::new(Self { control, table: RwLock::default(), known: Mutex::default(), swapped: watch::Sender::new(()) })
+        let (table, known, cache) = (RwLock::default(), Mutex::default(), Arc::default());
+        Arc::new(Self { control, table, known, swapped: watch::Sender::new(()), cache })
     }
 
-    /// The target that `select` finds on the site of `listen`, and a use of it, which begins before the table can change.
+    /// The target that `select` finds on the site of `listen`, and a use of it, which begins before the table can change;
+    /// no use for a client that `ignored` says the VPS ignores.
     pub fn find(
         &self,
         listen: ListenAddress,
         select: impl FnOnce(&Site) -> Option<&Target>,
-    ) -> Option<(Arc<Vps>, u16, Use)> {
+        ignored: impl FnOnce(&Ignore) -> bool,
+    ) -> Option<(Target, Option<Use>)> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         let target = select(table.as_ref()?.site(listen)?)?;
-        Some((target.vps.clone(), target.port, target.vps.enter()))
+        let counts = !target.ignore.as_deref().is_some_and(ignored);
+        Some((target.clone(), counts.then(|| target.vps.enter())))
     }
 
     /// The VPS that `select` finds, without a use.
@@ -57,7 +64,7 @@ impl Directory {
         listen: ListenAddress,
         select: impl FnOnce(&Site) -> Option<&Target>,
     ) -> Option<Arc<Vps>> {
-        self.find(listen, select).map(|(vps, ..)| vps)
+        self.find(listen, select, |_| false).map(|(target, _)| target.vps)
     }
 
     /// Where `peer` is let in at `door`, a use of it, and who that is.
@@ -90,6 +97,11 @@ impl Directory {
     pub fn addresses(&self) -> Option<Vec<ListenAddress>> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         Some(table.as_ref()?.addresses().collect())
+    }
+
+    /// How clients were served that wake nobody, of VPSs that had some.
+    pub fn ignored(&self) -> Vec<(VpsName, Ignored)> {
+        self.known().iter().filter_map(|(name, vps)| Some((name.clone(), vps.ignored.read()?))).collect()
     }
 
     /// Follows without an end; sends on `changed` whenever there is another table.
@@ -141,7 +153,11 @@ impl Directory {
         self.swapped.send_replace(());
         known.retain(|name, vps| {
             vps.configure(led_to.get(name).copied());
-            !vps.retire()
+            let kept = !vps.retire();
+            if !kept {
+                self.cache.clear(name);
+            }
+            kept
         });
     }
 

@@ -3,31 +3,33 @@
 use std::{
     convert::Infallible,
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
 use hyper::{
-    Method, Request, Response, StatusCode,
+    HeaderMap, Method, Request, Response, StatusCode,
     body::{Body as _, Frame, Incoming, SizeHint},
+    header::USER_AGENT,
     server::conn::http1,
     service::service_fn,
     upgrade::{OnUpgrade, Upgraded},
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use model::ListenAddress;
+use model::{Ignore, ListenAddress};
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::Instant};
 
 use crate::{
     backend::{Backend, MAX_HEAD},
+    cache::{Asked, Recording},
     detect, end,
     follow::Directory,
     forward::{self, Client},
     page,
     quiet::Activity,
-    route::Site,
+    route::Target,
     splice,
     wake::{DEADLINE, NotReached, Use, Vps},
 };
@@ -86,22 +88,30 @@ async fn answer(
         Err(reason) => return page::bad_host(reason),
     };
     let path = request.uri().path();
-    let found = directory.find(listen, |site| match site {
-        Site::Content(hosts) => hosts.find(&host.name, path),
-        Site::Address(_) => None,
-    });
-    let Some((vps, port, in_use)) = found else { return page::no_route() };
+    let ignored = |ignore: &Ignore| ignore.address(client.address) || agent(request.headers(), ignore);
+    let Some((Target { vps, port, ignore, .. }, in_use)) =
+        directory.find(listen, |site| site.content(&host.name, path), ignored)
+    else {
+        return page::no_route();
+    };
+    // Who ignores nobody needs no memory of what it answered.
+    let asked = ignore.and_then(|_| Asked::new(&request, &host.name, port));
     let upgrade = forward::upgrade(request.version(), request.headers());
     let client_end = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
     forward::request(&mut parts, host.written, client, upgrade);
     let upload = if body.is_end_stream() { Upload::Nothing } else { Upload::Body(body) };
-    let sent = send(Request::from_parts(parts, upload), &vps, port, client).await;
+    let ignored = in_use.is_none();
+    let sent = send(Request::from_parts(parts, upload), &vps, port, client, ignored).await;
     let (backend, mut response) = match sent {
         Ok(answered) => answered,
+        Err(Unanswered::NotReached(reason)) if ignored => return last(directory, &vps, asked, &reason),
         Err(Unanswered::NotReached(reason)) => return page::not_reached(&reason),
         Err(Unanswered::Broken) => return page::broken(),
     };
+    if ignored {
+        vps.ignored.served.fetch_add(1, Ordering::Relaxed);
+    }
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let Some(client_end) = client_end else { return page::broken() };
         let server_end = hyper::upgrade::on(&mut response);
@@ -113,11 +123,41 @@ async fn answer(
     }
     let (mut parts, incoming) = response.into_parts();
     forward::response(&mut parts);
+    let length = incoming.size_hint().exact();
+    let mut recording =
+        asked.and_then(|asked| directory.cache.answered(&vps.name, asked, &parts, length)).map(Box::new);
     let mut lease = Some(Lease { backend, vps, _in_use: in_use });
     if incoming.is_end_stream() {
         end(&mut lease);
+        if let Some(recording) = recording.take() {
+            recording.end();
+        }
     }
-    Response::from_parts(parts, Body::Answer { incoming, lease })
+    Response::from_parts(parts, Body::Answer { incoming, lease, recording })
+}
+
+/// Whether a client is one that is ignored for what it calls itself. One that says nothing has an empty name.
+fn agent(headers: &HeaderMap, ignore: &Ignore) -> bool {
+    let mut agents = headers.get_all(USER_AGENT).iter().peekable();
+    if agents.peek().is_none() {
+        ignore.user_agent(b"")
+    } else {
+        agents.any(|agent| ignore.user_agent(agent.as_bytes()))
+    }
+}
+
+/// What a client gets that does not wake a VPS which is not up.
+fn last(directory: &Directory, vps: &Vps, asked: Option<Asked>, reason: &NotReached) -> Response<Body> {
+    match asked.and_then(|asked| directory.cache.last(&vps.name, &asked)) {
+        Some((parts, body)) => {
+            vps.ignored.from_cache.fetch_add(1, Ordering::Relaxed);
+            Response::from_parts(parts, Body::Page((!body.is_empty()).then_some(body)))
+        }
+        None => {
+            vps.ignored.refused.fetch_add(1, Ordering::Relaxed);
+            page::not_reached(reason)
+        }
+    }
 }
 
 /// What `control` is told of a request: bounded, without its query.
@@ -138,12 +178,13 @@ async fn send(
     vps: &Vps,
     port: u16,
     client: &Client,
+    ignored: bool,
 ) -> Result<(Backend, Response<Incoming>), Unanswered> {
     let deadline = Instant::now() + DEADLINE;
     let repeatable = request.method().is_idempotent() && matches!(request.body(), Upload::Nothing);
     let mut fresh = false;
     for _ in 0..ATTEMPTS {
-        let by = || told(&request, client);
+        let by = || (!ignored).then(|| told(&request, client));
         let mut backend = Backend::get(vps, port, fresh, by, deadline).await.map_err(Unanswered::NotReached)?;
         let copy = repeatable.then(|| head_of(&request));
         let error = match backend.send(request).await {
@@ -236,12 +277,26 @@ impl hyper::body::Body for Upload {
 pub struct Lease {
     backend: Backend,
     vps: Arc<Vps>,
-    _in_use: Use,
+    _in_use: Option<Use>,
 }
 
 fn end(lease: &mut Option<Lease>) {
     if let Some(Lease { backend, vps, .. }) = lease.take() {
         backend.keep(&vps);
+    }
+}
+
+/// Keeps a part of an answer; an answer with trailers, or one that breaks off, is not kept.
+fn record(recording: &mut Option<Box<Recording>>, frame: &Option<hyper::Result<Frame<Bytes>>>, ended: bool) {
+    let fits = match (frame, recording.as_mut()) {
+        (Some(Ok(frame)), Some(recording)) => frame.data_ref().is_some_and(|data| recording.more(data)),
+        (None, _) => true,
+        _ => false,
+    };
+    if !fits {
+        *recording = None;
+    } else if ended && let Some(recording) = recording.take() {
+        recording.end();
     }
 }
 
@@ -256,6 +311,8 @@ pub enum Body {
         incoming: Incoming,
         /// Until its end.
         lease: Option<Lease>,
+        /// Where it is to be kept.
+        recording: Option<Box<Recording>>,
     },
 }
 
@@ -273,9 +330,13 @@ impl hyper::body::Body for Body {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
         match self.get_mut() {
             Self::Page(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Answer { incoming, lease } => {
+            Self::Answer { incoming, lease, recording } => {
                 let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
-                if frame.is_none() || incoming.is_end_stream() {
+                let ended = frame.is_none() || incoming.is_end_stream();
+                if recording.is_some() {
+                    record(recording, &frame, ended);
+                }
+                if ended {
                     end(lease);
                 }
                 Poll::Ready(frame)

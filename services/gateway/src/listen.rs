@@ -15,7 +15,7 @@ use tokio::{
 };
 use wire::{
     Client, Fault, Method, Peer, Replier, Request,
-    gateway::{Faults, Listen, ListenFaults},
+    gateway::{AllIgnored, Faults, Ignored, Listen, ListenFaults},
     host::{Listening, Unlisten},
     varlink::Service,
 };
@@ -201,6 +201,10 @@ impl Service for Listeners {
             Faults::NAME => {
                 let faults = self.faults().await.into_iter().collect();
                 replier.done::<Faults>(&ListenFaults { faults }, &[]).await?;
+            }
+            Ignored::NAME => {
+                let vps = self.directory.ignored();
+                replier.done::<Ignored>(&AllIgnored { vps }, &[]).await?;
             }
             _ => return Err(request.unknown()),
         }

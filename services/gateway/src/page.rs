@@ -10,6 +10,9 @@ use hyper::{
 
 use crate::{detect::NoHost, http::Body, wake::NotReached};
 
+/// When it is worth trying again for who wakes nobody.
+const IGNORED: Duration = Duration::from_secs(3600);
+
 /// A page of one line.
 pub fn page(status: StatusCode, text: &str) -> Response<Body> {
     let mut response = Response::new(Body::page(Bytes::from(format!("{text}\n"))));
@@ -43,6 +46,9 @@ pub fn not_reached(reason: &NotReached) -> Response<Body> {
         }
         NotReached::Deadline => {
             ("this server is not available now: it took too long to start".to_owned(), Duration::from_secs(10))
+        }
+        NotReached::Ignored => {
+            ("this server is asleep, and is not woken for clients like this one".to_owned(), IGNORED)
         }
         NotReached::Crowded => {
             ("this server is starting, and too many wait for it already".to_owned(), Duration::from_secs(5))

@@ -25,6 +25,8 @@ pub struct Activity {
     /// Which run of the VPS the server's end belongs to.
     generation: u64,
     quiet: Option<Duration>,
+    /// It never counts: its client is one that the VPS ignores.
+    ignored: bool,
     by: String,
     state: Mutex<State>,
     /// It counts again.
@@ -39,10 +41,11 @@ struct State {
 }
 
 impl Activity {
-    /// A connection that has just been made; `by` is what a wake by it is called.
-    pub fn new(vps: Arc<Vps>, generation: u64, in_use: Use, by: String) -> Self {
-        let state = Mutex::new(State { last: Instant::now(), in_use: Some(in_use) });
-        Self { quiet: vps.quiet(), vps, generation, by, state, again: Notify::new() }
+    /// A connection that has just been made; `by` is what a wake by it is called. Without a use it never counts.
+    pub fn new(vps: Arc<Vps>, generation: u64, in_use: Option<Use>, by: String) -> Self {
+        let ignored = in_use.is_none();
+        let state = Mutex::new(State { last: Instant::now(), in_use });
+        Self { quiet: vps.quiet().filter(|_| !ignored), ignored, vps, generation, by, state, again: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -63,11 +66,14 @@ impl Activity {
 
     /// Bytes came from the client: the VPS is needed, as it was when the connection was made.
     pub async fn client_sent(&self) -> io::Result<()> {
+        if self.ignored && !self.vps.is_up(self.generation) {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
         if self.quiet.is_none() || self.counts() {
             return Ok(());
         }
         let in_use = self.vps.enter();
-        let reached = self.vps.reach(|| self.by.clone(), Instant::now() + DEADLINE).await;
+        let reached = self.vps.reach(|| Some(self.by.clone()), Instant::now() + DEADLINE).await;
         match reached {
             Ok(place) if place.generation == self.generation => self.count(in_use),
             // What it was connected to is gone; the next connection finds the new one.

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use model::{ListenAddress, Route, VpsName};
+use model::{ClientAddress, Ignore, ListenAddress, Route, VpsName};
 use wire::control::{Door, RouteEntry};
 
 use crate::wake::Vps;
@@ -18,6 +18,10 @@ pub struct Target {
     pub vps: Arc<Vps>,
     /// The port inside.
     pub port: u16,
+    /// What an address route shows of its clients.
+    pub client: ClientAddress,
+    /// Clients that don't count; none: all count.
+    pub ignore: Option<Arc<Ignore>>,
 }
 
 /// What is done with connections to one address.
@@ -27,6 +31,24 @@ pub enum Site {
     Address(Target),
     /// They speak HTTP.
     Content(Hosts),
+}
+
+impl Site {
+    /// The target of all connections.
+    pub fn address(&self) -> Option<&Target> {
+        match self {
+            Self::Address(target) => Some(target),
+            Self::Content(_) => None,
+        }
+    }
+
+    /// The target of a request for `path` on `host`.
+    pub fn content(&self, host: &str, path: &str) -> Option<&Target> {
+        match self {
+            Self::Address(_) => None,
+            Self::Content(hosts) => hosts.find(host, path),
+        }
+    }
 }
 
 /// Routes by host name, in lower case; each host's by prefix, the longest first.
@@ -52,7 +74,8 @@ impl Table {
     pub fn new(entries: &[RouteEntry], doors: &[Door], mut vps: impl FnMut(&VpsName) -> Arc<Vps>) -> Self {
         let mut sites: HashMap<SocketAddr, Site> = HashMap::new();
         for entry in entries {
-            let target = Target { vps: vps(&entry.name), port: entry.port };
+            let ignore = (!entry.ignore.is_empty()).then(|| Arc::new(entry.ignore.clone()));
+            let target = Target { vps: vps(&entry.name), port: entry.port, client: entry.client, ignore };
             match &entry.route {
                 Route::Tcp(_) => {
                     sites.insert(entry.listen.0, Site::Address(target));
@@ -67,7 +90,8 @@ impl Table {
         }
         let mut table = Self { sites, doors: HashMap::new() };
         for door in doors {
-            let target = Target { vps: vps(&door.name), port: door.port };
+            let (port, client) = (door.port, ClientAddress::Gateway);
+            let target = Target { vps: vps(&door.name), port, client, ignore: None };
             for (at, family) in door.at.both().into_iter().zip(0..) {
                 let from = door.from.iter().map(|(name, addresses)| (addresses.both()[family], name.clone())).collect();
                 table.doors.insert((at, door.port).into(), Entry { target: target.clone(), from });

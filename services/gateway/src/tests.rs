@@ -3,6 +3,7 @@
 
 mod doors;
 mod http;
+mod ignored;
 mod parse;
 mod quiet;
 mod relay;

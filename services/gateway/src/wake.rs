@@ -13,11 +13,14 @@ mod hear;
 
 use std::{
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use model::VpsName;
+use model::{VpsName, api::Ignored};
 use tokio::{
     sync::Notify,
     time::{Instant, timeout_at},
@@ -50,6 +53,9 @@ pub enum NotReached {
     /// `WAITING` clients wait already.
     #[error("too many clients wait for it")]
     Crowded,
+    /// It is not up, and who asks does not wake it.
+    #[error("asleep, and not woken for this client")]
+    Ignored,
 }
 
 #[derive(Debug)]
@@ -105,6 +111,26 @@ pub struct IdleTimes {
     pub quiet: Option<Duration>,
 }
 
+/// How clients were served that don't wake a VPS: requests, or connections of address routes.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// By the VPS, which was up.
+    pub served: AtomicU64,
+    /// With its last answer.
+    pub from_cache: AtomicU64,
+    /// Not.
+    pub refused: AtomicU64,
+}
+
+impl Counts {
+    /// What has been counted; none: nobody.
+    pub fn read(&self) -> Option<Ignored> {
+        let [served, from_cache, refused] =
+            [&self.served, &self.from_cache, &self.refused].map(|count| count.load(Ordering::Relaxed));
+        (served + from_cache + refused > 0).then_some(Ignored { served, from_cache, refused })
+    }
+}
+
 /// One VPS.
 #[derive(Debug)]
 pub struct Vps {
@@ -112,6 +138,8 @@ pub struct Vps {
     pub name: VpsName,
     /// Connections to it that wait for a request.
     pub pool: Pool,
+    /// How clients were served that don't wake it.
+    pub ignored: Counts,
     state: Mutex<State>,
     /// Wakes who waits.
     news: Notify,
@@ -196,7 +224,7 @@ impl Vps {
             resting: false,
         };
         let (news, work) = (Notify::new(), Notify::new());
-        Arc::new(Self { name, pool: Pool::default(), state: Mutex::new(state), news, work })
+        Arc::new(Self { name, pool: Pool::default(), ignored: Counts::default(), state: Mutex::new(state), news, work })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -209,8 +237,9 @@ impl Vps {
         Use { vps: self.clone(), ended: None }
     }
 
-    /// Where it is, once it can be sent to; asks for a `Wake` where one is needed. The caller holds a `Use`.
-    pub async fn reach(&self, by: impl FnOnce() -> String, deadline: Instant) -> Result<Place, NotReached> {
+    /// Where it is, once it can be sent to; asks for a `Wake` where one is needed. The caller holds a `Use`, or says that
+    /// it is nobody (`by`) who could wake it.
+    pub async fn reach(&self, by: impl FnOnce() -> Option<String>, deadline: Instant) -> Result<Place, NotReached> {
         let _waiting = {
             let mut state = self.lock();
             match &state.phase {
@@ -220,12 +249,13 @@ impl Vps {
                 Phase::Failed { public, until } if Instant::now() < *until => return Err(failed(public, *until)),
                 _ => {}
             }
+            let by = by().ok_or(NotReached::Ignored)?;
             if state.waiting >= WAITING {
                 return Err(NotReached::Crowded);
             }
             let forgotten = state.waiting == 0 && state.ask.is_none();
             if !matches!(state.phase, Phase::Waking { .. }) || forgotten {
-                state.by = by();
+                state.by = by;
                 state.start_round(Instant::now());
                 self.work.notify_one();
             }

@@ -36,6 +36,8 @@ pub use nat::NatError;
 pub use netlink::NetlinkError;
 pub use policy::Layout;
 
+/// Ports of one VPS that are shown clients' addresses; a spec has at most so many routes.
+const PORTS: usize = 64;
 /// How long `Attach` waits for a link.
 const ATTACH: Duration = Duration::from_secs(10);
 
@@ -139,9 +141,9 @@ impl Service for Network {
                 replier.done::<Release>(&Empty {}, &[]).await?;
             }
             Attach::NAME => {
-                let link = request.parse::<Attach>()?.link;
+                let Attach { link, transparent } = request.parse()?;
                 tokio::select! {
-                    attached = attach(&self.links, &link) => attached?,
+                    attached = attach(&self.links, &link, &transparent) => attached?,
                     () = replier.gone() => return Ok(()),
                 }
                 replier.done::<Attach>(&Empty {}, &[]).await?;
@@ -167,14 +169,17 @@ impl Service for Network {
     }
 }
 
-async fn attach(links: &Links, name: &str) -> Result<(), Fault> {
+async fn attach(links: &Links, name: &str, transparent: &[u16]) -> Result<(), Fault> {
     if Link::address_of(name).is_none() {
         return Err(Fault::new(
             ErrorKind::Invalid,
             format!("`{name}` is no link's name: `v` and 8 hexadecimal digits"),
         ));
     }
-    match tokio::time::timeout(ATTACH, links.attached(name)).await {
+    if transparent.len() > PORTS {
+        return Err(Fault::new(ErrorKind::Invalid, format!("{} ports: at most {PORTS} are taken", transparent.len())));
+    }
+    match tokio::time::timeout(ATTACH, links.attached(name, transparent)).await {
         Ok(attached) => attached.map_err(|error| Fault::new(ErrorKind::Failed, error.to_string())),
         Err(_) => Err(Fault::new(
             ErrorKind::Unavailable,

@@ -116,14 +116,19 @@ impl Links {
         LinkError::Ended
     }
 
-    /// Completes when the link of that name is there and configured.
-    pub async fn attached(&self, name: &str) -> Result<(), LinkError> {
+    /// Completes when the link of that name is there and configured, and the gateway can show clients' addresses to
+    /// the `transparent` ports of the VPS at its end.
+    pub async fn attached(&self, name: &str, transparent: &[u16]) -> Result<(), LinkError> {
         let mut appeared = self.inner.appeared.subscribe();
         loop {
             appeared.mark_unchanged();
             if let Some(index) = netlink::index_of(&self.inner.handle, name).await?
                 && self.ensure(index, name).await?
             {
+                let Inner { handle, layout, ipv6, .. } = &*self.inner;
+                if let Some(address) = Link::address_of(name) {
+                    policy::show_clients(handle, layout, &layout.link(address), transparent, *ipv6).await?;
+                }
                 return Ok(());
             }
             appeared.changed().await.map_err(|_| LinkError::Ended)?;
@@ -140,10 +145,8 @@ impl Links {
     async fn look(&self) -> Result<(), LinkError> {
         let there = netlink::all_links(&self.inner.handle).await?;
         self.inner.configured.lock().await.retain(|index, _| there.iter().any(|link| link.header.index == *index));
-        if self.inner.ipv6 {
-            let keep = |name: &str| there.iter().any(|link| netlink::name_of(link) == Some(name));
-            policy::sweep6(&self.inner.handle, keep).await?;
-        }
+        let keep = |name: &str| there.iter().any(|link| netlink::name_of(link) == Some(name));
+        policy::sweep(&self.inner.handle, &self.inner.layout, keep, self.inner.ipv6).await?;
         for link in &there {
             self.appeared(link).await?;
         }
@@ -162,8 +165,8 @@ impl Links {
         let mut configured = self.inner.configured.lock().await;
         let Some(name) = configured.remove(&link.header.index) else { return Ok(()) };
         // its successor may be there already
-        if self.inner.ipv6 && !configured.values().any(|other| *other == name) {
-            policy::sweep6(&self.inner.handle, |other| *other != *name).await?;
+        if !configured.values().any(|other| *other == name) {
+            policy::sweep(&self.inner.handle, &self.inner.layout, |other| *other != *name, self.inner.ipv6).await?;
         }
         Ok(())
     }
@@ -217,6 +220,8 @@ impl Links {
                     if layout.gateway == Some(link.address) {
                         netlink::host_route(handle, index, far, policy::TENANTS).await?;
                         netlink::default_route(handle, index, far, policy::NEIGHBOURS).await?;
+                        netlink::host_route(handle, index, far, policy::ANSWERS).await?;
+                        netlink::default_route(handle, index, far, policy::ANSWERS).await?;
                     }
                 }
                 End::Host => {

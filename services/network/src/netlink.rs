@@ -247,9 +247,10 @@ impl Rule {
         message
     }
 
-    /// A rule as it was listed, as far as it can be one of those that are about addresses.
+    /// A rule as it was listed, as far as it can be one of those that are about addresses and ports.
     pub fn read(message: &RuleMessage) -> Self {
         let mut rule = Self { ipv6: message.header.family == AddressFamily::Inet6, ..Self::default() };
+        let (mut transport, mut port) = (None, None);
         for attribute in &message.attributes {
             match attribute {
                 RuleAttribute::Priority(priority) => rule.priority = *priority,
@@ -257,9 +258,14 @@ impl Rule {
                 RuleAttribute::Source(source) => rule.source = Some(*source),
                 RuleAttribute::Destination(destination) => rule.destination = Some(*destination),
                 RuleAttribute::Table(table) => rule.table = Some(*table),
+                RuleAttribute::IpProtocol(IpProtocol::Tcp) => transport = Some(Transport::Tcp),
+                RuleAttribute::IpProtocol(IpProtocol::Udp) => transport = Some(Transport::Udp),
+                RuleAttribute::SourcePortRange(range) => port = Some((End::Source, range.start)),
+                RuleAttribute::DestinationPortRange(range) => port = Some((End::Destination, range.start)),
                 _ => {}
             }
         }
+        rule.port = transport.zip(port).map(|(transport, (end, port))| (transport, end, port));
         rule
     }
 }

@@ -5,7 +5,9 @@
 //! | 10 | the namespace's own | `local`, `main` |
 //! | 15 | to port 53 of every VPS's gateway address; from the resolvers | `local`: names are served here, and nothing else |
 //! | 20 | from the gateway's link, or the uplink | `main`: every link, the uplink |
+//! | 21 | IPv6: from the gateway's link to a port that is shown its clients' addresses | `main` |
 //! | 25 | of two VPSs that may reach each other, one rule a pair | `NEIGHBOURS`: by way of the gateway |
+//! | 26 | from a port that is shown its clients' addresses | `ANSWERS`: the gateway |
 //! | 30 | from any other link | `TENANTS`: the gateway's address and the uplink, but no other VPS |
 //! | 40 | others | refused |
 //!
@@ -15,6 +17,12 @@
 //! gateway's link for a tenant's packet: `main` has the true link. IPv6 has no such filter, so rules 20 and 30 name the source
 //! too, one rule per link. The gateway answers a neighbour in the name of the VPS that was asked: for IPv6 a rule per pair
 //! lets it; for IPv4 the pair's own rule does, since the way back is looked up.
+//!
+//! Clients' addresses (`clients`). The gateway may send from any address outside the subnets, but only to TCP ports that routes
+//! say so of; answers from such a port go back to it, whatever their destination. For IPv4 both follow from rule 26: `rp_filter`
+//! looks the way back up with the ports swapped.
+
+mod clients;
 
 use std::{
     collections::BTreeSet,
@@ -27,6 +35,8 @@ use rtnetlink::Handle;
 
 use crate::netlink::{self, Dead, End, NetlinkError, Rule, Transport};
 
+pub use clients::show_clients;
+
 /// The kernel's table of its own addresses.
 const LOCAL: u32 = 255;
 /// The kernel's main table; holds a route to every link.
@@ -35,12 +45,16 @@ pub const MAIN: u32 = 254;
 pub const TENANTS: u32 = 80;
 /// The way to a neighbour: the gateway.
 pub const NEIGHBOURS: u32 = 81;
+/// The way of answers to clients whose address was kept: the gateway.
+pub const ANSWERS: u32 = 82;
 
 const OWN: u32 = 10;
 const OWN_MAIN: u32 = 11;
 const NAMES: u32 = 15;
 const GATEWAY: u32 = 20;
+const CLIENTS: u32 = 21;
 const PAIR: u32 = 25;
+const ANSWER: u32 = 26;
 const LINK: u32 = 30;
 const REST: u32 = 40;
 
@@ -140,6 +154,8 @@ async fn close_tenants(handle: &Handle, layout: &Layout, ipv6: bool) -> Result<(
     };
     for network in closed {
         netlink::close(handle, network.trunc(), TENANTS, Dead::Unreachable).await?;
+        // Nor do answers go out when the gateway is not there.
+        netlink::close(handle, network.trunc(), ANSWERS, Dead::Unreachable).await?;
     }
     Ok(())
 }
@@ -195,13 +211,29 @@ pub async fn allow(handle: &Handle, layout: &Layout, ipv6: bool, pairs: &[(Link,
 }
 
 /// Removes the rules of links that `keep` does not name.
-pub async fn sweep6(handle: &Handle, keep: impl Fn(&str) -> bool) -> Result<(), NetlinkError> {
-    for rule in netlink::rules(handle, true).await? {
-        if let (LINK, Some(name)) = netlink::rule_key(&rule)
-            && !keep(name)
-        {
-            netlink::delete_rule(handle, rule).await?;
+pub async fn sweep(
+    handle: &Handle,
+    layout: &Layout,
+    keep: impl Fn(&str) -> bool,
+    ipv6: bool,
+) -> Result<(), NetlinkError> {
+    for ipv6 in [false, true].into_iter().filter(|v6| ipv6 || !v6) {
+        for message in netlink::rules(handle, ipv6).await? {
+            let rule = Rule::read(&message);
+            let link = match (rule.priority, rule.destination) {
+                (LINK | ANSWER, _) => rule.input,
+                (CLIENTS, Some(IpAddr::V6(address))) => Some(layout.link(low(address)).name),
+                _ => None,
+            };
+            if link.is_some_and(|name| !keep(&name)) {
+                netlink::delete_rule(handle, message).await?;
+            }
         }
     }
     Ok(())
+}
+
+/// The IPv4 address in a VPS's IPv6 address.
+fn low(address: Ipv6Addr) -> Ipv4Addr {
+    (address.to_bits() as u32).into()
 }

@@ -155,7 +155,7 @@ impl Service {
     }
 
     async fn attached(&self, vps: &Vps) {
-        let attached = self.links.attached(&vps.link.name);
+        let attached = self.links.attached(&vps.link.name, &[]);
         tokio::time::timeout(PATIENCE, attached).await.expect("in time").expect("attached");
     }
 }
@@ -209,7 +209,7 @@ fn the_gateway_reaches_tenants_and_they_reach_only_the_gateway() {
         a.connect_link();
         let attached = tokio::spawn({
             let (links, name) = (service.links.clone(), b.link.name.clone());
-            async move { links.attached(&name).await }
+            async move { links.attached(&name, &[]).await }
         });
         tokio::task::yield_now().await;
         assert!(!attached.is_finished());
@@ -270,6 +270,61 @@ fn a_forged_source_is_dropped() {
             let (length, from) = receiver.recv_from(&mut buffer).expect("received");
             assert_eq!((&buffer[..length], from), (&b"honest"[..], honest.local_addr().expect("an address")));
         }
+    });
+}
+
+#[test]
+fn clients_addresses_are_shown_to_the_ports_that_want_them() {
+    run("clients_addresses_are_shown_to_the_ports_that_want_them", async || {
+        let (gateway, a, b) = (Vps::new(3), Vps::new(16), Vps::new(17));
+        let service = Service::start().await;
+        for vps in [&gateway, &a, &b] {
+            vps.connect_link();
+            service.attached(vps).await;
+        }
+        let attached = service.links.attached(&a.link.name, &[80, 81]);
+        tokio::time::timeout(PATIENCE, attached).await.expect("in time").expect("attached");
+        // Clients' addresses, and the neighbour's, are the gateway's own here: what it can send is what counts.
+        for (family, client) in ["198.51.100.9", "2001:db8::9"].into_iter().enumerate() {
+            let length = if family == 0 { 32 } else { 128 };
+            let nodad = if family == 0 { "" } else { "nodad" };
+            let neighbour = b.addresses()[family].to_string();
+            for address in [client, &neighbour] {
+                gateway.ip(&format!("addr add {address}/{length} dev lo {nodad}"));
+            }
+            let tenants = [a.listen(a.addresses()[family]).await, b.listen(b.addresses()[family]).await];
+            let connect = async |from: &str, to: &TcpListener| {
+                let (from, to) = (from.parse::<IpAddr>().expect("an address"), to.local_addr().expect("an address"));
+                let to = to.to_string();
+                let program =
+                    "my ($to, $from) = @ARGV; exit !IO::Socket::IP->new(PeerAddr=>$to, LocalHost=>$from, Timeout=>1)";
+                let ask = move || {
+                    let from = from.to_string();
+                    Command::new("perl").args(["-MIO::Socket::IP", "-e", program, &to, &from]).status()
+                };
+                gateway.inside(ask).await.expect("perl").success()
+            };
+            assert!(connect(client, &tenants[0]).await, "{client} is shown");
+            assert_eq!(tenants[0].accept().expect("accepted").1.ip().to_string(), client);
+            assert!(!connect(client, &tenants[1]).await, "a port of which nobody said so is not shown {client}");
+            assert!(!connect(&neighbour, &tenants[0]).await, "another VPS's address is not a client's");
+            gateway.ip(&format!("addr del {neighbour}/{length} dev lo"));
+        }
+        let rules = || ip("rule show") + &ip("-6 rule show");
+        assert_eq!(rules().matches("sport 81").count(), 2, "{}", rules());
+        // What is not said any more is not so any more; and what is of a link goes with it.
+        service.attached(&a).await;
+        assert!(!rules().contains("port 80"), "{}", rules());
+        let attached = service.links.attached(&b.link.name, &[80]);
+        tokio::time::timeout(PATIENCE, attached).await.expect("in time").expect("attached");
+        drop(b);
+        tokio::time::timeout(PATIENCE, async {
+            while rules().contains("port 80") {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .expect("gone in time");
     });
 }
 

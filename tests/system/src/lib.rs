@@ -6,6 +6,7 @@ pub mod census;
 pub mod disk;
 pub mod host;
 pub mod load;
+pub mod netns;
 pub mod site;
 pub mod spec;
 pub mod versions;

@@ -10,34 +10,15 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use bailiwick_system_tests::{Host, HostOptions};
-
-const IN_NAMESPACE: &str = "BAILIWICK_TEST_UPLINK";
+use bailiwick_system_tests::{
+    Host, HostOptions,
+    netns::{in_own_network, sh},
+};
 
 /// Says to whoever connects, by IPv4 or IPv6, which address it came from.
 const SERVER: &str = "use IO::Socket::IP; my $s = IO::Socket::IP->new(LocalHost=>q(::), LocalPort=>PORT, V6Only=>0, Listen=>128, \
                       ReuseAddr=>1) or die; $| = 1; print qq(listening\\n); \
                       while (my $c = $s->accept) { print $c $c->peerhost; close $c }";
-
-/// Runs this test's program once more, in a network namespace of its own, and `test` there.
-fn in_own_network(name: &str, test: impl FnOnce() -> Result<()>) -> Result<()> {
-    if std::env::var_os(IN_NAMESPACE).is_some() {
-        return test();
-    }
-    let program = std::env::current_exe()?;
-    let mut command = Command::new("unshare");
-    command.arg("--net").arg(program).args(["--exact", name, "--nocapture"]).env(IN_NAMESPACE, "1");
-    let output = command.output().context("unshare")?;
-    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success() && said.contains("1 passed"), "{said}");
-    Ok(())
-}
-
-fn sh(script: &str) -> Result<String> {
-    let output = Command::new("sh").args(["-ec", script]).output()?;
-    ensure!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
 
 /// The outside: a namespace with a server on port 8000.
 struct Outside {

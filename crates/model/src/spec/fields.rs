@@ -3,6 +3,8 @@
 use crate::{
     Allow, ImageRef, Route,
     document::{Field, Fields, Kind, Word, words},
+    ignore,
+    ignore::Pattern,
     limits, run,
 };
 
@@ -79,6 +81,57 @@ pub(crate) static LIMITS: Fields = Fields {
         ("cpus", "write: cpu = 1.0"),
         ("mem", "write: memory = \"512MiB\""),
         ("pids", "write: processes = 200"),
+    ],
+};
+
+/// A TCP port.
+const PORT: Kind = Kind::Integer(1, 65_535);
+const PATTERN: Word = Word {
+    expected: "a pattern such as \"*bot*\"",
+    pattern: Some("^[ -~]{1,64}$"),
+    check: |text| text.parse::<Pattern>().map(|_| ()).map_err(|error| error.to_string()),
+};
+const NETWORK: Word = Word {
+    expected: "a network or address such as \"203.0.113.0/24\"",
+    pattern: Some("^[0-9a-f.:]+(/[0-9]+)?$"),
+    check: |text| ignore::parse_network(text).map(|_| ()),
+};
+
+static ROUTE_TARGET: Fields = Fields {
+    fields: &[
+        Field::new("port", PORT, "The port inside.").required(),
+        Field::new(
+            "client",
+            Kind::Choice(&["transparent", "proxy-v1", "proxy-v2", "gateway"]),
+            "How the server behind a `tcp://` route learns its client's address: connections come from it, or begin \
+             with a header of the PROXY protocol; or it doesn't, and sees the gateway's.",
+        )
+        .default("\"transparent\""),
+    ],
+    later: &[],
+    otherwise: &[
+        ("proxy_protocol", "write: client = \"proxy-v2\", or \"proxy-v1\""),
+        ("send-proxy", "write: client = \"proxy-v1\""),
+        ("send-proxy-v2", "write: client = \"proxy-v2\""),
+        ("transparent", "write: client = \"transparent\""),
+    ],
+};
+
+static IGNORE: Fields = Fields {
+    fields: &[
+        Field::new(
+            "user_agent",
+            Kind::List(&Kind::Word(PATTERN), 32),
+            "What they call themselves; `*` stands for any characters, letters count without their case.",
+        ),
+        Field::new("from", Kind::List(&Kind::Word(NETWORK), 64), "Where they come from."),
+    ],
+    later: &[],
+    otherwise: &[
+        ("user-agent", "write: user_agent = [\"*bot*\"]"),
+        ("agent", "write: user_agent = [\"*bot*\"]"),
+        ("address", "write: from = [\"203.0.113.0/24\"]"),
+        ("bots", "write: user_agent = [\"*bot*\"]"),
     ],
 };
 
@@ -179,8 +232,13 @@ static VPS: Fields = Fields {
         ),
         Field::new(
             "routes",
-            Kind::Map(ROUTE, &Kind::Integer(1, 65_535), 64),
+            Kind::Map(ROUTE, &Kind::Either(&[PORT, Kind::Table(&ROUTE_TARGET)]), 64),
             "What leads to it, and to which port inside. Left is outside, right is inside.",
+        ),
+        Field::new(
+            "ignore",
+            Kind::Table(&IGNORE),
+            "Clients that are served while it is up, but neither wake it nor keep it awake.",
         ),
         Field::new("limits", Kind::Table(&LIMITS), "What it may use at most."),
         Field::new("ids", Kind::Integer(BLOCK, 64 * BLOCK), "User and group ids it has, a multiple of 65536.")

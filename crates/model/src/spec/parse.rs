@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use toml::de::{DeTable, DeValue};
 
-use super::{Idle, IdleAction, Problem, ReadySpec, Restart, Spec, VpsSpec, env_file, fields, secrets, volumes};
+use super::{Idle, IdleAction, Problem, ReadySpec, Restart, Spec, VpsSpec, env_file, fields, routes, secrets, volumes};
 use crate::{
-    Allow, Limits, Route, TenantName, VpsName,
-    document::{Get, Problems, Source, Value, check, integer, number},
+    Allow, Limits, Route, RouteTarget, TenantName, VpsName,
+    document::{Get, Problems, Source, Value, check, number},
     limits::{parse_bytes, parse_duration_ms},
     run::{ReadyCheck, Stop, signal_number},
 };
@@ -43,6 +43,7 @@ pub fn parse_with(file: &str, text: &str, env_files: &BTreeMap<String, String>) 
         about_others(&mut problems, document, vpss);
         for value in vpss.values().filter_map(|v| v.get_ref().as_table()) {
             within(&mut problems, value);
+            routes::within(&mut problems, value);
             volumes::within(&mut problems, value);
             secrets::within(&mut problems, value);
             env_file::within(&mut problems, file, value, env_files, &mut beside);
@@ -198,9 +199,9 @@ fn read_vps(tenant: &TenantName, table: &DeTable<'_>, admits: bool) -> Option<Vp
     let mut routes = BTreeMap::new();
     let mut first: Option<(usize, u16)> = None;
     for (key, value) in table.table("routes").into_iter().flatten() {
-        let port = u16::try_from(integer(value)?).ok()?;
-        first = first.filter(|(at, _)| *at < key.span().start).or(Some((key.span().start, port)));
-        routes.insert(key.get_ref().parse().ok()?, port);
+        let target = routes::target(value)?;
+        first = first.filter(|(at, _)| *at < key.span().start).or(Some((key.span().start, target.port)));
+        routes.insert(key.get_ref().parse().ok()?, target);
     }
     Some(VpsSpec {
         tenant: tenant.clone(),
@@ -218,6 +219,7 @@ fn read_vps(tenant: &TenantName, table: &DeTable<'_>, admits: bool) -> Option<Vp
         limits: table.table("limits").map(read_limits).unwrap_or_default(),
         ids: u32::try_from(table.integer("ids").unwrap_or(fields::BLOCK)).ok()?,
         idle: read_idle(table.get("idle"), admits || !routes.is_empty()),
+        ignore: routes::ignore(table.table("ignore")),
         restart: match table.text("restart") {
             Some("always") => Restart::Always,
             Some("never") => Restart::Never,
@@ -259,12 +261,12 @@ fn read_idle(value: Option<&Value<'_>>, led_to: bool) -> Idle {
 }
 
 /// Where routes lead to several ports, the one that is written first counts; later nobody knows the order any more.
-fn read_ready(ready: Option<&DeTable<'_>>, routes: &BTreeMap<Route, u16>, first: Option<u16>) -> ReadySpec {
+fn read_ready(ready: Option<&DeTable<'_>>, routes: &BTreeMap<Route, RouteTarget>, first: Option<u16>) -> ReadySpec {
     if ready.is_some_and(|ready| ready.boolean("notify") == Some(true)) {
         return ReadySpec::Notify;
     }
     let port = ready.and_then(|ready| ready.integer("listen")).and_then(|port| u16::try_from(port).ok());
-    let several = routes.values().any(|port| Some(*port) != first);
+    let several = routes.values().any(|target| Some(target.port) != first);
     ReadySpec::Listen(port.or(first.filter(|_| several)))
 }
 

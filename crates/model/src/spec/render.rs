@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Idle, IdleAction, ReadySpec, Restart, VpsSpec, fields};
 use crate::{
-    VpsName,
+    ClientAddress, Ignore, RouteTarget, VpsName,
     run::{ReadyCheck, Stop, signal_name},
 };
 
@@ -47,8 +47,9 @@ fn fields(spec: &VpsSpec) -> Vec<(&'static str, String)> {
     add("volumes", !spec.volumes.is_empty(), table(volumes));
     let secrets = spec.secrets.iter().map(|(name, path)| (name.to_string(), quoted(path)));
     add("secrets", !spec.secrets.is_empty(), table(secrets));
-    let routes = spec.routes.iter().map(|(route, port)| (quoted(&route.to_string()), port.to_string()));
+    let routes = spec.routes.iter().map(|(route, port)| (quoted(&route.to_string()), target(port)));
     add("routes", !spec.routes.is_empty(), table(routes));
+    add("ignore", !spec.ignore.is_empty(), ignore(&spec.ignore));
     add("env", !spec.env.is_empty(), texts(&spec.env));
     let limits = [
         ("memory", spec.limits.memory.map(|bytes| quoted(&exact_bytes(bytes)))),
@@ -88,6 +89,23 @@ fn ready(spec: &VpsSpec) -> Vec<(String, String)> {
         }
     }
     list
+}
+
+fn target(target: &RouteTarget) -> String {
+    let word =
+        ClientAddress::WORDS.iter().find(|(_, client)| *client == target.client && *client != Default::default());
+    match word {
+        Some((word, _)) => format!("{{ port = {}, client = {} }}", target.port, quoted(word)),
+        None => target.port.to_string(),
+    }
+}
+
+fn ignore(ignore: &Ignore) -> String {
+    let agents: Vec<_> = ignore.user_agent.iter().map(ToString::to_string).collect();
+    let networks: Vec<_> = ignore.from.iter().map(ToString::to_string).collect();
+    let lists = [("user_agent", agents), ("from", networks)];
+    let lists = lists.into_iter().filter(|(_, list)| !list.is_empty());
+    table(lists.map(|(name, list)| (name.to_owned(), list_of(&list))))
 }
 
 fn idle(idle: &Idle) -> String {

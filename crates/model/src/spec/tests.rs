@@ -2,6 +2,7 @@ use proptest::{collection::btree_map, option, prelude::*};
 
 use super::*;
 use crate::{
+    ClientAddress,
     limits::parse_bytes,
     run::{ReadyCheck, SIGNALS, Volume},
 };
@@ -57,6 +58,36 @@ fn what_is_not_written_has_its_default() {
     assert_eq!(read("stop = { grace = \"0s\" }").stop, Stop { signal: 15, grace_ms: 0 });
     let several = read("routes = { \"tcp://*:9\" = 99, \"tcp://*:1\" = 11 }");
     assert_eq!(several.ready, ReadySpec::Listen(Some(99)), "the first in the file");
+}
+
+#[test]
+fn routes_say_what_servers_see_of_clients() {
+    let read = |lines: &str| {
+        let text = format!("tenant = \"a\"\n[vps.b]\nimage = \"debian:\"\ncommand = [\"true\"]\n{lines}");
+        parse("s.toml", &text).map(|spec| spec.vps["b"].clone())
+    };
+    let spec =
+        read("routes = { \"tcp://*:25\" = { port = 2525, client = \"proxy-v2\" }, \"http://a\" = { port = 80 } }");
+    let targets: Vec<_> = spec.expect("a good spec").routes.into_values().collect();
+    let proxy = RouteTarget { port: 2525, client: ClientAddress::ProxyV2 };
+    assert!(targets.contains(&proxy) && targets.contains(&RouteTarget::from(80)), "{targets:?}");
+    let told = in_vps(
+        "routes = { \"http://a\" = { port = 80, client = \"proxy-v1\" }, \"tcp://*:1\" = { client = \"x\", proxy_protocol = true } }",
+    );
+    assert!(told.contains("`client` is for tcp:// routes"), "{told}");
+    assert!(told.contains("`port` is missing in [vps.blog.routes.tcp://*:1]"), "{told}");
+    assert!(told.contains("`client` cannot be \"x\""), "{told}");
+    assert!(told.contains("write: client = \"proxy-v2\""), "{told}");
+}
+
+#[test]
+fn whom_it_ignores_is_said_exactly() {
+    let told = in_vps("routes = { \"tcp://*:1\" = 1 }\nignore = { user_agent = [\"\"], from = [\"203.0.113.9/24\"] }");
+    assert!(told.contains("s.toml:6:1  `ignore.user_agent` needs an http:// route"), "{told}");
+    assert!(told.contains("`` is not a pattern: 1 to 64 visible ASCII characters"), "{told}");
+    assert!(told.contains("write \"203.0.113.0/24\""), "{told}");
+    assert!(in_vps("ignore = { from = [\"::1\"] }").contains("nothing leads to this VPS"));
+    assert!(in_vps("routes = { \"http://a\" = 1 }\nignore = {}").contains("`ignore` names nobody"));
 }
 
 #[test]
@@ -258,6 +289,21 @@ fn route() -> impl Strategy<Value = Route> {
     text.prop_map(|text| text.parse().expect("a route"))
 }
 
+fn target() -> impl Strategy<Value = RouteTarget> {
+    let clients = ClientAddress::WORDS.map(|(_, client)| client).to_vec();
+    (1u16.., prop::sample::select(clients)).prop_map(|(port, client)| RouteTarget { port, client })
+}
+
+fn ignore() -> impl Strategy<Value = Ignore> {
+    let network =
+        |(address, length): (u32, u8)| ipnet::IpNet::from(ipnet::Ipv4Net::new_assert(address.into(), length)).trunc();
+    let networks = prop::collection::vec((any::<u32>(), 0u8..=32).prop_map(network), 0..3);
+    (prop::collection::vec("[ -~]{1,9}", 0..3), networks).prop_map(|(agents, from)| Ignore {
+        user_agent: agents.iter().map(|text| text.parse().expect("a pattern")).collect(),
+        from,
+    })
+}
+
 fn limits() -> impl Strategy<Value = Limits> {
     (option::of((1u64 << 20)..(1 << 50)), option::of(10u32..=1_024_000), option::of(1u32..=4_194_304))
         .prop_map(|(memory, cpu_millis, processes)| Limits { memory, cpu_millis, processes })
@@ -275,7 +321,8 @@ prop_compose! {
         place in ("/[^\u{0}/.]{0,6}", "[a-z0-9_-]{1,5}(:[0-9]{1,4})?"),
         env in btree_map("[^=\u{0}]{1,6}", text(), 0..3),
         files in btree_map("/[^\u{0}/.]{1,6}", prop_oneof![text(), any::<String>()], 0..3),
-        routes in btree_map(route(), 1u16.., 0..4),
+        routes in btree_map(route(), target(), 0..4),
+        ignore in ignore(),
         rules in (neighbours(), neighbours()),
         limits in limits(),
         blocks in 1u32..=64,
@@ -296,7 +343,19 @@ prop_compose! {
         flags in any::<(bool, bool)>(),
     ) -> VpsSpec {
         // Which route is the first is only known to the parser: with several ports it says the one it means.
-        let several = routes.values().any(|port| Some(port) != routes.values().next());
+        let (mut routes, mut ignore) = (routes, ignore);
+        // What names clients of routes that are not there is refused.
+        if !routes.keys().any(|route| matches!(route, Route::Http { .. })) {
+            ignore.user_agent.clear();
+        }
+        if routes.is_empty() {
+            ignore.from.clear();
+        }
+        for (_, target) in routes.iter_mut().filter(|(route, _)| !matches!(route, Route::Tcp(_))) {
+            target.client = ClientAddress::default();
+        }
+        let first = routes.values().next().map(|target| target.port);
+        let several = routes.values().any(|target| Some(target.port) != first);
         let ready = if ready == ReadySpec::Listen(None) && several { ReadySpec::Notify } else { ready };
         VpsSpec {
             tenant: names.0.parse().expect("a name"),
@@ -314,7 +373,7 @@ prop_compose! {
             secrets: secrets.into_keys().enumerate().map(|(n, name)| {
                 (name.parse().expect("a name"), format!("/run/secrets/{n}"))
             }).collect(),
-            env, files, routes, limits, idle, restart, ready, ready_check, start_deadline_ms, stop,
+            env, files, routes, ignore, limits, idle, restart, ready, ready_check, start_deadline_ms, stop,
             ids: blocks * 65_536,
             setuid: flags.0,
             nesting: flags.1,

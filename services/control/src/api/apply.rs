@@ -6,10 +6,10 @@ use std::{
     time::Duration,
 };
 
-use axum::{Json, body::Bytes, extract::State};
+use axum::{Json, body::Bytes, extract};
 use model::{
     VpsName,
-    api::{ApplyAnswer, ApplyRequest, ChangeKind, ErrorKind},
+    api::{ApplyAnswer, ApplyRequest, ChangeKind, ErrorKind, State},
 };
 use wire::gateway;
 
@@ -32,7 +32,10 @@ const FILES: usize = 256;
 const IMAGES: Duration = Duration::from_secs(3);
 
 /// All files or nothing: plan, listen, store, take over.
-pub async fn apply(State(control): State<Arc<Control>>, body: Bytes) -> Result<Json<ApplyAnswer>, ApiError> {
+pub async fn apply(
+    extract::State(control): extract::State<Arc<Control>>,
+    body: Bytes,
+) -> Result<Json<ApplyAnswer>, ApiError> {
     let request: ApplyRequest = parse(&body)?;
     if request.files.is_empty() || request.files.len() > FILES {
         return Err(ApiError::new(ErrorKind::Invalid, format!("an apply needs 1 to {FILES} spec files")));
@@ -51,6 +54,7 @@ pub async fn apply(State(control): State<Arc<Control>>, body: Bytes) -> Result<J
         return Ok(Json(ApplyAnswer { changes: plan.changes, missing_images: missing }));
     }
     listen(&control, &request, &plan).await?;
+    show_clients(&control, &plan).await?;
     let specs = plan.specs.clone();
     if let Err(error) = control.store.run(move |store| store.put_specs(&specs)).await {
         control.publish_table();
@@ -108,6 +112,19 @@ async fn listen(control: &Arc<Control>, request: &ApplyRequest, plan: &Plan) -> 
     // The gateway closes what no table holds when the next one comes.
     control.publish_table();
     Err(refused)
+}
+
+/// Prepares VPSs that are up for routes to new ports of theirs.
+async fn show_clients(control: &Arc<Control>, plan: &Plan) -> Result<(), ApiError> {
+    for (name, spec) in &plan.specs {
+        let Some(vps) = control.get(name) else { continue };
+        let up = matches!(vps.life().state(), State::Running | State::Frozen);
+        if up && let Err(fault) = launch::show_clients(control, &vps, spec).await {
+            control.publish_table();
+            return Err(fault.into());
+        }
+    }
+    Ok(())
 }
 
 /// What the store says now becomes so.

@@ -10,11 +10,11 @@ use axum::{
 };
 use model::{
     VpsName, VpsStatus,
-    api::{ErrorKind, State as VpsState, VpsRow, Why},
+    api::{ErrorKind, Ignored, State as VpsState, VpsRow, Why},
 };
 use serde::Deserialize;
 use tokio::sync::mpsc;
-use wire::host;
+use wire::{gateway, host};
 
 use super::{
     ACTOR,
@@ -108,12 +108,27 @@ pub async fn why(State(control): State<Arc<Control>>, Path(name): Path<String>) 
         }
     };
     let log = lines.into_iter().map(|line| format!("{} {} {}", line.at, line.stream, line.text)).collect();
+    let ignored = ignored(&control, &name, vps.as_deref()).await;
     let story = control.history.of(&name);
     let (summary, next) = match &vps {
         Some(vps) => (view::summary(vps, &row), view::next(&row)),
         None => (format!("{name} is a designated VPS of host.toml; the host keeps it running"), None),
     };
-    Ok(Json(Why { vps: row, summary, story, log, next }))
+    Ok(Json(Why { vps: row, summary, ignored, story, log, next }))
+}
+
+/// How clients were served that a VPS is not woken for.
+async fn ignored(control: &Control, name: &VpsName, vps: Option<&Vps>) -> Option<Ignored> {
+    if vps?.spec().ignore.is_empty() {
+        return None;
+    }
+    match insist(&control.gateway, &gateway::Ignored {}, NUMBERS).await {
+        Ok(all) => all.vps.into_iter().find(|(known, _)| known == name).map(|(_, ignored)| ignored),
+        Err(fault) => {
+            tracing::warn!(%fault, "the gateway did not say whom it ignored");
+            None
+        }
+    }
 }
 
 /// Query of a log.

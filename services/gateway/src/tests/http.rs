@@ -30,10 +30,7 @@ async fn up(port: u16) -> (Rig, model::ListenAddress) {
 }
 
 fn a_example(site: &Site) -> Option<&Target> {
-    match site {
-        Site::Content(hosts) => hosts.find("a.example", "/"),
-        Site::Address(_) => None,
-    }
+    site.content("a.example", "/")
 }
 
 #[tokio::test]

@@ -23,10 +23,7 @@ fn table(routes: &[(&str, &str)]) -> Table {
 }
 
 fn found(table: &Table, host: &str, path: &str) -> Option<VpsName> {
-    match table.site(listen()) {
-        Some(Site::Content(hosts)) => hosts.find(host, path).map(|target| target.vps.name.clone()),
-        _ => None,
-    }
+    table.site(listen())?.content(host, path).map(|target| target.vps.name.clone())
 }
 
 fn read(fields: &[&[u8]], uri: &str) -> Result<String, NoHost> {

@@ -218,7 +218,7 @@ impl Rig {
     }
 
     pub async fn with_head(head: Duration) -> Self {
-        Limits::of_this_process();
+        Limits::of_this_process(None);
         let socket = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(socket.path().join("s")).unwrap();
         let inner = Inner {
@@ -305,7 +305,16 @@ fn gateway(socket: &tempfile::TempDir, head: Duration) -> (Arc<Directory>, Arc<L
 
 pub fn http_route(listen: ListenAddress, host_and_path: &str, name: &str, port: u16) -> RouteEntry {
     let route: Route = format!("http://{host_and_path}").parse().unwrap();
-    RouteEntry { route, listen, name: name.parse().unwrap(), port, idle_after_ms: None, quiet_ms: None }
+    RouteEntry {
+        route,
+        listen,
+        name: name.parse().unwrap(),
+        port,
+        idle_after_ms: None,
+        quiet_ms: None,
+        client: Default::default(),
+        ignore: Default::default(),
+    }
 }
 
 pub fn tcp_route(listen: ListenAddress, name: &str, port: u16) -> RouteEntry {
@@ -316,6 +325,8 @@ pub fn tcp_route(listen: ListenAddress, name: &str, port: u16) -> RouteEntry {
         port,
         idle_after_ms: None,
         quiet_ms: None,
+        client: Default::default(),
+        ignore: Default::default(),
     }
 }
 

@@ -28,7 +28,7 @@ async fn soon(vps: &Arc<Vps>) -> tokio::task::JoinHandle<Result<u64, NotReached>
     let user = vps.enter();
     let vps = vps.clone();
     let task = tokio::spawn(async move {
-        let place = vps.reach(|| "test".into(), Instant::now() + Duration::from_secs(90)).await;
+        let place = vps.reach(|| Some("test".into()), Instant::now() + Duration::from_secs(90)).await;
         drop(user);
         place.map(|place| place.generation)
     });
@@ -151,7 +151,7 @@ async fn a_lost_connection_asks_again_after_a_pause() {
     vps.hear(said(1, at()), true);
     let user = vps.enter();
     let deadline = Instant::now() + Duration::from_secs(90);
-    let place = vps.reach(|| "test".into(), deadline).await.unwrap();
+    let place = vps.reach(|| Some("test".into()), deadline).await.unwrap();
     vps.lost(place);
     let Next::SleepUntil(at_time) = vps.next() else { panic!("no pause") };
     // What others say of the same generation meanwhile does not shorten it.
@@ -160,7 +160,7 @@ async fn a_lost_connection_asks_again_after_a_pause() {
     advance(at_time - Instant::now()).await;
     let round = wake(&vps);
     vps.answered(round, said(1, at()));
-    vps.lost(vps.reach(|| "test".into(), deadline).await.unwrap());
+    vps.lost(vps.reach(|| Some("test".into()), deadline).await.unwrap());
     assert!(matches!(vps.next(), Next::SleepUntil(later) if later - Instant::now() > Duration::from_millis(20)));
     drop(user);
 }

@@ -140,11 +140,21 @@ const TYPES: &[(&str, &str, &[Field])] = &[
         ],
     ),
     (
+        "Ignored",
+        "How clients were served that a spec ignores, since the gateway was started: requests, or connections of tcp:// routes.",
+        &[
+            ("served", Int, Always, "By the VPS, which was up."),
+            ("from_cache", Int, Always, "With its last answer, while it was not."),
+            ("refused", Int, Always, "With a 503, or closed."),
+        ],
+    ),
+    (
         "Why",
         "Why a VPS is as it is.",
         &[
             ("vps", Type("VpsRow"), Always, ""),
             ("summary", Text, Always, "One sentence."),
+            ("ignored", Type("Ignored"), Default, "Clients it was not woken for, where there were some."),
             ("story", List("Event"), Always, "What happened lately, oldest first."),
             ("log", Texts, Always, "The last lines of its log."),
             ("next", Text, Nullable, "What to do next."),

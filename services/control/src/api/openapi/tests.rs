@@ -77,7 +77,10 @@ fn schemas_hold_what_the_types_write() {
     holds("LastWake", LastWake { took_ms: None, by: text(), at_ms: 0 });
     holds("VpsRow", row());
     holds("Event", event());
-    holds("Why", Why { vps: row(), summary: text(), story: Vec::new(), log: Vec::new(), next: None });
+    let ignored = Ignored { served: 1, from_cache: 2, refused: 3 };
+    holds("Ignored", ignored);
+    let ignored = Some(ignored);
+    holds("Why", Why { vps: row(), summary: text(), ignored, story: Vec::new(), log: Vec::new(), next: None });
     let image = ImageRow { reference: text(), layers: Vec::new(), size: 0, own_size: 0, built: 0, used_by: Vec::new() };
     holds("ImageRow", image);
     holds("BuildRequest", BuildRequest { image: text(), refresh: false });
