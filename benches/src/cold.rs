@@ -16,7 +16,7 @@ use bailiwick_system_tests::{
 use crate::measure::{Measure, Samples};
 
 const RUNS: usize = 30;
-const SPEC: &str = r#"
+pub const SPEC: &str = r#"
 tenant = "bench"
 [vps.web]
 image   = "debian:nginx-light"
@@ -48,7 +48,7 @@ pub fn run() -> Result<Vec<Measure>> {
     }])
 }
 
-fn ours(host: &Host) -> Result<f64> {
+pub fn ours(host: &Host) -> Result<f64> {
     host.run(&["stop", "web"])?;
     let address = SocketAddr::from(([127, 0, 0, 1], 18080));
     let start = Instant::now();

@@ -4,7 +4,11 @@
 mod api;
 mod app;
 mod cold;
+mod frozen;
+mod idle;
+mod many;
 mod measure;
+mod memory;
 mod peers;
 mod start;
 mod warm;
@@ -17,7 +21,15 @@ use measure::Measure;
 type Group = (&'static str, fn() -> Result<Vec<Measure>>);
 
 /// All groups, by name.
-const GROUPS: &[Group] = &[("start", start::run), ("cold", cold::run), ("app", app::run), ("warm", warm::run)];
+const GROUPS: &[Group] = &[
+    ("start", start::run),
+    ("cold", cold::run),
+    ("app", app::run),
+    ("frozen", frozen::run),
+    ("warm", warm::run),
+    ("idle", idle::run),
+    ("many", many::run),
+];
 
 fn main() -> Result<()> {
     let only = std::env::args().nth(1);

@@ -72,9 +72,7 @@ impl Samples {
     /// A candidate's median; NaN when it did not run.
     pub fn median(&self, name: &str) -> f64 {
         let Some(times) = self.times.get(name) else { return f64::NAN };
-        let mut sorted = times.clone();
-        sorted.sort_by(f64::total_cmp);
-        sorted[sorted.len() / 2]
+        median(times)
     }
 
     /// The medians of all but ours.
@@ -82,6 +80,13 @@ impl Samples {
         let peer = |name: &&'static str| (*name != "ours").then(|| ((*name).to_owned(), self.median(name)));
         self.times.keys().filter_map(peer).collect()
     }
+}
+
+/// The median; NaN of nothing.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Prints the table.

@@ -196,7 +196,7 @@ fn load(proxy: &Proxy) -> Result<(f64, f64)> {
 }
 
 /// A process and all below it.
-fn descendants(pid: i32) -> Vec<i32> {
+pub fn descendants(pid: i32) -> Vec<i32> {
     let mut all = vec![pid];
     let mut at = 0;
     while let Some(pid) = all.get(at) {

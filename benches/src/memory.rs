@@ -1,0 +1,22 @@
+//! Memory of designated VPSs' processes: proportional set sizes, so that pages that several share count once in all.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use bailiwick_system_tests::Host;
+
+use crate::warm::descendants;
+
+/// MiB of all processes of these VPSs.
+pub fn pss(host: &Host, vps: &[&str]) -> Result<f64> {
+    let mut sum = 0.0;
+    for name in vps {
+        for pid in descendants(host.pid_of(name)?) {
+            // One that has just ended has none.
+            let Ok(text) = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) else { continue };
+            let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).context("Pss in smaps_rollup")?;
+            sum += line.trim().trim_end_matches("kB").trim().parse::<f64>()? / 1024.0;
+        }
+    }
+    Ok(sum)
+}
