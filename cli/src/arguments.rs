@@ -136,9 +136,11 @@ Also: cwd, user, hostname, env, env_file, files, volumes, secrets, ids, restart,
         #[command(flatten)]
         form: Form,
     },
-    /// Run a program inside a VPS, without a terminal
+    /// Run a program inside a VPS; without one, and at a terminal, a shell
     #[command(after_help = "\
 Examples:
+  bailiwick exec blog                      a shell with a terminal
+  bailiwick exec -it blog -- vi /etc/motd
   bailiwick exec blog -- nginx -t
   bailiwick exec blog --user www-data --cwd /var/www -- ls -l
   tar c site | bailiwick exec blog -- tar x -C /var/www")]
@@ -307,8 +309,14 @@ pub struct Exec {
     /// The directory it begins in
     #[arg(long, value_name = "DIR")]
     pub cwd: Option<String>,
-    /// Program and arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    /// With a terminal: job control, window size, Ctrl-C for the program alone
+    #[arg(long, short)]
+    pub tty: bool,
+    /// Hand on standard input, which is done anyway
+    #[arg(long, short)]
+    pub interactive: bool,
+    /// Program and arguments [default: a shell, with a terminal]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<String>,
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use model::run::WindowSize;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Bytes of one frame at most.
@@ -49,9 +50,18 @@ fn exit_code(data: &[u8]) -> io::Result<i32> {
 
 /// Writes a frame of input.
 pub async fn write_stdin(to: &mut (impl AsyncWrite + Unpin), data: &[u8]) -> io::Result<()> {
+    write(to, 0, data).await
+}
+
+/// Writes a frame with the terminal's size.
+pub async fn write_size(to: &mut (impl AsyncWrite + Unpin), size: WindowSize) -> io::Result<()> {
+    write(to, 4, &[size.rows.to_be_bytes(), size.columns.to_be_bytes()].concat()).await
+}
+
+async fn write(to: &mut (impl AsyncWrite + Unpin), kind: u8, data: &[u8]) -> io::Result<()> {
     let length = u32::try_from(data.len()).map_err(io::Error::other)?;
     let mut frame = Vec::with_capacity(5 + data.len());
-    frame.push(0);
+    frame.push(kind);
     frame.extend_from_slice(&length.to_be_bytes());
     frame.extend_from_slice(data);
     to.write_all(&frame).await?;

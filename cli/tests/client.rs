@@ -213,7 +213,8 @@ fn exec_passes_streams_and_the_exit_status_on() {
     let input = writer.join().expect("a thread").expect("all is read");
     assert!(out(&output) == input, "{} of {} bytes came back", output.stdout.len(), input.len());
     assert_eq!((err(&output).as_str(), output.status.code()), ("oops", Some(7)));
-    let expected = json!({ "command": ["cat", "-u"], "env": { "A": "b" }, "user": "www-data", "cwd": null });
+    let expected =
+        json!({ "command": ["cat", "-u"], "env": { "A": "b" }, "user": "www-data", "cwd": null, "terminal": null });
     let asked = host.asked();
     assert_eq!(asked[0].0, "POST /v1/vps/blog/exec");
     assert_eq!(serde_json::from_str::<Value>(&asked[0].1).expect("JSON"), expected);

@@ -15,6 +15,7 @@ mod plan;
 mod program;
 mod seccomp;
 mod secrets;
+mod terminal;
 mod volume;
 
 use std::io;
@@ -22,7 +23,7 @@ use std::io;
 pub use enter::{Entrance, enter};
 pub use live::Live;
 pub use plan::{Prepared, Secret, Setting, Step, finish, frame};
-pub use program::{Failure, Program, Starting};
+pub use program::{Failure, Program, Starting, Stdio};
 pub use seccomp::filter;
 
 /// Which step failed.

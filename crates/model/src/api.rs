@@ -359,7 +359,8 @@ pub struct ServiceRow {
 }
 
 /// `POST /v1/vps/{name}/exec`, upgraded to `bailiwick-exec`: frames of one kind byte (0 stdin, 1 stdout, 2 stderr, 3
-/// exit), a big-endian 32-bit length, and so many bytes. An empty stdin frame closes it; `exit` holds the decimal code.
+/// exit, 4 size), a big-endian 32-bit length, and so many bytes. An empty stdin frame closes it; `exit` holds the decimal
+/// code; `size`, only with a terminal, its rows and columns, 16 bits each, big-endian.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ExecRequest {
     /// Program and arguments.
@@ -373,6 +374,9 @@ pub struct ExecRequest {
     /// Working directory; none: `/`.
     #[serde(default)]
     pub cwd: Option<String>,
+    /// A terminal of this size, as its controlling one and its three streams; all output comes as stdout then.
+    #[serde(default)]
+    pub terminal: Option<crate::run::WindowSize>,
 }
 
 /// `GET /v1/vps/{name}/logs?lines=N&follow=true` answers a stream of these, one JSON object a line.

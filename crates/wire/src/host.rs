@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use model::{ExitStatus, HostConfig, ListenAddress, RunSpec, TenantName, VolumeName, VpsName, VpsStatus};
+use model::{
+    ExitStatus, HostConfig, ListenAddress, RunSpec, TenantName, VolumeName, VpsName, VpsStatus, run::WindowSize,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{method, varlink::Empty};
@@ -118,7 +120,8 @@ method! {
 }
 method! {
     /// Runs a program inside a VPS that is up, with three descriptors (stdin, stdout, stderr); answers when it ended.
-    /// When the caller goes away it is killed. Grant: `exec`.
+    /// When the caller goes away it is killed. With `terminal` the one descriptor is a stream socket: the master of a terminal
+    /// inside comes there with one byte, and one byte back has the program start. Grant: `exec`.
     Exec {
         /// Which.
         name: VpsName,
@@ -130,6 +133,9 @@ method! {
         user: String,
         /// Working directory.
         cwd: String,
+        /// The size of its terminal, if it gets one.
+        #[serde(default)]
+        terminal: Option<WindowSize>,
     } = "io.bailiwick.Host.Exec" -> ExecEnded
 }
 method! {

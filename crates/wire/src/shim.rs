@@ -11,13 +11,15 @@ use std::{
     os::fd::{BorrowedFd, OwnedFd},
 };
 
-use model::{ExitStatus, RunSpec};
+use model::{ExitStatus, RunSpec, run::WindowSize};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::seqpacket::{recv_with_fds, send_with_fds};
 
 /// Version of this protocol.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
+/// The first version that knows `Exec` with a terminal.
+pub const TERMINALS: u16 = 3;
 /// Bytes of one message at most.
 pub const MAX_MESSAGE: usize = 192 << 10;
 
@@ -40,7 +42,7 @@ pub enum ToShim {
         /// 0: SIGKILL now.
         grace_ms: u64,
     },
-    /// Run a program inside. Descriptors: stdin, stdout, stderr.
+    /// Run a program inside. Descriptors: stdin, stdout, stderr; with `terminal`, a socket as `Host.Exec` says.
     Exec {
         /// Chosen by the daemon; answers carry it.
         id: u64,
@@ -52,6 +54,9 @@ pub enum ToShim {
         user: String,
         /// Working directory.
         cwd: String,
+        /// The size of its terminal, if it gets one; version 3.
+        #[serde(default)]
+        terminal: Option<WindowSize>,
     },
     /// Send SIGKILL to a program that `Exec` started.
     ExecKill {

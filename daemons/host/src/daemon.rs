@@ -271,7 +271,7 @@ fn adopt(host: &Arc<Host>, shims: BTreeMap<String, OwnedFd>) -> anyhow::Result<(
         let cgroup = host.cgroups.of(name.as_str());
         let step = if cgroup.is_frozen() { Step::Frozen } else { Step::of(&record.phase) };
         let socket = Arc::new(watch(socket)?);
-        let up = Up { step, socket: socket.clone(), shim: None, cgroup, record: up, execs: [].into() };
+        let up = Up { step, socket: socket.clone(), shim: None, cgroup, record: up, execs: [].into(), shim_version: 0 };
         // An error means that it has ended; its last words wait in the socket.
         let _ = up.say(&ToShim::Report, &[]);
         vps.life = Life::Up(Box::new(up));

@@ -89,6 +89,8 @@ pub struct Up {
     pub record: UpRecord,
     /// Who waits for programs that were started inside.
     pub execs: BTreeMap<u64, oneshot::Sender<ExecEnded>>,
+    /// Which messages its shim knows; 0 until it has said so.
+    pub shim_version: u16,
 }
 
 impl Up {

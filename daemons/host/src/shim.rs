@@ -92,7 +92,8 @@ impl Host {
         let Some(vps) = table.run_mut(name, run) else { return };
         let Life::Up(up) = &mut vps.life else { return };
         match message {
-            FromShim::State { state, pid, .. } => {
+            FromShim::State { version, state, pid } => {
+                up.shim_version = version;
                 let step = up.step.heard(state);
                 if (step, pid) == (up.step, up.record.pid) {
                     return;

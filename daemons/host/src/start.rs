@@ -109,7 +109,15 @@ impl Host {
             let mut table = self.table();
             let vps = table.get_mut(&name)?;
             let shim = Some(shim);
-            let up = Up { step: Step::Starting, socket: socket.clone(), shim, cgroup, record, execs: [].into() };
+            let up = Up {
+                step: Step::Starting,
+                socket: socket.clone(),
+                shim,
+                cgroup,
+                record,
+                execs: [].into(),
+                shim_version: 0,
+            };
             vps.life = Life::Up(Box::new(up));
             (vps.run, vps.since_ms) = (run, begun_ms);
             self.changed(&name, vps);

@@ -7,7 +7,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use model::{ExitStatus, RunSpec};
+use model::{ExitStatus, RunSpec, run::WindowSize};
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, socketpair},
@@ -25,8 +25,15 @@ const MAX_REASON: usize = 1 << 10;
 /// From the shim to init.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToInit {
-    /// Start a program more; descriptors: its standard streams.
-    Exec { id: u64, command: Vec<String>, env: BTreeMap<String, String>, user: String, cwd: String },
+    /// Start a program more; descriptors: its standard streams, or the socket for its terminal.
+    Exec {
+        id: u64,
+        command: Vec<String>,
+        env: BTreeMap<String, String>,
+        user: String,
+        cwd: String,
+        terminal: Option<WindowSize>,
+    },
     /// Send SIGKILL to the program of that `Exec`, and its session's processes.
     ExecKill { id: u64 },
     /// Send this signal to the VPS's program.

@@ -49,7 +49,7 @@ enum Run {
 /// What is to be done when a check's time has come.
 pub enum Due {
     /// Ask this of init, with these descriptors.
-    Run(ToInit, [OwnedFd; 3]),
+    Run(Box<ToInit>, [OwnedFd; 3]),
     /// The run takes too long.
     Kill,
 }
@@ -107,8 +107,8 @@ impl Check {
         self.run = Run::On { output: Some(output), until: Some(until) };
         self.said.clear();
         let (env, user, cwd) = (self.env.clone(), self.user.clone(), self.cwd.clone());
-        let ask = ToInit::Exec { id: ID, command: self.spec.command.clone(), env, user, cwd };
-        Ok(Some(Due::Run(ask, [input, writer, errors])))
+        let ask = ToInit::Exec { id: ID, command: self.spec.command.clone(), env, user, cwd, terminal: None };
+        Ok(Some(Due::Run(Box::new(ask), [input, writer, errors])))
     }
 
     /// Takes what it says, of which the end is kept.
@@ -182,7 +182,8 @@ mod tests {
         let mut check = check();
         assert!(check.at().is_none() && matches!(check.due(), Ok(None)));
         check.begin();
-        let Ok(Some(Due::Run(ToInit::Exec { id: ID, command, .. }, fds))) = check.due() else { panic!("no run") };
+        let Ok(Some(Due::Run(ask, fds))) = check.due() else { panic!("no run") };
+        let ToInit::Exec { id: ID, command, .. } = *ask else { panic!("no exec") };
         assert_eq!(command, ["pg_isready"]);
         let flood = [b'a'; 3000];
         rustix::io::write(&fds[1], &flood).expect("written");

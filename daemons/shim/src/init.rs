@@ -4,12 +4,11 @@
 //! read it. It holds the socket to the shim, its children's outcomes, and no other descriptor of the host.
 
 use std::{
-    collections::BTreeMap,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use isolation::inside::{Live, Program, Secret, Setting, Starting, build, finish, frame};
+use isolation::inside::{Live, Program, Secret, Setting, Starting, Stdio, build, finish, frame};
 use model::{ExitStatus, RunSpec, SecretName, run::Ready};
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -114,7 +113,7 @@ fn begin<'a>(task: &Task<'_>, streams: &Streams<'a>) -> Result<Init<'a>, String>
         env: &env,
         cwd: &run.cwd,
         user: &run.user,
-        stdio: [input.as_fd(), streams.output.as_fd(), streams.errors.as_fd()],
+        stdio: Stdio::Fds([input.as_fd(), streams.output.as_fd(), streams.errors.as_fd()]),
         listeners,
     }
     .start()
@@ -224,8 +223,15 @@ impl Init<'_> {
             }
             // It runs already.
             ToInit::Go { .. } => {}
-            ToInit::Exec { id, command, env, user, cwd } => {
-                if let Err(reason) = self.exec(id, &command, &env, &user, &cwd, fds) {
+            ToInit::Exec { id, command, env, user, cwd, terminal } => {
+                let stdio = match (terminal, fds) {
+                    (None, [input, output, errors]) => Ok(Stdio::Fds([input.as_fd(), output.as_fd(), errors.as_fd()])),
+                    (Some(size), [socket]) => Ok(Stdio::Terminal(size, socket.as_fd())),
+                    _ => Err("other descriptors came with the request than it needs".to_owned()),
+                };
+                let program =
+                    |stdio| Program { command: &command, env: &env, cwd: &cwd, user: &user, stdio, listeners: &[] };
+                if let Err(reason) = stdio.map(program).and_then(|program| self.exec(id, &program)) {
                     let status = ExitStatus::Code(126);
                     self.say(&FromInit::ExecEnded { id, status, error: Some(bounded(reason)) });
                 }
@@ -233,22 +239,11 @@ impl Init<'_> {
         }
     }
 
-    fn exec(
-        &mut self,
-        id: u64,
-        command: &[String],
-        env: &BTreeMap<String, String>,
-        user: &str,
-        cwd: &str,
-        fds: &[OwnedFd],
-    ) -> Result<(), String> {
-        let [input, output, errors] = fds else { return Err("no standard streams came with the request".to_owned()) };
+    fn exec(&mut self, id: u64, program: &Program<'_>) -> Result<(), String> {
         if self.programs.len() > MAX_EXECS {
             return Err(format!("{MAX_EXECS} programs are being run already"));
         }
-        let stdio = [input.as_fd(), output.as_fd(), errors.as_fd()];
-        let starting =
-            Program { command, env, cwd, user, stdio, listeners: &[] }.start().map_err(|e| format!("forking: {e}"))?;
+        let starting = program.start().map_err(|e| format!("forking: {e}"))?;
         self.programs.push(Running { exec: Some(id), pid: starting.child.pid, starting: Some(starting), error: None });
         Ok(())
     }

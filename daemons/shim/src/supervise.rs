@@ -217,8 +217,8 @@ impl Supervisor {
             ToShim::Go { run } => self.go(run, fds),
             ToShim::Report => self.report(),
             ToShim::Stop { grace_ms } => self.stop(grace_ms),
-            ToShim::Exec { id, command, env, user, cwd } => {
-                let asked = self.ask(&ToInit::Exec { id, command, env, user, cwd }, fds);
+            ToShim::Exec { id, command, env, user, cwd, terminal } => {
+                let asked = self.ask(&ToInit::Exec { id, command, env, user, cwd, terminal }, fds);
                 if let Err(error) = asked {
                     let error = Some(format!("init of the VPS takes no requests: {error}"));
                     self.tell(&FromShim::ExecEnded { id, status: ExitStatus::Code(126), error });

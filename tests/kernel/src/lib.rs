@@ -337,6 +337,7 @@ impl Vps {
             env: BTreeMap::new(),
             user: user.to_owned(),
             cwd: "/".to_owned(),
+            terminal: None,
         };
         let fds = [null.as_fd(), writer.as_fd(), writer.as_fd()];
         send(self.daemon.as_ref().expect("connected").as_fd(), &message, &fds).expect("a message");

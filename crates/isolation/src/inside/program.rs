@@ -7,6 +7,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
+use model::run::WindowSize;
 use rustix::{
     fs::OFlags,
     io::{fcntl_dupfd_cloexec, read, write},
@@ -16,7 +17,7 @@ use rustix::{
 };
 use sys::process::{Child, default_signals, exec, place_fd, spawn_child};
 
-use super::account;
+use super::{account, terminal};
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Bytes of a failure's text.
@@ -35,10 +36,19 @@ pub struct Program<'a> {
     pub cwd: &'a str,
     /// As `RunSpec::user`.
     pub user: &'a str,
-    /// Standard input, output and error; above 2, as all other descriptors of the calling process.
-    pub stdio: [BorrowedFd<'a>; 3],
+    /// What its standard streams are.
+    pub stdio: Stdio<'a>,
     /// Listening sockets and their names (sd_listen_fds(3)).
     pub listeners: &'a [(String, OwnedFd)],
+}
+
+/// Standard input, output and error. Descriptors are above 2, as all other ones of the calling process.
+#[derive(Debug, Clone, Copy)]
+pub enum Stdio<'a> {
+    /// These three.
+    Fds([BorrowedFd<'a>; 3]),
+    /// A terminal of the VPS's own of this size, which becomes its controlling one; the master goes to this socket.
+    Terminal(WindowSize, BorrowedFd<'a>),
 }
 
 /// A child that is about to become a program.
@@ -102,8 +112,19 @@ impl Program<'_> {
         };
         default_signals().map_err(failed("signals"))?;
         let _ = setsid();
-        self.descriptors().map_err(failed("descriptors"))?;
         let account = account::look_up(self.user).map_err(|reason| Failure::new(126, reason))?;
+        let slave = match self.stdio {
+            Stdio::Fds(_) => None,
+            Stdio::Terminal(size, socket) => {
+                Some(terminal::open(size, account.uid, socket).map_err(failed("making a terminal"))?)
+            }
+        };
+        let stdio = match (self.stdio, &slave) {
+            (_, Some(slave)) => [slave.as_fd(); 3],
+            (Stdio::Fds(fds), None) => fds,
+            (Stdio::Terminal(_, socket), None) => [socket; 3],
+        };
+        self.descriptors(stdio).map_err(failed("descriptors"))?;
         let env = self.environment(&account.home);
         let path = env.get("PATH").cloned().unwrap_or_default();
         become_user(&account).map_err(failed(&format!("becoming user {:?}", self.user)))?;
@@ -116,8 +137,8 @@ impl Program<'_> {
         Err(execute(program, &path, &arguments, &environment))
     }
 
-    fn descriptors(&self) -> io::Result<()> {
-        for (number, fd) in (0..).zip(self.stdio) {
+    fn descriptors(&self, stdio: [BorrowedFd<'_>; 3]) -> io::Result<()> {
+        for (number, fd) in (0..).zip(stdio) {
             place_fd(fd, number)?;
         }
         let above = LISTEN_START + self.listeners.len() as i32;

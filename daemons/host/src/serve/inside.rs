@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use wire::{
     Fault, Replier, Request,
     host::{Exec, ExecEnded, Logs},
-    shim::ToShim,
+    shim::{TERMINALS, ToShim},
     varlink::Empty,
 };
 
@@ -28,8 +28,10 @@ impl Capability {
     pub(super) async fn exec(&self, request: Request, replier: &mut Replier<'_>) -> Result<(), Fault> {
         let exec: Exec = request.parse()?;
         self.check(Verb::Exec, &exec.name)?;
-        if request.fds.len() != 3 {
-            return Err(Fault::new(ErrorKind::Invalid, "exec needs three descriptors: stdin, stdout, stderr"));
+        let needed = if exec.terminal.is_some() { 1 } else { 3 };
+        if request.fds.len() != needed {
+            let message = "exec needs three descriptors: stdin, stdout, stderr; with a terminal, one socket";
+            return Err(Fault::new(ErrorKind::Invalid, message));
         }
         let name = exec.name.clone();
         let id = self.host.next_exec();
@@ -51,7 +53,7 @@ impl Capability {
     }
 
     fn begin_exec(&self, id: u64, exec: Exec, fds: &[OwnedFd]) -> Result<(u64, oneshot::Receiver<ExecEnded>), Fault> {
-        let Exec { name, command, env, user, cwd } = exec;
+        let Exec { name, command, env, user, cwd, terminal } = exec;
         let conflict = |message: &str| Fault::new(ErrorKind::Conflict, format!("vps \"{name}\" {message}"));
         let mut table = self.host.table();
         let vps = table.get_mut(&name)?;
@@ -63,8 +65,11 @@ impl Capability {
         if up.execs.len() >= EXECS {
             return Err(conflict("runs too many such programs already"));
         }
+        if terminal.is_some() && up.shim_version < TERMINALS {
+            return Err(conflict("has a shim from before terminals were; restart it, or run the program without one"));
+        }
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        let said = up.say(&ToShim::Exec { id, command, env, user, cwd }, &fds);
+        let said = up.say(&ToShim::Exec { id, command, env, user, cwd, terminal }, &fds);
         said.map_err(|e| Fault::new(ErrorKind::Failed, format!("vps \"{name}\": its shim does not listen: {e}")))?;
         let (ended, waits) = oneshot::channel();
         up.execs.insert(id, ended);

@@ -37,6 +37,8 @@ use super::{
 };
 use crate::{driver::Vps, life::Input, shared::Control};
 
+mod terminal;
+
 const PROTOCOL: &str = "bailiwick-exec";
 /// Bytes of the request's body.
 const REQUEST: usize = 1 << 20;
@@ -123,6 +125,11 @@ async fn session(
     wanted: ExecRequest,
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
 ) -> std::io::Result<()> {
+    if wanted.terminal.is_some() {
+        let (ours, theirs) = terminal::pair()?;
+        let (reader, writer) = tokio::io::split(stream);
+        return terminal::run(ours, reader, writer, call(control, name, wanted, vec![theirs])).await;
+    }
     let (input, input_ours) = pipe_with(PipeFlags::CLOEXEC)?;
     let (output_ours, output) = pipe_with(PipeFlags::CLOEXEC)?;
     let (errors_ours, errors) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -135,7 +142,7 @@ async fn session(
     };
     let mut outputs = tokio::spawn(outputs.run(end));
     let gone = stdin(reader, pipe::Sender::from_owned_fd(input_ours)?);
-    let call = call(control, name, wanted, [input, output, errors]);
+    let call = call(control, name, wanted, vec![input, output, errors]);
     tokio::select! {
         result = call => {
             let _ = ended.send(result);
@@ -150,15 +157,16 @@ async fn session(
     }
 }
 
-async fn call(control: &Control, name: &VpsName, wanted: ExecRequest, fds: [OwnedFd; 3]) -> Result<ExecEnded, Fault> {
+async fn call(control: &Control, name: &VpsName, wanted: ExecRequest, fds: Vec<OwnedFd>) -> Result<ExecEnded, Fault> {
     let method = host::Exec {
         name: name.clone(),
         command: wanted.command,
         env: wanted.env,
         user: wanted.user.unwrap_or_else(|| "root".to_owned()),
         cwd: wanted.cwd.unwrap_or_else(|| "/".to_owned()),
+        terminal: wanted.terminal,
     };
-    let borrowed = [fds[0].as_fd(), fds[1].as_fd(), fds[2].as_fd()];
+    let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
     let (ended, _) = control.host.call_with_fds(&method, &borrowed).await?;
     Ok(ended)
 }
@@ -221,21 +229,7 @@ impl<W: AsyncWrite + Unpin> Outputs<W> {
         };
         // All it wrote is in the pipes by now; a process it left behind may keep them open for ever.
         self.drain(&mut out).await?;
-        let code = match result {
-            Ok(Ok(ended)) => {
-                if let Some(error) = ended.error {
-                    self.frame(STDERR, format!("bailiwick: {error}\n").as_bytes()).await?;
-                }
-                ended.status.shell_code()
-            }
-            Ok(Err(fault)) => {
-                self.frame(STDERR, format!("bailiwick: {fault}\n").as_bytes()).await?;
-                NOT_RUN
-            }
-            Err(_) => NOT_RUN,
-        };
-        self.frame(EXIT, code.to_string().as_bytes()).await?;
-        self.writer.shutdown().await
+        finish(&mut self.writer, STDERR, result).await
     }
 
     async fn drain(&mut self, buffer: &mut [u8]) -> std::io::Result<()> {
@@ -250,13 +244,35 @@ impl<W: AsyncWrite + Unpin> Outputs<W> {
     }
 
     async fn frame(&mut self, kind: u8, bytes: &[u8]) -> std::io::Result<()> {
-        let mut frame = Vec::with_capacity(5 + bytes.len());
-        frame.push(kind);
-        frame.extend((bytes.len() as u32).to_be_bytes());
-        frame.extend(bytes);
-        self.writer.write_all(&frame).await?;
-        self.writer.flush().await
+        frame(&mut self.writer, kind, bytes).await
     }
+}
+
+async fn frame(writer: &mut (impl AsyncWrite + Unpin), kind: u8, bytes: &[u8]) -> std::io::Result<()> {
+    let mut frame = Vec::with_capacity(5 + bytes.len());
+    frame.push(kind);
+    frame.extend((bytes.len() as u32).to_be_bytes());
+    frame.extend(bytes);
+    writer.write_all(&frame).await?;
+    writer.flush().await
+}
+
+/// Says how the program ended; why it could not be run goes where its errors go.
+async fn finish(
+    writer: &mut (impl AsyncWrite + Unpin),
+    errors: u8,
+    result: Result<Result<ExecEnded, Fault>, oneshot::error::RecvError>,
+) -> std::io::Result<()> {
+    let (code, error) = match result {
+        Ok(Ok(ended)) => (ended.status.shell_code(), ended.error),
+        Ok(Err(fault)) => (NOT_RUN, Some(fault.to_string())),
+        Err(_) => (NOT_RUN, None),
+    };
+    if let Some(error) = error {
+        frame(writer, errors, format!("bailiwick: {error}\n").as_bytes()).await?;
+    }
+    frame(writer, EXIT, code.to_string().as_bytes()).await?;
+    writer.shutdown().await
 }
 
 #[cfg(test)]

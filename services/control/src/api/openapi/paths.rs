@@ -110,9 +110,9 @@ fn answers(path: &Path) -> Value {
     let mut answers = Map::new();
     match (path.answer, content(path.answer)) {
         (Upgrade, _) => {
-            let about = "Upgraded to bailiwick-exec: frames of one kind byte (0 stdin, 1 stdout, 2 stderr, 3 exit), a \
+            let about = "Upgraded to bailiwick-exec: frames of one kind byte (0 stdin, 1 stdout, 2 stderr, 3 exit, 4 size), a \
                          big-endian 32-bit length of at most 65536, and so many bytes. An empty stdin frame closes it; \
-                         exit holds the decimal code.";
+                         exit holds the decimal code; size, with a terminal, rows and columns, 16 bits each.";
             answers.insert("101".to_owned(), json!({ "description": about }));
         }
         (_, Some(content)) => {

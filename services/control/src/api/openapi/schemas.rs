@@ -260,7 +260,13 @@ const TYPES: &[(&str, &str, &[Field])] = &[
             ("env", Strings, Default, "More environment."),
             ("user", Text, Nullable, "Who it runs as; null: root."),
             ("cwd", Text, Nullable, "Working directory; null: /."),
+            ("terminal", Type("WindowSize"), Nullable, "A terminal of this size; all output is stdout then."),
         ],
+    ),
+    (
+        "WindowSize",
+        "Size of a terminal.",
+        &[("rows", Int, Always, "Lines."), ("columns", Int, Always, "Characters in a line.")],
     ),
     (
         "LogLine",

@@ -101,7 +101,10 @@ fn schemas_hold_what_the_types_write() {
     let (tenant, name) = (|| "a".parse().unwrap(), "a".parse().unwrap());
     holds("SecretRow", SecretRow { tenant: tenant(), name, set_ms: 0, used_by: Default::default() });
     holds("SecretSet", SecretSet { replaced: false, at_next_start: Vec::new() });
-    holds("ExecRequest", ExecRequest { command: Vec::new(), env: Default::default(), user: None, cwd: None });
+    holds(
+        "ExecRequest",
+        ExecRequest { command: Vec::new(), env: Default::default(), user: None, cwd: None, terminal: None },
+    );
     holds("LogLine", LogLine { at: text(), stream: text(), text: text() });
     holds("Health", crate::api::lists::Health { ok: true, version: "", vps: 0, faults: Vec::new() });
 }
