@@ -92,13 +92,11 @@ pub async fn run(
 async fn receive(ours: &AsyncFd<OwnedFd>) -> io::Result<OwnedFd> {
     let fds = loop {
         let mut guard = ours.readable().await?;
-        match guard.try_io(|socket| recv_with_fds(socket.as_fd(), &mut [0; 1])) {
-            Ok(received) => match received? {
-                // It was not made; the call says why.
-                (0, _) => std::future::pending().await,
-                (_, fds) => break fds,
-            },
-            Err(_) => {}
+        let Ok(received) = guard.try_io(|socket| recv_with_fds(socket.as_fd(), &mut [0; 1])) else { continue };
+        match received? {
+            // It was not made; the call says why.
+            (0, _) => std::future::pending().await,
+            (_, fds) => break fds,
         }
     };
     let refused = || io::Error::new(io::ErrorKind::InvalidData, "what came from inside is no terminal");
