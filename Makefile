@@ -2,8 +2,9 @@
 # make test    all tests; needs root
 # make test-v2 the same system on a stock Debian 13 host, emulated (slow)
 # make bench   measures, with the peers in the same run (ONLY=start: one group); writes target/bench.json
+# make package a .deb and a static tarball in target/package
 # make lint    format, clippy, dependency graph
-.PHONY: all demo test test-unit test-kernel test-system test-v2 images bench lint packages clean-packages
+.PHONY: all demo test test-unit test-kernel test-system test-v2 images bench package lint packages clean-packages
 SHELL    := /bin/bash
 TRIPLE   := $(shell rustc -vV | sed -n 's/^host: //p')
 DEBUG    := target/$(TRIPLE)/debug
@@ -66,7 +67,12 @@ test-v2:
 	cargo build --quiet --release --bins
 	$(RELEASE)/bailiwick-images debian:nginx-light
 	dir=$$(mktemp -d /var/tmp/bailiwick-v2-XXXXXX); trap 'rm -rf "$$dir"' EXIT; \
-	tests/v2/prepare $(RELEASE) "$$dir" && V2_HOST_PACKAGES=mmdebstrap $(V2_HOST) "$$dir"
+	tests/v2/prepare $(RELEASE) "$$dir" && V2_HOST_PACKAGES="mmdebstrap kexec-tools" $(V2_HOST) "$$dir"
+
+package:
+	$(call install,binutils:strip)
+	cargo build --quiet --release --bins
+	packaging/make-package $(RELEASE) target/package
 
 bench:
 	$(call install,$(BENCH_PACKAGES))

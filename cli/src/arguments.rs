@@ -226,6 +226,12 @@ Exits with 7 when something needed is missing.")]
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Write manual pages
+    #[command(hide = true)]
+    Manual {
+        /// Into this directory
+        directory: PathBuf,
+    },
     /// Print the names of all VPSs, for completions
     #[command(hide = true)]
     Names,

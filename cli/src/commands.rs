@@ -27,6 +27,7 @@ pub mod faults;
 mod follow;
 mod images;
 mod logs;
+pub mod manual;
 mod ps;
 mod routes;
 mod secrets;
@@ -74,7 +75,7 @@ pub async fn run(host: &Host, command: Command) -> Result<ExitCode> {
             output::raw(rows.iter().map(|row| format!("{}\n", row.name)).collect::<String>().as_bytes())?;
         }
         // Carried out before there is a runtime.
-        Command::Doctor { .. } | Command::Completions { .. } | Command::Serve { .. } => {}
+        Command::Manual { .. } | Command::Doctor { .. } | Command::Completions { .. } | Command::Serve { .. } => {}
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -40,6 +40,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     match arguments.command {
         // Both without a thread or a runtime: `doctor` forks to try what it reports.
         Command::Doctor { json, host_toml } => doctor::run(&paths, host_toml.as_deref(), json),
+        Command::Manual { directory } => commands::manual::run(&directory),
         Command::Completions { shell } => commands::completions(shell),
         command => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -78,7 +78,9 @@ impl Host {
         let designated = default.find("[designated.").context("packaging/host.toml has designated VPSs")?;
         let number = HOSTS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let cgroup = format!("bailiwick-{}-{number}", std::process::id());
-        let head = format!("cgroup = {cgroup:?}\nlayers = {layers:?}\n{}\n", options.config);
+        // How full this machine's disk is must not matter.
+        let reserve = if options.config.contains("reserve") { "" } else { "reserve = { disk = \"0%\" }\n" };
+        let head = format!("{reserve}cgroup = {cgroup:?}\nlayers = {layers:?}\n{}\n", options.config);
         fs::write(root.join("host.toml"), head + &default[designated..])?;
         Self::launch(root, temporary)
     }
