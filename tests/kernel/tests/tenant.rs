@@ -68,6 +68,20 @@ fn masks_and_read_only_parts() {
 }
 
 #[test]
+fn masks_hold_in_a_nested_user_namespace_too() {
+    let mut vps = idle();
+    for command in [
+        "unshare -Urm umount /proc/keys",
+        "unshare -Urm umount /proc/sys",
+        "unshare -Urm sh -c 'mount -o remount,bind,rw /proc/sys && echo 1 > /proc/sys/kernel/shm_rmid_forced'",
+        "unshare -Urmpf sh -c 'mount -t proc proc /proc && test -s /proc/kallsyms'",
+        "unshare -Urm sh -c 'mount -t sysfs sysfs /sys'",
+    ] {
+        assert_ne!(vps.exec_as("root", command).status, ExitStatus::Code(0), "{command}");
+    }
+}
+
+#[test]
 fn nesting_can_mount_a_proc() {
     let mut vps = nested();
     assert_ne!(vps.sh("wc -c < /proc/kallsyms"), "0");

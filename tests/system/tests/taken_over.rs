@@ -254,3 +254,76 @@ fn a_user_of_the_host_reaches_no_file_of_a_vps_and_no_layer() -> Result<()> {
     ensure!(!as_user("65534", &format!("ls {}", layers.path().display()))?);
     host.stop()
 }
+
+/// A process that makes sockets and listens on them without a pause, and ends others of its kind meanwhile.
+const STORM: &str = "if (!fork) { for (1..24) { last if !fork } use Socket; while (1) { \
+    socket(my $t, PF_INET, SOCK_STREAM, 0); listen($t, 1); socket(my $u, PF_UNIX, SOCK_STREAM, 0); listen($u, 1); \
+    socket(my $n, 16, SOCK_RAW, 0); listen($n, 1); if (rand() < 0.01) { my $k = fork; if (!$k) { listen($t, 1) while 1 } \
+    kill 9, $k; waitpid $k, 0 } } }";
+
+#[test]
+fn a_storm_of_listens_holds_up_neither_exec_nor_freeze_nor_stop() -> Result<()> {
+    let mut host = Host::start(HostOptions::default())?;
+    let spec = perl("storm", 20960, &server(STORM, ECHO), "idle = \"never\"\nlimits = { processes = 64, cpu = 0.5 }");
+    host.apply("storm.toml", &spec)?;
+    host.run(&["start", "storm"])?;
+    let begun = std::time::Instant::now();
+    for _ in 0..3 {
+        ensure!(host.run(&["exec", "storm", "--", "hostname"])? == "storm\n");
+        host.run(&["freeze", "storm"])?;
+        host.run(&["thaw", "storm"])?;
+    }
+    host.run(&["stop", "storm"])?;
+    // The grace of its stop is 10 s: it ends by its signal, not by its end.
+    ensure!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    host.stop()
+}
+
+#[test]
+fn hostile_names_of_files_that_init_writes_lead_it_nowhere_and_do_not_hang_it() -> Result<()> {
+    let mut host = Host::start(HostOptions::default())?;
+    let hosts = fs::read("/etc/hosts")?;
+    for hostile in [
+        "ln -s /proc/self/mem hosts",
+        "ln -s ../../../../../../etc/hosts hosts",
+        "ln -s /proc/1/root/etc/hosts hosts",
+        "ln -s hosts hosts",
+        "mkfifo hosts",
+        "mkdir hosts",
+        "cd / && mv etc away && ln -s /proc/self/cwd etc",
+    ] {
+        host.apply("h.toml", &perl("hostile", 20970, &server("", ECHO), "idle = \"never\"\nrestart = \"never\""))?;
+        host.run(&["start", "hostile"])?;
+        host.run(&["exec", "hostile", "--", "sh", "-c", &format!("cd /etc && rm -f hosts && {hostile}")])?;
+        host.run(&["stop", "hostile"])?;
+        let begun = std::time::Instant::now();
+        let started = host.cli(&["start", "hostile"])?;
+        ensure!(begun.elapsed() < Duration::from_secs(20), "{hostile}: {:?}", begun.elapsed());
+        ensure!(started.code == 0 || started.err.contains("hostile"), "{hostile}: {started:?}");
+        ensure!(fs::read("/etc/hosts")? == hosts, "{hostile}: the host's own file");
+        host.run(&["delete", "--yes", "hostile"])?;
+    }
+    host.stop()
+}
+
+#[test]
+fn what_a_client_writes_steers_no_terminal() -> Result<()> {
+    let mut host = Host::start(HostOptions::default())?;
+    let spec = perl("web", 20980, &server("", ECHO), "");
+    host.apply("web.toml", &spec.replace("tcp://127.0.0.1:20980", "http://web.test:20980"))?;
+    for line in ["GET /\x1b[2J\x07 HTTP/1.1", "GET /a%1b%5b2J?\x1b HTTP/1.1", "G\x1bT / HTTP/1.1", "GET /fine HTTP/1.1"]
+    {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", 20980))?;
+        stream.write_all(format!("{line}\r\nHost: web.test\r\nConnection: close\r\n\r\n").as_bytes())?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let _ = stream.read(&mut [0; 64]);
+    }
+    host.await_state("web", "running", Duration::from_secs(30))?;
+    for words in [&["ps"][..], &["why", "web"], &["events"], &["logs", "web"]] {
+        let said = host.run(words)?;
+        let bad = said.chars().find(|c| c.is_control() && *c != '\n' && *c != '\t');
+        ensure!(bad.is_none(), "{words:?}: {said:?}");
+    }
+    ensure!(host.run(&["why", "web"])?.contains("127.0.0.1"), "who woke it is not told");
+    host.stop()
+}
