@@ -1,6 +1,9 @@
 //! Spec files against what is stored: what would change, or everything that is wrong. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use model::{
     ImageRef, ListenAddress, Route, SecretName, VpsName, VpsSpec,
@@ -19,7 +22,7 @@ use crate::{
 #[derive(Debug)]
 pub struct World<'a> {
     /// The stored specs.
-    pub specs: &'a BTreeMap<VpsName, VpsSpec>,
+    pub specs: &'a BTreeMap<VpsName, Arc<VpsSpec>>,
     /// Names of designated VPSs.
     pub designated: &'a BTreeSet<VpsName>,
     /// Names of VPSs whose deletion is not finished.
@@ -162,7 +165,9 @@ impl<'a> Check<'a> {
         let mut found = Vec::new();
         for (name, sent) in &self.sent {
             let stored = world.specs.iter().filter(|(other, _)| !self.sent.contains_key(*other));
-            let all = stored.chain(self.sent.iter().map(|(other, sent)| (other, &sent.spec)));
+            let all = stored
+                .map(|(other, spec)| (other, &**spec))
+                .chain(self.sent.iter().map(|(other, sent)| (other, &sent.spec)));
             let tenants: BTreeSet<_> = match sent.spec.admits.is_empty() && sent.spec.reaches.is_empty() {
                 true => continue,
                 false => all.filter(|(_, spec)| spec.tenant == sent.spec.tenant).map(|(other, _)| other).collect(),
@@ -292,7 +297,7 @@ fn changes(world: &World<'_>, sent: BTreeMap<VpsName, Sent<'_>>, taken: BTreeMap
     let mut wanted: BTreeMap<VpsName, VpsSpec> = sent.into_iter().map(|(name, sent)| (name, sent.spec)).collect();
     for (name, routes) in taken {
         if let Some(spec) = world.specs.get(&name) {
-            let mut spec = spec.clone();
+            let mut spec = VpsSpec::clone(spec);
             spec.routes.retain(|route, _| !routes.contains(route));
             // Of clients there is only something to say where routes are left.
             if spec.routes.keys().all(is_tcp) {
@@ -309,7 +314,7 @@ fn changes(world: &World<'_>, sent: BTreeMap<VpsName, Sent<'_>>, taken: BTreeMap
     let listen = needed.filter(|address| !listened.contains(address)).collect();
     let mut changes = Vec::new();
     for (name, spec) in &wanted {
-        let stored = world.specs.get(name);
+        let stored = world.specs.get(name).map(|stored| &**stored);
         let fields = diff::fields(name, stored, spec);
         let kind = match stored {
             None => ChangeKind::Create,
@@ -321,7 +326,7 @@ fn changes(world: &World<'_>, sent: BTreeMap<VpsName, Sent<'_>>, taken: BTreeMap
         let secrets = set_since(world, name, spec);
         changes.push(Change { vps: name.clone(), kind, fields, at_next_start, secrets });
     }
-    wanted.retain(|name, spec| world.specs.get(name) != Some(spec));
+    wanted.retain(|name, spec| world.specs.get(name).is_none_or(|stored| **stored != *spec));
     Plan { changes, specs: wanted, images, listen }
 }
 

@@ -13,7 +13,7 @@ use model::{
     spec::Idle,
 };
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{oneshot, watch},
     task::AbortHandle,
 };
 use wire::host;
@@ -21,6 +21,7 @@ use wire::host;
 use crate::{
     calls::insist,
     clock::{now_ms, unix_ms},
+    inbox::Inbox,
     launch,
     life::{Action, ENDED, Input, Life, Reach, Rules, Step},
     shared::Control,
@@ -53,7 +54,7 @@ pub struct Vps {
     wakes: Mutex<Wakes>,
     life: Mutex<Life>,
     changed: watch::Sender<()>,
-    inbox: mpsc::Sender<Message>,
+    inbox: Inbox<Message>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -65,7 +66,6 @@ impl Vps {
     pub fn spawn(control: Arc<Control>, name: VpsName, spec: VpsSpec, link: Option<Link>, wakes: Wakes) -> Arc<Self> {
         // Unix time is above every number a former process gave out: no VPS starts once a millisecond.
         let life = Life::new(Rules::from(&spec), unix_ms(), now_ms());
-        let (inbox, messages) = mpsc::channel(QUEUE);
         let vps = Arc::new(Self {
             name: name.clone(),
             spec: Mutex::new(Arc::new(spec)),
@@ -73,12 +73,12 @@ impl Vps {
             address: Mutex::new(link),
             wakes: Mutex::new(wakes),
             changed: watch::Sender::new(()),
-            inbox,
+            inbox: Inbox::new(QUEUE),
             life: Mutex::new(life),
         });
         control.routes.set_state(&name, vps.life().generation(), Reach::No, None);
         let driver = Driver { control, vps: vps.clone(), published: None, version: 0, stopper: None, launcher: None };
-        tokio::spawn(driver.run(messages));
+        tokio::spawn(driver.run());
         vps
     }
 
@@ -160,9 +160,9 @@ struct Driver {
 }
 
 impl Driver {
-    async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
-        while let Some(message) = messages.recv().await {
-            let (input, answer) = match message {
+    async fn run(mut self) {
+        loop {
+            let (input, answer) = match self.vps.inbox.receive().await {
                 Message::Input(input) => (input, None),
                 Message::Ask(input, answer) => (input, Some(answer)),
                 Message::End => break,
@@ -175,6 +175,7 @@ impl Driver {
                 let _ = answer.send(());
             }
         }
+        self.vps.inbox.close();
         for task in [self.stopper.take(), self.launcher.take()].into_iter().flatten() {
             task.abort();
         }

@@ -19,6 +19,7 @@ mod driver;
 mod events;
 mod history;
 mod images;
+mod inbox;
 mod launch;
 mod life;
 mod locate;

@@ -25,7 +25,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 const IN_FORCE: Duration = Duration::from_secs(5);
 
 /// The specs that rules are read from.
-pub type Specs = BTreeMap<VpsName, VpsSpec>;
+pub type Specs = BTreeMap<VpsName, Arc<VpsSpec>>;
 
 /// The rules in effect: both VPSs are there and belong to one tenant.
 pub fn rules(specs: &Specs) -> BTreeSet<Allow> {

@@ -147,8 +147,8 @@ impl Control {
     }
 
     /// The specs of all VPSs.
-    pub fn specs(&self) -> BTreeMap<VpsName, VpsSpec> {
-        self.all().iter().map(|(name, vps)| (name.clone(), VpsSpec::clone(&vps.spec()))).collect()
+    pub fn specs(&self) -> BTreeMap<VpsName, Arc<VpsSpec>> {
+        self.all().iter().map(|(name, vps)| (name.clone(), vps.spec())).collect()
     }
 
     /// Makes the table of routes and the rules between VPSs what the specs say.
@@ -156,7 +156,7 @@ impl Control {
         let specs = self.specs();
         let rules = rules(&specs);
         let doors = doors(&specs, &rules, |name| self.get(name)?.link());
-        self.routes.set_table(table(&specs), doors, rules);
+        self.routes.set_table(table(specs.iter().map(|(name, spec)| (name, &**spec))), doors, rules);
         self.telling.changed();
     }
 

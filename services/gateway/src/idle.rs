@@ -1,7 +1,7 @@
 //! Calls `Wake` and `Idle` for one VPS, one after the other: an `Idle` has been answered before the next `Wake` is sent,
 //! so `control` never hears them in the wrong order.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use model::api::ErrorKind;
 use tokio::time::{sleep_until, timeout};
@@ -21,7 +21,8 @@ pub async fn attend(vps: Arc<Vps>, control: Client) {
         let next = vps.next();
         match &next {
             Next::Wake { round, by } => {
-                match answer(control.call(&Wake { name: vps.name.clone(), by: by.clone() })).await {
+                let wake = Wake { name: vps.name.clone(), by: by.clone() };
+                match answer(Box::pin(control.call(&wake))).await {
                     Ok(state) => vps.answered(*round, state),
                     Err(fault) if fault.kind == ErrorKind::Unavailable => vps.call_again(&next),
                     Err(fault) => {
@@ -30,7 +31,7 @@ pub async fn attend(vps: Arc<Vps>, control: Client) {
                     }
                 }
             }
-            Next::Idle => match answer(control.call(&Idle { name: vps.name.clone() })).await {
+            Next::Idle => match answer(Box::pin(control.call(&Idle { name: vps.name.clone() }))).await {
                 Ok(_) => tracing::debug!(vps = %vps.name, "idle"),
                 Err(fault) if fault.kind == ErrorKind::Unavailable => vps.call_again(&next),
                 Err(fault) => tracing::warn!(vps = %vps.name, %fault, "idle was refused"),
@@ -45,7 +46,8 @@ pub async fn attend(vps: Arc<Vps>, control: Client) {
     }
 }
 
-async fn answer<T>(call: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+/// The call is boxed: ten thousand VPSs that nobody asks for have no room for one each.
+async fn answer<T>(call: Pin<Box<impl Future<Output = Result<T, Fault>>>>) -> Result<T, Fault> {
     let late = |_| Err(Fault::new(ErrorKind::Unavailable, "no answer in time"));
     timeout(ANSWER, call).await.unwrap_or_else(late)
 }
