@@ -123,7 +123,9 @@ Also: cwd, user, hostname, env, env_file, files, volumes, secrets, ids, restart,
     #[command(after_help = "Example:\n  bailiwick thaw blog")]
     Thaw(Names),
     /// Print what a VPS's program wrote
-    #[command(after_help = "Examples:\n  bailiwick logs blog\n  bailiwick logs -f -n 20 blog")]
+    #[command(
+        after_help = "Examples:\n  bailiwick logs blog\n  bailiwick logs -f -n 20 blog\n  bailiwick logs --source log,err --since 10m blog"
+    )]
     Logs {
         /// The VPS's name
         name: VpsName,
@@ -133,6 +135,12 @@ Also: cwd, user, hostname, env, env_file, files, volumes, secrets, ids, restart,
         /// How many of its last lines, at most 10000 [default: 100]
         #[arg(long, short = 'n', value_name = "N")]
         lines: Option<u32>,
+        /// Only lines of these: out, err, log (/dev/log), vps (its supervisor)
+        #[arg(long, value_delimiter = ',', value_parser = ["out", "err", "log", "vps"])]
+        source: Vec<String>,
+        /// Only lines since then: a time ago such as 10m, or a UTC time such as 2026-11-22T13:58:00Z or its beginning
+        #[arg(long, value_name = "TIME")]
+        since: Option<String>,
         #[command(flatten)]
         form: Form,
     },

@@ -2,17 +2,49 @@
 
 use model::{VpsName, api::LogLine};
 
-use super::follow::{self, Timed};
-use crate::{arguments::Form, client::Host, failure::Result, output};
+use super::{
+    follow::{self, Timed},
+    time,
+};
+use crate::{
+    arguments::Form,
+    client::{Host, segment},
+    failure::Result,
+    output,
+};
 
 /// Lines that may be written while `control` is being restarted, and still be shown by `-f`.
 const MISSED: u32 = 1000;
 
+/// Which lines to print.
+pub struct Which {
+    /// Those to come, too.
+    pub follow: bool,
+    /// How many.
+    pub lines: Option<u32>,
+    /// Of which sources; empty: of all.
+    pub source: Vec<String>,
+    /// Since when.
+    pub since: Option<String>,
+}
+
 /// Prints a log.
-pub async fn run(host: &Host, name: &VpsName, follow: bool, lines: Option<u32>, form: Form) -> Result<()> {
-    let lines = lines.map(|lines| format!("&lines={lines}")).unwrap_or_default();
+pub async fn run(host: &Host, name: &VpsName, which: Which, form: Form) -> Result<()> {
+    let Which { follow, lines, source, since } = which;
+    let mut filter = String::new();
+    if !source.is_empty() {
+        filter.push_str(&format!("&source={}", source.join(",")));
+    }
+    if let Some(since) = since {
+        let since = match model::limits::parse_duration_ms(&since) {
+            Ok(ago) => time::utc(time::now_ms().saturating_sub(ago)),
+            Err(_) => since,
+        };
+        filter.push_str(&format!("&since={}", segment(&since)));
+    }
+    let lines = lines.map(|lines| format!("&lines={lines}")).unwrap_or_default() + &filter;
     let path = format!("/v1/vps/{name}/logs?follow={follow}{lines}");
-    let again = follow.then(|| format!("/v1/vps/{name}/logs?follow=true&lines={MISSED}"));
+    let again = follow.then(|| format!("/v1/vps/{name}/logs?follow=true&lines={MISSED}{filter}"));
     let mut all = Vec::new();
     follow::lines(host, &path, again.as_deref(), |line: LogLine| match (form.json, follow) {
         (true, true) => output::json_line(&line),

@@ -384,7 +384,7 @@ pub struct ExecRequest {
 pub struct LogLine {
     /// RFC 3339, UTC, microseconds.
     pub at: String,
-    /// `out` or `err` of the program, `vps` for what its shim says.
+    /// `out` or `err` of the program, `log` for `/dev/log` (`FACILITY.SEVERITY TAG: TEXT`), `vps` for what its shim says.
     pub stream: String,
     /// The line without its end.
     pub text: String,

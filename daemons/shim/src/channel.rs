@@ -45,8 +45,8 @@ pub enum ToInit {
 /// From init to the shim.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum FromInit {
-    /// The inside is built. Descriptors: the seccomp listener and the notify socket, as far as there are such.
-    Built { listener: bool, notify: bool },
+    /// The inside is built. Descriptors: the seccomp listener, the notify socket and `/dev/log`, as far as there are such.
+    Built { listener: bool, notify: bool, syslog: bool },
     /// The program was executed.
     Started,
     /// It could not be built or executed.

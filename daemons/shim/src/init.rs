@@ -97,8 +97,13 @@ fn begin<'a>(task: &Task<'_>, streams: &Streams<'a>) -> Result<Init<'a>, String>
     let second = null().map_err(Into::into).and_then(standard).map_err(fault("opening /dev/null of the VPS"))?;
     // One of the two may be one of the three.
     std::mem::forget((first, second));
-    let fds: Vec<BorrowedFd<'_>> = live.listener.iter().chain(&live.notify).map(AsFd::as_fd).collect();
-    let built = FromInit::Built { listener: live.listener.is_some(), notify: live.notify.is_some() };
+    let fds: Vec<BorrowedFd<'_>> =
+        live.listener.iter().chain(&live.notify).chain(&live.syslog).map(AsFd::as_fd).collect();
+    let built = FromInit::Built {
+        listener: live.listener.is_some(),
+        notify: live.notify.is_some(),
+        syslog: live.syslog.is_some(),
+    };
     channel::send(streams.shim, &built, &fds).map_err(fault("answering the shim"))?;
     drop(live);
 

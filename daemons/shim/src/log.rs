@@ -1,4 +1,4 @@
-//! The log of a VPS: one line per line of its program's output, `TIME out|err|vps TEXT`, in `log` and, older, `log.1`.
+//! The log of a VPS: one line per line of its program's output, `TIME out|err|log|vps TEXT`, in `log` and, older, `log.1`.
 //! Bounded on disk and in memory, whatever is written.
 
 use std::{
@@ -11,10 +11,12 @@ use rustix::{
     io::{Errno, read, write},
 };
 
+use crate::syslog;
+
 /// Bytes of a file before it becomes `log.1`.
 const MAX_FILE: u64 = 8 << 20;
 /// Bytes of a line; a longer one goes on in the next.
-const MAX_LINE: usize = 8 << 10;
+pub const MAX_LINE: usize = 8 << 10;
 /// Bytes that are read from a stream at once.
 const CHUNK: usize = 4 << 10;
 /// Bytes that are gathered before they are written.
@@ -29,6 +31,8 @@ pub enum Source {
     Err,
     /// The shim.
     Vps,
+    /// `/dev/log`.
+    Log,
 }
 
 impl Source {
@@ -37,6 +41,7 @@ impl Source {
             Self::Out => "out",
             Self::Err => "err",
             Self::Vps => "vps",
+            Self::Log => "log",
         }
     }
 }
@@ -81,6 +86,11 @@ impl Log {
     pub fn say(&mut self, text: &str) {
         self.line(Source::Vps, text.as_bytes(), SystemTime::now());
         self.flush();
+    }
+
+    /// Adds a message of `/dev/log`; `flush` writes it.
+    pub fn syslog(&mut self, message: &[u8]) {
+        self.line(Source::Log, &syslog::line(message), SystemTime::now());
     }
 
     /// Reads once from a stream that does not block, and writes the lines that are complete.
@@ -140,7 +150,7 @@ impl Log {
     }
 
     /// A disk that is full loses lines, not the VPS.
-    fn flush(&mut self) {
+    pub fn flush(&mut self) {
         let bytes = std::mem::take(&mut self.gathered);
         if self.size > 0 && self.size + bytes.len() as u64 > MAX_FILE {
             let _ = renameat(&self.directory, "log", &self.directory, "log.1");

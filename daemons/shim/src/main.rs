@@ -12,6 +12,7 @@ mod listen;
 mod log;
 mod start;
 mod supervise;
+mod syslog;
 
 use std::os::fd::AsFd;
 

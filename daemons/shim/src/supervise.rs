@@ -19,8 +19,9 @@ use crate::{
     check::{self, Check, Due},
     init::exit_status,
     listen::{self, Heard},
-    log::{Log, Pumped, Source},
+    log::{Log, MAX_LINE, Pumped, Source},
     start::Vps,
+    syslog::{Budget, PER_SECOND},
 };
 
 /// Messages of one kind that are heard before it is somebody else's turn.
@@ -37,6 +38,7 @@ enum From {
     Out,
     Err,
     Check,
+    Syslog,
 }
 
 /// Supervises one VPS.
@@ -50,6 +52,8 @@ pub struct Supervisor {
     err: Option<OwnedFd>,
     held: Option<OwnedFd>,
     notify: Option<OwnedFd>,
+    syslog: Option<OwnedFd>,
+    budget: Budget,
     log: Log,
     ready: Ready,
     /// What has to succeed besides, and has not yet.
@@ -76,6 +80,8 @@ impl Supervisor {
             err: Some(vps.errors),
             held: None,
             notify: None,
+            syslog: None,
+            budget: Budget::default(),
             log: Log::open(vps.log),
             check: Check::of(&vps.run),
             ready: vps.run.ready,
@@ -101,6 +107,7 @@ impl Supervisor {
                     From::InitEnd => return self.finish(),
                     From::Held => self.hear_held(),
                     From::Notify => self.hear_notify(),
+                    From::Syslog => self.hear_syslog(),
                     From::Out | From::Err => self.pump(from),
                     From::Check => self.check.iter_mut().for_each(|check| check.hear()),
                 }
@@ -120,6 +127,7 @@ impl Supervisor {
             (From::Init, &self.init),
             (From::Held, &self.held),
             (From::Notify, &self.notify),
+            (From::Syslog, &self.syslog),
             (From::Out, &self.out),
             (From::Err, &self.err),
         ];
@@ -279,10 +287,12 @@ impl Supervisor {
 
     fn believe(&mut self, message: FromInit, fds: Vec<OwnedFd>) {
         match message {
-            FromInit::Built { listener, notify } => {
+            FromInit::Built { listener, notify, syslog } => {
                 let mut fds = fds.into_iter();
                 self.held = if listener { fds.next() } else { None };
-                self.notify = if notify { fds.next().filter(|fd| ioctl_fionbio(fd, true).is_ok()) } else { None };
+                let mut quick = |there: bool| fds.next().filter(|fd| there && ioctl_fionbio(fd, true).is_ok());
+                self.notify = if notify { quick(true) } else { None };
+                self.syslog = if syslog { quick(true) } else { None };
             }
             // `Go` may have come before.
             FromInit::Framed if self.ahead => self.enter(ShimState::Prepared),
@@ -339,6 +349,34 @@ impl Supervisor {
         }
     }
 
+    /// Takes messages of `/dev/log`, always, so that who writes there never waits for long; a flood is counted, not kept.
+    fn hear_syslog(&mut self) {
+        let mut text = [0; MAX_LINE];
+        for _ in 0..TURN {
+            let Some(socket) = &self.syslog else { return };
+            match read(socket, text.as_mut_slice()) {
+                Ok(n) => {
+                    let (wanted, missed) = self.budget.take(Instant::now());
+                    self.missed(missed);
+                    if wanted {
+                        self.log.syslog(&text[..n]);
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break,
+                Err(_) => self.syslog = None,
+            }
+        }
+        self.log.flush();
+    }
+
+    fn missed(&mut self, messages: u64) {
+        if messages > 0 {
+            self.log
+                .say(&format!("{messages} messages of /dev/log were dropped: more than {PER_SECOND} came in a second"));
+        }
+    }
+
     fn pump(&mut self, from: From) {
         let (source, stream) = match from {
             From::Out => (Source::Out, &mut self.out),
@@ -360,6 +398,11 @@ impl Supervisor {
                 }
             }
         }
+        for _ in 0..16 {
+            self.hear_syslog();
+        }
+        let missed = self.budget.rest();
+        self.missed(missed);
         self.log.finish();
         let reaped = loop {
             match waitpid(Some(self.pid), WaitOptions::empty()) {

@@ -46,20 +46,40 @@ pub fn parse(line: &[u8]) -> LogLine {
     let line = String::from_utf8_lossy(line);
     let mut parts = line.splitn(3, ' ');
     match (parts.next(), parts.next(), parts.next()) {
-        (Some(at), Some(stream @ ("out" | "err" | "vps")), text) => {
+        (Some(at), Some(stream @ ("out" | "err" | "log" | "vps")), text) => {
             LogLine { at: at.to_owned(), stream: stream.to_owned(), text: text.unwrap_or_default().to_owned() }
         }
         _ => LogLine { at: String::new(), stream: "vps".to_owned(), text: line.into_owned() },
     }
 }
 
+/// Where lines come from: the program's streams, `/dev/log`, and the shim.
+pub const SOURCES: [&str; 4] = ["out", "err", "log", "vps"];
+
+/// Which lines are wanted.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// Of these streams; empty: of all.
+    pub sources: Vec<String>,
+    /// Not older: the beginning of a time as lines have it.
+    pub since: Option<String>,
+}
+
+impl Wanted {
+    fn keeps(&self, line: &LogLine) -> bool {
+        // RFC 3339 in UTC: in order as texts, too.
+        let young = self.since.as_ref().is_none_or(|since| line.at.as_str() >= since.as_str());
+        young && (self.sources.is_empty() || self.sources.contains(&line.stream))
+    }
+}
+
 /// The last `count` lines, on a thread that may take its time: wakes are decided on this one.
-pub async fn last(files: Vec<File>, count: usize) -> std::io::Result<(Vec<File>, Vec<LogLine>)> {
-    let read = tokio::task::spawn_blocking(move || tail(&files, count).map(|lines| (files, lines)));
+pub async fn last(files: Vec<File>, count: usize, wanted: Wanted) -> std::io::Result<(Vec<File>, Vec<LogLine>)> {
+    let read = tokio::task::spawn_blocking(move || tail(&files, count, &wanted).map(|lines| (files, lines)));
     read.await.map_err(std::io::Error::other)?
 }
 
-fn tail(files: &[File], count: usize) -> std::io::Result<Vec<LogLine>> {
+fn tail(files: &[File], count: usize, wanted: &Wanted) -> std::io::Result<Vec<LogLine>> {
     let mut lines: Vec<LogLine> = Vec::new();
     let mut budget = TAIL;
     for file in files.iter().rev() {
@@ -76,9 +96,10 @@ fn tail(files: &[File], count: usize) -> std::io::Result<Vec<LogLine>> {
         if text.is_empty() {
             continue;
         }
-        let all: Vec<_> = text.split(|b| *b == b'\n').collect();
-        let wanted = all.len().saturating_sub(count - lines.len());
-        let older: Vec<_> = all[wanted..].iter().map(|line| parse(line)).collect();
+        // From the end, so that no more are read than are wanted.
+        let kept = text.rsplit(|b| *b == b'\n').map(parse).filter(|line| wanted.keeps(line));
+        let mut older: Vec<_> = kept.take(count - lines.len()).collect();
+        older.reverse();
         lines.splice(0..0, older);
     }
     Ok(lines)
@@ -94,7 +115,7 @@ fn whole(file: &File) -> std::io::Result<u64> {
 }
 
 /// Sends the last `count` lines, then what is added until the receiver or the VPS is gone.
-pub async fn follow(control: Arc<Control>, name: VpsName, count: usize, lines: mpsc::Sender<LogLine>) {
+pub async fn follow(control: Arc<Control>, name: VpsName, count: usize, wanted: Wanted, lines: mpsc::Sender<LogLine>) {
     let followed = async {
         let mut files = open(&control, &name).await?;
         // From here on: what is there now and what comes later meet at this place.
@@ -103,7 +124,7 @@ pub async fn follow(control: Arc<Control>, name: VpsName, count: usize, lines: m
             None => 0,
         };
         let lines_before;
-        (files, lines_before) = last(files, count).await?;
+        (files, lines_before) = last(files, count, wanted.clone()).await?;
         for line in lines_before {
             if lines.send(line).await.is_err() {
                 return Ok(());
@@ -123,7 +144,7 @@ pub async fn follow(control: Arc<Control>, name: VpsName, count: usize, lines: m
                 continue;
             };
             let inode = current.metadata()?.ino();
-            let Some(newer) = one_file(&control, &name, current, at, &lines).await? else { return Ok(()) };
+            let Some(newer) = one_file(&control, &name, current, at, &wanted, &lines).await? else { return Ok(()) };
             files = newer.into_iter().rev().collect();
             at = 0;
             tracing::debug!(inode, vps = %name, "its log was rotated");
@@ -145,6 +166,7 @@ async fn one_file(
     name: &VpsName,
     file: File,
     mut at: u64,
+    wanted: &Wanted,
     lines: &mpsc::Sender<LogLine>,
 ) -> Result<Option<Vec<File>>, Fault> {
     let watch = Watch::new(&file);
@@ -152,7 +174,7 @@ async fn one_file(
     let mut rest = Vec::new();
     let mut asked = tokio::time::Instant::now();
     loop {
-        if !added(&file, &mut at, &mut rest, lines).await? {
+        if !added(&file, &mut at, &mut rest, wanted, lines).await? {
             return Ok(None);
         }
         let moved = tokio::select! {
@@ -165,7 +187,9 @@ async fn one_file(
             let inodes = files.iter().map(|file| Ok(file.metadata()?.ino())).collect::<std::io::Result<Vec<_>>>()?;
             let place = inodes.iter().position(|other| *other == inode);
             if place.is_none_or(|place| place + 1 < files.len()) {
-                if !added(&file, &mut at, &mut rest, lines).await? || (files.is_empty() && !exists(control, name)) {
+                if !added(&file, &mut at, &mut rest, wanted, lines).await?
+                    || (files.is_empty() && !exists(control, name))
+                {
                     return Ok(None);
                 }
                 return Ok(Some(files.into_iter().skip(place.map_or(0, |place| place + 1)).collect()));
@@ -175,7 +199,13 @@ async fn one_file(
 }
 
 /// Sends the lines that were added; false: nobody listens any more.
-async fn added(file: &File, at: &mut u64, rest: &mut Vec<u8>, lines: &mpsc::Sender<LogLine>) -> std::io::Result<bool> {
+async fn added(
+    file: &File,
+    at: &mut u64,
+    rest: &mut Vec<u8>,
+    wanted: &Wanted,
+    lines: &mpsc::Sender<LogLine>,
+) -> std::io::Result<bool> {
     let mut chunk = vec![0; LINE];
     loop {
         let n = file.read_at(&mut chunk, *at)?;
@@ -188,7 +218,8 @@ async fn added(file: &File, at: &mut u64, rest: &mut Vec<u8>, lines: &mpsc::Send
                 rest.push(*byte);
                 continue;
             }
-            if lines.send(parse(rest)).await.is_err() {
+            let line = parse(rest);
+            if wanted.keeps(&line) && lines.send(line).await.is_err() {
                 return Ok(false);
             }
             rest.clear();
@@ -270,10 +301,19 @@ mod tests {
             file
         };
         let files = [file("a out 1\na out 2\n"), file("a out 3\na out 4\na out half")];
-        let texts = |n| tail(&files, n).unwrap().into_iter().map(|line| line.text).collect::<Vec<_>>();
+        let texts =
+            |n| tail(&files, n, &Wanted::default()).unwrap().into_iter().map(|line| line.text).collect::<Vec<_>>();
         assert_eq!(texts(3), ["2", "3", "4"]);
         assert_eq!(texts(10), ["1", "2", "3", "4"]);
         assert!(texts(0).is_empty());
+        let mixed = [file("a out 1\nb log user.err x: y\nc vps 3\n")];
+        let only = |sources: &[&str], since: Option<&str>| {
+            let sources = sources.iter().map(|s| (*s).to_owned()).collect();
+            let wanted = Wanted { sources, since: since.map(str::to_owned) };
+            tail(&mixed, 9, &wanted).unwrap().into_iter().map(|line| line.stream).collect::<Vec<_>>()
+        };
+        assert_eq!(only(&["log", "vps"], None), ["log", "vps"]);
+        assert_eq!(only(&[], Some("b")), ["log", "vps"]);
     }
 
     #[tokio::test]
@@ -285,10 +325,10 @@ mod tests {
         let (mut at, mut rest) = (0, Vec::new());
         file.write_all(b"t out one\nt out tw").unwrap();
         assert!(!watch.changed().await);
-        assert!(added(&reading, &mut at, &mut rest, &lines).await.unwrap());
+        assert!(added(&reading, &mut at, &mut rest, &Wanted::default(), &lines).await.unwrap());
         assert_eq!(out.recv().await.unwrap().text, "one");
         file.write_all(b"o\n").unwrap();
-        assert!(added(&reading, &mut at, &mut rest, &lines).await.unwrap());
+        assert!(added(&reading, &mut at, &mut rest, &Wanted::default(), &lines).await.unwrap());
         assert_eq!(out.recv().await.unwrap().text, "two");
         let moved = file.path().with_extension("1");
         std::fs::rename(file.path(), &moved).unwrap();

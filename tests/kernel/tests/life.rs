@@ -206,6 +206,27 @@ fn both_streams_are_logged() {
 }
 
 #[test]
+fn messages_of_dev_log_are_logged_and_a_flood_of_them_is_counted() {
+    let mut vps = Builder::idle().start();
+    vps.reach(ShimState::Ready);
+    let done = vps.exec_as("web", "logger -t app -p daemon.err 'it broke'; stat -c %a /dev/log");
+    assert_eq!((done.status, done.output.trim()), (ExitStatus::Code(0), "666"), "{done:?}");
+    vps.said("log daemon.err app: it broke");
+    let flood = "seq 3000 | logger -t flood";
+    vps.sh(flood);
+    vps.sh("sleep 1; logger -t flood over");
+    vps.said("log user.notice flood: over");
+    let log = vps.log();
+    let kept = log.matches("user.notice flood: ").count();
+    assert!((1000..3000).contains(&kept), "{kept} are kept");
+    let told: usize = log
+        .lines()
+        .filter_map(|l| l.split("vps ").nth(1)?.split(" messages of /dev/log").next()?.parse::<usize>().ok())
+        .sum();
+    assert_eq!(kept + told, 3001, "each is kept or counted");
+}
+
+#[test]
 fn a_flood_is_bounded_on_disk_and_in_memory() {
     let mut vps = Builder::shell("echo begin; cat /dev/zero | tr '\\0' 'x' | fold -w 200").start();
     vps.reach(ShimState::Ready);

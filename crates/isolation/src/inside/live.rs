@@ -43,6 +43,8 @@ pub struct Live {
     pub listener: Option<OwnedFd>,
     /// The socket of `Step::NotifySocket`.
     pub notify: Option<OwnedFd>,
+    /// The socket of `Step::LogSocket`.
+    pub syslog: Option<OwnedFd>,
 }
 
 impl Live {
@@ -101,13 +103,13 @@ fn present<T>(result: Result<T, Errno>) -> Result<Option<T>, Errno> {
     }
 }
 
-fn notify_socket() -> io::Result<OwnedFd> {
-    const PATH: &str = "/run/notify";
+/// A socket that takes datagrams at `path`.
+fn datagrams(path: &str) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
-    bind(&socket, &SocketAddrUnix::new(PATH)?)?;
+    bind(&socket, &SocketAddrUnix::new(path)?)?;
     // Whoever the program runs as.
-    chmodat(CWD, PATH, Mode::from(0o666), rustix::fs::AtFlags::empty())?;
+    chmodat(CWD, path, Mode::from(0o666), rustix::fs::AtFlags::empty())?;
     Ok(socket)
 }
 
@@ -169,7 +171,11 @@ impl Kernel for Live {
             Step::Loopback => network::loopback(),
             Step::Link(link) => network::ethernet(link),
             Step::NotifySocket => {
-                self.notify = Some(notify_socket()?);
+                self.notify = Some(datagrams("/run/notify")?);
+                Ok(())
+            }
+            Step::LogSocket => {
+                self.syslog = Some(datagrams("/dev/log")?);
                 Ok(())
             }
             Step::Bound(keep) => bound(*keep),

@@ -93,6 +93,8 @@ pub enum Step {
     Link(Link),
     /// A datagram socket at `/run/notify` (sd_notify(3)).
     NotifySocket,
+    /// A datagram socket at `/dev/log` (syslog(3)).
+    LogSocket,
     /// Takes everything else from the bounding set.
     Bound(CapabilitySet),
     /// `no_new_privs`.
@@ -189,6 +191,7 @@ pub fn finish(run: &RunSpec, setting: Setting<'_>, secrets: &[Secret]) -> Vec<St
     let bare = run.root == Root::Bare;
     if !bare {
         files(&mut steps, run, setting.binds);
+        steps.push(Step::LogSocket);
     }
     if !secrets.is_empty() {
         steps.push(Step::Secrets { user: run.user.clone(), secrets: secrets.to_vec() });
@@ -304,6 +307,7 @@ impl fmt::Display for Step {
             Self::ReadOnly { path, .. } => write!(f, "making {path} read-only"),
             Self::Loopback => write!(f, "setting up the loopback interface"),
             Self::Link(link) => write!(f, "setting up eth0 as {}", link.address),
+            Self::LogSocket => write!(f, "making /dev/log"),
             Self::NotifySocket => write!(f, "making /run/notify"),
             Self::Bound(_) => write!(f, "bounding capabilities"),
             Self::NoNewPrivileges => write!(f, "setting no_new_privs"),

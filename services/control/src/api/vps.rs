@@ -101,7 +101,9 @@ pub async fn why(State(control): State<Arc<Control>>, Path(name): Path<String>) 
     let name = vps_name(&name)?;
     let (row, vps) = one(&control, &name).await?;
     let lines = match logs::open(&control, &name).await {
-        Ok(files) => logs::last(files, WHY_LINES).await.map(|(_, lines)| lines).unwrap_or_default(),
+        Ok(files) => {
+            logs::last(files, WHY_LINES, logs::Wanted::default()).await.map(|(_, lines)| lines).unwrap_or_default()
+        }
         Err(fault) => {
             tracing::warn!(vps = %name, %fault, "its log can't be read");
             Vec::new()
@@ -137,6 +139,8 @@ pub struct LogsQuery {
     lines: Option<usize>,
     #[serde(default)]
     follow: bool,
+    source: Option<String>,
+    since: Option<String>,
 }
 
 /// `GET /v1/vps/{name}/logs`
@@ -149,14 +153,16 @@ pub async fn logs(
     if control.get(&name).is_none() && !control.config.designated.contains_key(&name) {
         return Err(ApiError::no_vps(&control, &name));
     }
-    let count = query.lines.unwrap_or(LINES).min(MOST_LINES);
+    let usual = if query.since.is_some() { MOST_LINES } else { LINES };
+    let count = query.lines.unwrap_or(usual).min(MOST_LINES);
+    let wanted = wanted(query.source.as_deref(), query.since)?;
     let (sender, receiver) = mpsc::channel(stream::WAITING);
     if query.follow {
-        tokio::spawn(logs::follow(control, name, count, sender));
+        tokio::spawn(logs::follow(control, name, count, wanted, sender));
         return Ok(stream::lines(receiver));
     }
     let files = logs::open(&control, &name).await?;
-    let lines = logs::last(files, count).await;
+    let lines = logs::last(files, count, wanted).await;
     let (_, lines) =
         lines.map_err(|error| ApiError::new(ErrorKind::Failed, format!("reading the log of {name}: {error}")))?;
     tokio::spawn(async move {
@@ -167,6 +173,28 @@ pub async fn logs(
         }
     });
     Ok(stream::lines(receiver))
+}
+
+fn wanted(source: Option<&str>, since: Option<String>) -> Result<logs::Wanted, ApiError> {
+    let sources: Vec<_> = source.into_iter().flat_map(|list| list.split(',')).map(str::to_owned).collect();
+    if let Some(unknown) = sources.iter().find(|source| !logs::SOURCES.contains(&source.as_str())) {
+        let message = format!("`{unknown}` is no source of lines");
+        return Err(ApiError::new(ErrorKind::Invalid, message).next(format!("there are {}", logs::SOURCES.join(", "))));
+    }
+    let shape = b"0000-00-00T00:00:00.000000Z";
+    let fits = |text: &String| {
+        let digit = |(shape, byte): (&u8, u8)| if *shape == b'0' { byte.is_ascii_digit() } else { *shape == byte };
+        text.len() >= 4 && text.len() <= shape.len() && shape.iter().zip(text.bytes()).all(digit)
+    };
+    // A time to the second has its `Z` where lines have a fraction.
+    let since = since.map(|text| text.strip_suffix('Z').map(str::to_owned).unwrap_or(text));
+    if let Some(bad) = since.as_ref().filter(|text| !fits(text)) {
+        let message = format!("`{bad}` is not a time");
+        return Err(
+            ApiError::new(ErrorKind::Invalid, message).next("write 2026-11-22T13:58:00Z, in UTC, or its beginning")
+        );
+    }
+    Ok(logs::Wanted { sources, since })
 }
 
 /// A VPS that a person may act on.

@@ -53,6 +53,8 @@ const PATHS: &[Path] = &[
         &[
             ("lines", "integer", "How many of the last lines; 100 where it is left out, 10000 at most."),
             ("follow", "boolean", "Go on with what is added."),
+            ("source", "string", "Only lines of these, with commas between: out, err, log, vps."),
+            ("since", "string", "Only lines since this time, RFC 3339 in UTC or its beginning; `lines` is 10000 then."),
         ],
     ),
     row("/v1/vps/{name}/exec", "post", "Runs a program inside; starts the VPS if need be", One("ExecRequest"), Upgrade),

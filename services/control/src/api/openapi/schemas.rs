@@ -273,7 +273,7 @@ const TYPES: &[(&str, &str, &[Field])] = &[
         "One line of a log.",
         &[
             ("at", Text, Always, "RFC 3339, UTC, microseconds."),
-            ("stream", Text, Always, "out or err of the program, vps for what its shim says."),
+            ("stream", Text, Always, "out or err of the program, log for /dev/log, vps for what its shim says."),
             ("text", Text, Always, "The line without its end."),
         ],
     ),
