@@ -171,6 +171,33 @@ Examples:
         after_help = "Examples:\n  bailiwick volume ls\n  bailiwick volume import acme/data dump.tar.gz\n  bailiwick volume export acme/data data.tar\n  bailiwick volume rm acme/data"
     )]
     Volume(Volume),
+    /// Write a whole VPS to one archive: spec, volumes, its image by its layers' ids; no secrets
+    #[command(after_help = "\
+Examples:
+  bailiwick export db                      to db.bailiwick.tar
+  bailiwick export db - | ssh other bailiwick import -
+
+It stands still while its volumes are read, and goes on afterwards; requests meanwhile are told to come again. Stop it
+first to have its program write all it has to say.")]
+    Export {
+        /// The VPS's name
+        name: VpsName,
+        /// Where to; `-` is standard output [default: NAME.bailiwick.tar]
+        file: Option<PathBuf>,
+        /// Take the place of a file that is there
+        #[arg(long)]
+        force: bool,
+    },
+    /// Make a VPS of an archive of `export`, whole or not at all
+    #[command(after_help = "\
+Examples:
+  bailiwick import db.bailiwick.tar
+  bailiwick import db.bailiwick.tar --name db-copy --no-routes
+  bailiwick import db.bailiwick.tar --tenant beta
+
+Its image must be there, and the secrets that it needs must be set. With --name, a volume whose name is taken becomes
+NEW-VOLUME.")]
+    Import(Import),
     /// Set, list or remove secrets, which VPSs see as files
     #[command(
         subcommand,
@@ -305,6 +332,24 @@ pub struct Apply {
     /// Take routes from the VPSs that have them
     #[arg(long)]
     pub take_routes: bool,
+    #[command(flatten)]
+    pub form: Form,
+}
+
+/// `import`
+#[derive(Debug, Args)]
+pub struct Import {
+    /// The archive; `-` is standard input
+    pub file: PathBuf,
+    /// What it is called here
+    #[arg(long, value_name = "NEW")]
+    pub name: Option<VpsName>,
+    /// Whose it is here
+    #[arg(long)]
+    pub tenant: Option<TenantName>,
+    /// Without its routes, which may be in use
+    #[arg(long)]
+    pub no_routes: bool,
     #[command(flatten)]
     pub form: Form,
 }

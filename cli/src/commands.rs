@@ -19,6 +19,7 @@ use model::{
 };
 
 mod apply;
+mod archive;
 mod content;
 mod delete;
 mod events;
@@ -61,6 +62,8 @@ pub async fn run(host: &Host, command: Command) -> Result<ExitCode> {
         Command::Images { form } => images::list(host, form).await?,
         Command::Image(image) => images::run(host, image).await?,
         Command::Volume(volume) => volumes::run(host, volume).await?,
+        Command::Export { name, file, force } => archive::export(host, &name, file, force).await?,
+        Command::Import(import) => archive::import(host, import).await?,
         Command::Secret(secret) => secrets::run(host, secret).await?,
         Command::Routes { form } => routes::run(host, form).await?,
         Command::Services { action: Some(Services::Upgrade { name, directory }), .. } => {

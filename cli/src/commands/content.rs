@@ -15,6 +15,7 @@ use model::{
     api::{ErrorKind, VolumeMoved},
     limits::show_bytes,
 };
+use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
 use crate::{
@@ -63,26 +64,8 @@ pub async fn import(
     if let Some(owner) = &owner {
         path.push_str(&format!("&owner={}", segment(owner)));
     }
-    let source = Source::open(&from)?;
-    let bar = bar(&format!("volume {volume}"), source.length());
-    let (sender, receiver) = mpsc::channel(WAITING);
-    let progress = bar.clone();
-    // What can't be read breaks the stream off, so that the host takes none of it.
-    let feeding = std::thread::spawn(move || source.feed(&mut Sending { sender, progress }));
-    let sent = host.put_stream::<VolumeMoved>(&path, receiver).await;
-    bar.finish_and_clear();
-    let failed = |error: String| Failure::new(ErrorKind::Failed, format!("{}: {error}", from.display()));
-    let moved = match sent {
-        Ok(moved) => {
-            let here = feeding.join().ok().and_then(std::result::Result::ok).unwrap_or(0);
-            VolumeMoved { left_out: moved.left_out + here, ..moved }
-        }
-        // Where the stream broke off here, the reason is here too.
-        Err(failure) => match feeding.join() {
-            Ok(Err(error)) if error.kind() != io::ErrorKind::BrokenPipe => return Err(failed(error.to_string())),
-            _ => return Err(failure),
-        },
-    };
+    let (moved, here) = send::<VolumeMoved>(host, &format!("volume {volume}"), &path, &from).await?;
+    let moved = VolumeMoved { left_out: moved.left_out + here, ..moved };
     if json {
         return output::json(&moved);
     }
@@ -91,6 +74,27 @@ pub async fn import(
         n => format!("; {n} devices and sockets were left out"),
     };
     output::line(&format!("volume {volume}: {} entries, {}{left_out}", moved.entries, show_bytes(moved.bytes)))
+}
+
+/// Sends what is in `from`; the answer, and how many devices and sockets were left out here.
+pub(super) async fn send<T: DeserializeOwned>(host: &Host, what: &str, path: &str, from: &Path) -> Result<(T, u64)> {
+    let source = Source::open(from)?;
+    let bar = bar(what, source.length());
+    let (sender, receiver) = mpsc::channel(WAITING);
+    let progress = bar.clone();
+    // What can't be read breaks the stream off, so that the host takes none of it.
+    let feeding = std::thread::spawn(move || source.feed(&mut Sending { sender, progress }));
+    let sent = host.put_stream::<T>(path, receiver).await;
+    bar.finish_and_clear();
+    let failed = |error: String| Failure::new(ErrorKind::Failed, format!("{}: {error}", from.display()));
+    match sent {
+        Ok(answer) => Ok((answer, feeding.join().ok().and_then(std::result::Result::ok).unwrap_or(0))),
+        // Where the stream broke off here, the reason is here too.
+        Err(failure) => match feeding.join() {
+            Ok(Err(error)) if error.kind() != io::ErrorKind::BrokenPipe => Err(failed(error.to_string())),
+            _ => Err(failure),
+        },
+    }
 }
 
 /// Where a tar stream comes from.
@@ -203,12 +207,17 @@ impl Write for Sending {
 /// Writes a volume to a file, which appears when it is whole, or to standard output.
 pub async fn export(host: &Host, volume: VolumeRef, to: Option<PathBuf>) -> Result<()> {
     let to = to.filter(|path| path != Path::new("-"));
+    let what = format!("volume {volume}");
+    save(host, &what, &path_of(&volume), to, &format!("bailiwick volume export {volume} FILE")).await
+}
+
+/// Writes what is under `request` to a file, which appears when it is whole, or to standard output.
+pub(super) async fn save(host: &Host, what: &str, request: &str, to: Option<PathBuf>, instead: &str) -> Result<()> {
     if to.is_none() && output::on_terminal() {
-        return Err(Failure::new(ErrorKind::Invalid, "a tar archive is nothing for a terminal")
-            .next(format!("bailiwick volume export {volume} FILE")));
+        return Err(Failure::new(ErrorKind::Invalid, "a tar archive is nothing for a terminal").next(instead));
     }
-    let mut body = host.get_body(&path_of(&volume)).await?;
-    let bar = bar(&format!("volume {volume}"), None);
+    let mut body = host.get_body(request).await?;
+    let bar = bar(what, None);
     let Some(path) = to else {
         while let Some(chunk) = body.next().await? {
             bar.inc(chunk.len() as u64);
@@ -234,7 +243,7 @@ pub async fn export(host: &Host, volume: VolumeRef, to: Option<PathBuf>) -> Resu
     let written: Result<u64> = written.await;
     bar.finish_and_clear();
     match written {
-        Ok(total) => output::line(&format!("volume {volume}: {} in {}", show_bytes(total), path.display())),
+        Ok(total) => output::line(&format!("{what}: {} in {}", show_bytes(total), path.display())),
         Err(failure) => {
             let _ = std::fs::remove_file(&part);
             Err(failure)

@@ -13,6 +13,7 @@ mod read;
 mod unpack;
 
 pub use error::{ArchiveError, Refusal};
+pub use header::{Header, Kind};
 pub use pack::pack;
 pub use unpack::{Unpack, unpack};
 
@@ -32,7 +33,7 @@ pub struct Counts {
 /// Bytes of a path at most (PATH_MAX, without the end).
 const PATH: usize = 4095;
 /// Bytes of a block of a tar stream.
-const BLOCK: usize = 512;
+pub const BLOCK: usize = 512;
 /// Bytes that are read or written at once.
 const CHUNK: usize = 256 << 10;
 

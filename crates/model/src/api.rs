@@ -339,6 +339,21 @@ pub struct SecretSet {
     pub at_next_start: Vec<VpsName>,
 }
 
+/// Answer to `PUT /v1/archive`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Imported {
+    /// What the VPS is called here.
+    pub vps: VpsName,
+    /// Whose it is here.
+    pub tenant: TenantName,
+    /// Its volumes: as they were called, and as they are here.
+    pub volumes: BTreeMap<VolumeName, VolumeName>,
+    /// Whether its image here is another build than the one it was exported with.
+    pub other_image: bool,
+    /// Rules about VPSs that the tenant does not have here; they were left out.
+    pub left_out: Vec<String>,
+}
+
 /// `GET /v1/services`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ServiceRow {

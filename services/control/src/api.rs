@@ -1,9 +1,10 @@
 //! The HTTP API, on a unix socket that only the host's root can reach.
 
 pub mod apply;
+mod archive;
 mod build;
 mod content;
-mod error;
+pub mod error;
 mod exec;
 mod lists;
 pub mod openapi;
@@ -39,6 +40,8 @@ fn router(control: Arc<Control>) -> Router {
         .route("/v1/vps", get(vps::list))
         .route("/v1/vps/{name}", get(vps::get).delete(vps::delete))
         .route("/v1/vps/{name}/spec", get(vps::spec))
+        .route("/v1/vps/{name}/archive", get(archive::export))
+        .route("/v1/archive", axum::routing::put(archive::import))
         .route("/v1/vps/{name}/why", get(vps::why))
         .route("/v1/vps/{name}/logs", get(vps::logs))
         .route("/v1/vps/{name}/exec", post(exec::exec))

@@ -69,7 +69,7 @@ async fn hold(control: &Control, name: &VpsName, grown: u64, lacking: &str) {
         grown => format!("{lacking}; it wrote {} lately, more than any other", show_bytes(grown)),
     };
     tracing::warn!(vps = %name, reason, "held, since the disk is short");
-    vps.feed(Input::Hold(reason)).await;
+    vps.feed(Input::Hold { reason, public: "this host is full" }).await;
 }
 
 /// Who wrote most since then, and how much, when there was room then, or a good part of what was left has gone since: the

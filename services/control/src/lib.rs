@@ -10,6 +10,7 @@
 
 mod api;
 mod apply;
+mod bundle;
 mod calls;
 mod clock;
 mod delete;
@@ -52,6 +53,7 @@ pub async fn run(context: service::Context) -> anyhow::Result<()> {
     // Requests wait in the listeners until it is known what is up: a wake must not start what runs already.
     let events = events::follow(control.clone()).await;
     delete::resume(&control);
+    bundle::resume(&control);
     tokio::spawn(images::watch(control.clone()));
     tokio::spawn(disk::watch(control.clone()));
     tokio::spawn(neighbours::tell(control.clone()));

@@ -115,7 +115,12 @@ pub enum Input {
     /// A person wants it to go on.
     Thaw(String),
     /// It stands still until `Release`, whoever asks for it: the reason.
-    Hold(String),
+    Hold {
+        /// Why, for a person.
+        reason: String,
+        /// What a stranger may be told.
+        public: &'static str,
+    },
     /// It may go on: who says so.
     Release(String),
     /// The gateway says nobody has used it for its idle time.
@@ -244,7 +249,7 @@ pub struct Life {
     execs: u32,
     idle_pending: bool,
     /// Why nobody may thaw it.
-    held: Option<String>,
+    held: Option<(String, &'static str)>,
     actions: Vec<Action>,
 }
 
@@ -284,7 +289,7 @@ impl Life {
             Input::Restart(by) => self.stop(now, by, true),
             Input::Freeze(by) => self.freeze(now, by),
             Input::Thaw(by) => self.thaw(now, by),
-            Input::Hold(reason) => self.hold(now, reason),
+            Input::Hold { reason, public } => self.hold(now, reason, public),
             Input::Release(by) => self.release(now, by),
             Input::Idle => self.idle(now),
             Input::Snapshot(status) => self.snapshot(now, status),
@@ -324,7 +329,8 @@ impl Life {
         match &self.state {
             State::Running => Reach::Yes,
             State::Freezing { .. } | State::Frozen if self.held.is_some() => {
-                Reach::Failed("this host is full", self.since + HELD_MS)
+                let public = self.held.as_ref().map_or("it stands still", |(_, public)| public);
+                Reach::Failed(public, self.since + HELD_MS)
             }
             State::Failed { failure, until, .. } => Reach::Failed(failure.public, *until),
             _ => Reach::No,
@@ -358,7 +364,9 @@ impl Life {
 
     /// What is wrong, in one line, when it failed.
     pub fn failure(&self, now: u64) -> Option<String> {
-        let State::Failed { failure, until, auto } = &self.state else { return self.held.clone() };
+        let State::Failed { failure, until, auto } = &self.state else {
+            return self.held.as_ref().map(|(reason, _)| reason.clone());
+        };
         let wait = until.saturating_sub(now);
         let next = match (auto, wait) {
             (true, _) => format!("{} try in {}", ordinal(self.fails + 1), show_duration_ms(wait)),

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-use model::{ImageRef, VpsName, VpsSpec, api::LastWake, image::ImageInfo, run::Link};
+use model::{ImageRef, TenantName, VolumeName, VpsName, VpsSpec, api::LastWake, image::ImageInfo, run::Link};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -94,6 +94,10 @@ pub struct Stored {
     pub images: BTreeMap<ImageRef, ImageInfo>,
     /// Wakes.
     pub wakes: BTreeMap<VpsName, Wakes>,
+    /// VPSs that are held while they are exported.
+    pub exporting: Vec<VpsName>,
+    /// Volumes of imports that are not done.
+    pub importing: Vec<(TenantName, VolumeName)>,
     /// When each secret was set, Unix milliseconds.
     pub secrets: BTreeMap<SecretId, u64>,
 }
@@ -105,6 +109,8 @@ enum Fact<'a> {
     Created(&'a VpsName),
     Link(&'a VpsName),
     Image(&'a ImageRef),
+    Exporting(&'a VpsName),
+    Importing(&'a TenantName, &'a VolumeName),
 }
 
 impl Fact<'_> {
@@ -114,6 +120,8 @@ impl Fact<'_> {
             Self::Created(name) => format!("created/{name}"),
             Self::Link(name) => format!("link/{name}"),
             Self::Image(image) => format!("image/{image}"),
+            Self::Exporting(name) => format!("exporting/{name}"),
+            Self::Importing(tenant, volume) => format!("importing/{tenant}/{volume}"),
         }
     }
 }
@@ -189,6 +197,11 @@ impl Store {
             let (key, value) = (key.value(), value.value());
             match key.split_once('/') {
                 Some(("deleting", name)) => stored.deleting.push(name_of(name)?),
+                Some(("exporting", name)) => stored.exporting.push(name_of(name)?),
+                Some(("importing", volume)) => {
+                    let (tenant, name) = volume.split_once('/').unwrap_or((volume, ""));
+                    stored.importing.push((decode(key, &encode(&tenant)?)?, decode(key, &encode(&name)?)?));
+                }
                 Some(("created", name)) => stored.created.push(name_of(name)?),
                 Some(("link", name)) => drop(stored.links.insert(name_of(name)?, decode(key, value)?)),
                 Some(("image", _)) => {
@@ -221,6 +234,29 @@ impl Store {
             let mut table = write.open_table(VPS)?;
             for (name, spec) in specs {
                 table.insert(name.as_str(), encode(spec)?.as_slice())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Notes VPSs that are held for an export, or that they are no more.
+    pub fn note_exporting(&self, names: &[VpsName], now: bool) -> Result<(), StoreError> {
+        self.note(names.iter().map(Fact::Exporting), now)
+    }
+
+    /// Notes volumes that an import makes, or that it is done with them.
+    pub fn note_importing(&self, tenant: &TenantName, volumes: &[VolumeName], now: bool) -> Result<(), StoreError> {
+        self.note(volumes.iter().map(|volume| Fact::Importing(tenant, volume)), now)
+    }
+
+    fn note<'a>(&self, facts: impl Iterator<Item = Fact<'a>>, now: bool) -> Result<(), StoreError> {
+        self.write(|write| {
+            let mut table = write.open_table(FACTS)?;
+            for fact in facts {
+                match now {
+                    true => table.insert(fact.key().as_str(), &b"null"[..])?,
+                    false => table.remove(fact.key().as_str())?,
+                };
             }
             Ok(())
         })

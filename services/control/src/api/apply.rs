@@ -50,22 +50,28 @@ pub async fn apply(
         let message = format!("image {} is not there; nothing was changed", missing.join(", "));
         return Err(ApiError::new(ErrorKind::NotFound, message).next(format!("bailiwick image build {first}")));
     }
-    if plan.specs.is_empty() {
-        return Ok(Json(ApplyAnswer { changes: plan.changes, missing_images: missing }));
+    if !plan.specs.is_empty() {
+        carry_out(&control, &request, &plan).await?;
     }
-    listen(&control, &request, &plan).await?;
-    show_clients(&control, &plan).await?;
+    Ok(Json(ApplyAnswer { changes: plan.changes, missing_images: missing }))
+}
+
+/// Makes a plan so, whole or not at all. For who holds `Control::changing`.
+pub async fn carry_out(control: &Arc<Control>, request: &ApplyRequest, plan: &Plan) -> Result<(), ApiError> {
+    listen(control, request, plan).await?;
+    show_clients(control, plan).await?;
     let specs = plan.specs.clone();
     if let Err(error) = control.store.run(move |store| store.put_specs(&specs)).await {
         control.publish_table();
         return Err(error.into());
     }
-    take_over(&control, &plan);
-    neighbours::in_force(&control, plan.specs.keys().cloned()).await;
-    Ok(Json(ApplyAnswer { changes: plan.changes, missing_images: missing }))
+    take_over(control, plan);
+    neighbours::in_force(control, plan.specs.keys().cloned()).await;
+    Ok(())
 }
 
-fn planned(control: &Arc<Control>, request: &ApplyRequest) -> Result<Plan, ApiError> {
+/// What a request would change. For who holds `Control::changing`.
+pub fn planned(control: &Arc<Control>, request: &ApplyRequest) -> Result<Plan, ApiError> {
     let specs = control.specs();
     let designated: BTreeSet<_> = control.config.designated.keys().cloned().collect();
     let deleting: BTreeSet<_> = control.deleting().keys().cloned().collect();
@@ -87,7 +93,8 @@ fn since(vps: &Arc<Vps>) -> (VpsName, u64) {
     (vps.name.clone(), vps.wakes().last.map_or(0, |wake| wake.at_ms))
 }
 
-async fn missing_images(control: &Arc<Control>, plan: &Plan) -> Result<Vec<String>, ApiError> {
+/// The images of a plan that are not there.
+pub async fn missing_images(control: &Arc<Control>, plan: &Plan) -> Result<Vec<String>, ApiError> {
     let missing = || -> Vec<_> {
         plan.images.iter().filter(|image| !control.images.has(image)).map(ToString::to_string).collect()
     };

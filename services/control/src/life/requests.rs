@@ -85,13 +85,13 @@ impl Life {
     }
 
     /// Has a VPS stand still that must not go on.
-    pub(super) fn hold(&mut self, now: u64, reason: String) {
+    pub(super) fn hold(&mut self, now: u64, reason: String, public: &'static str) {
         if self.state == State::Running {
             self.generation += 1;
             self.record("held", reason.clone(), "");
             self.set(now, State::Freezing { again: None }, reason.clone());
             self.actions.push(Action::Freeze);
-            self.held = Some(reason);
+            self.held = Some((reason, public));
         }
     }
 

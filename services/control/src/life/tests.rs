@@ -394,7 +394,10 @@ fn no_order_of_inputs_breaks_the_laws() {
 fn who_is_held_is_woken_by_nobody_until_it_is_released() {
     let mut life = life();
     up(&mut life, 0, 1);
-    assert_eq!(life.step(20, Input::Hold("the disk is full".to_owned())).last(), Some(&Action::Freeze));
+    assert_eq!(
+        life.step(20, Input::Hold { reason: "the disk is full".to_owned(), public: "this host is full" }).last(),
+        Some(&Action::Freeze)
+    );
     life.step(21, Input::Wake("a request".to_owned()));
     life.step(22, Input::Done(Step::Freeze, Ok(())));
     assert_eq!(life.state(), api::State::Frozen);

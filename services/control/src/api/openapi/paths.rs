@@ -58,6 +58,15 @@ const PATHS: &[Path] = &[
         ],
     ),
     row("/v1/vps/{name}/exec", "post", "Runs a program inside; starts the VPS if need be", One("ExecRequest"), Upgrade),
+    row("/v1/vps/{name}/archive", "get", "A whole VPS as one tar archive, without secrets", Nothing, Tar),
+    with(
+        row("/v1/archive", "put", "Makes a VPS of such an archive, whole or not at all", Tar, One("Imported")),
+        &[
+            ("name", "string", "What it is called here; left out: as it was."),
+            ("tenant", "string", "Whose it is here; left out: whose it was."),
+            ("routes", "boolean", "false: without its routes."),
+        ],
+    ),
     row("/v1/images", "get", "Lists images", Nothing, List("ImageRow")),
     row("/v1/images/build", "post", "Builds an image unless it is there", One("BuildRequest"), Lines("BuildLine")),
     row("/v1/images/{reference}", "delete", "Removes an image that no VPS uses", Nothing, Nothing),

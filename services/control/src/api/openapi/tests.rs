@@ -100,6 +100,14 @@ fn schemas_hold_what_the_types_write() {
     holds("ServiceRow", service);
     let (tenant, name) = (|| "a".parse().unwrap(), "a".parse().unwrap());
     holds("SecretRow", SecretRow { tenant: tenant(), name, set_ms: 0, used_by: Default::default() });
+    let imported = Imported {
+        vps: vps(),
+        tenant: tenant(),
+        volumes: Default::default(),
+        other_image: false,
+        left_out: Vec::new(),
+    };
+    holds("Imported", imported);
     holds("SecretSet", SecretSet { replaced: false, at_next_start: Vec::new() });
     holds(
         "ExecRequest",

@@ -1,0 +1,42 @@
+//! `/v1/vps/{name}/archive`, `/v1/archive`: a whole VPS as one archive.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    body::Body,
+    extract::{Path, Query, State},
+    http::header::CONTENT_TYPE,
+    response::{IntoResponse, Response},
+};
+use model::api::{ErrorKind, Imported};
+
+use super::{
+    ACTOR,
+    error::{ApiError, vps_name},
+    vps::server_vps,
+};
+use crate::{
+    bundle::{export, import},
+    shared::Control,
+};
+
+/// `GET /v1/vps/{name}/archive`
+pub async fn export(State(control): State<Arc<Control>>, Path(name): Path<String>) -> Result<Response, ApiError> {
+    let vps = server_vps(&control, &vps_name(&name)?)?;
+    let parts = export::begin(&control, &vps, ACTOR).await?;
+    let stream = futures_util::stream::unfold(parts, |mut parts| async { Some((parts.recv().await?, parts)) });
+    Ok(([(CONTENT_TYPE, "application/x-tar")], Body::from_stream(stream)).into_response())
+}
+
+/// `PUT /v1/archive`
+pub async fn import(
+    State(control): State<Arc<Control>>,
+    Query(wanted): Query<import::Wanted>,
+    body: Body,
+) -> Result<Json<Imported>, ApiError> {
+    // A task of its own: what was begun is undone also when who asked goes away.
+    let task = tokio::spawn(async move { import::run(&control, wanted, body, ACTOR).await });
+    let ended = |_| ApiError::new(ErrorKind::Failed, "the import broke off").next("bailiwick logs control");
+    task.await.map_err(ended)?.map(Json)
+}

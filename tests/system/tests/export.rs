@@ -1,0 +1,160 @@
+//! A whole VPS out of a host and into it again, under writes.
+
+use std::{
+    fs,
+    process::{Child, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use bailiwick_system_tests::{Host, HostOptions};
+
+const STORE: &str = r#"tenant = "acme"
+[vps.store]
+image   = "debian:redis-server"
+command = ["redis-server", "--bind", "*", "--protected-mode", "no", "--dir", "/var/lib/redis", "--appendonly", "yes", "--appendfsync", "always"]
+user    = "redis"
+volumes = { data = "/var/lib/redis" }
+secrets = { auth = "/run/secrets/auth" }
+routes  = { "tcp://127.0.0.1:PORT" = 6379 }
+idle    = "never"
+"#;
+
+fn host(port: u16) -> Result<Host> {
+    let host = Host::start(HostOptions::default())?;
+    let mut set = host.command(&["secret", "set", "acme/auth"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+    std::io::Write::write_all(&mut set.stdin.take().context("input")?, b"zq7-not-in-an-archive")?;
+    ensure!(set.wait()?.success());
+    host.apply("store.toml", &STORE.replace("PORT", &port.to_string()))?;
+    host.run(&["start", "store"])?;
+    Ok(host)
+}
+
+fn redis(host: &Host, name: &str, words: &str) -> Result<String> {
+    let mut command = vec!["exec", name, "--", "redis-cli"];
+    command.extend(words.split(' '));
+    Ok(host.run(&command)?.trim().to_owned())
+}
+
+/// Counts up a key through the route for as long as it may; what was acknowledged last.
+fn count(port: u16, stop: &AtomicBool, acknowledged: &AtomicU64) -> Result<()> {
+    use std::io::{BufRead, BufReader, Write};
+    while !stop.load(Ordering::Relaxed) {
+        let Ok(stream) = std::net::TcpStream::connect(("127.0.0.1", port)) else { continue };
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        let (mut to, from) = (stream.try_clone()?, BufReader::new(stream));
+        let mut lines = from.lines();
+        while !stop.load(Ordering::Relaxed) && to.write_all(b"INCR n\r\n").is_ok() {
+            let Some(Ok(line)) = lines.next() else { break };
+            acknowledged.fetch_max(line.trim_start_matches(':').parse().unwrap_or(0), Ordering::Relaxed);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_was_acknowledged_before_an_export_is_there_after_its_import() -> Result<()> {
+    let port = 21_479;
+    let mut host = host(port)?;
+    let archive = host.root.join("store.tar");
+    let file = archive.to_string_lossy().into_owned();
+    let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let writer = std::thread::spawn({
+        let (stop, acknowledged) = (stop.clone(), acknowledged.clone());
+        move || count(port, &stop, &acknowledged)
+    });
+    let until = Instant::now() + Duration::from_secs(20);
+    while acknowledged.load(Ordering::Relaxed) < 100 {
+        ensure!(Instant::now() < until, "nothing is written");
+        std::thread::yield_now();
+    }
+    let before = acknowledged.load(Ordering::Relaxed);
+    host.run(&["export", "store", &file])?;
+    let after = acknowledged.load(Ordering::Relaxed);
+    // It goes on as it was.
+    host.await_state("store", "running", Duration::from_secs(10))?;
+    while acknowledged.load(Ordering::Relaxed) <= after {
+        ensure!(Instant::now() < until, "nothing is written after the export");
+        std::thread::yield_now();
+    }
+    stop.store(true, Ordering::Relaxed);
+    let ended: Result<()> = writer.join().map_err(|_| anyhow::anyhow!("the writer died"))?;
+    ended?;
+    let bytes = fs::read(&archive)?;
+    ensure!(!bytes.windows(21).any(|part| part == b"zq7-not-in-an-archive"), "a secret is in the archive");
+
+    let again = host.cli(&["export", "store", &file])?;
+    ensure!(again.code == 4 && again.err.contains("--force"), "{again:?}");
+    let same = host.cli(&["import", &file])?;
+    ensure!(same.code == 4 && same.err.contains("--name NEW"), "{same:?}");
+    let routes = host.cli(&["import", &file, "--name", "copy"])?;
+    ensure!(routes.code == 4 && routes.err.contains("belongs to vps \"store\""), "{routes:?}");
+    let told = host.run(&["import", &file, "--name", "copy", "--no-routes"])?;
+    ensure!(told.contains("volume data is acme/copy-data here"), "{told}");
+    host.run(&["start", "copy"])?;
+    let n: u64 = redis(&host, "copy", "get n")?.parse()?;
+    ensure!((before..=after).contains(&n), "{n} is not from {before} to {after}");
+    // Another tenant has not set the secret.
+    let foreign = host.cli(&["import", &file, "--name", "third", "--tenant", "beta", "--no-routes"])?;
+    ensure!(foreign.code == 3 && foreign.err.contains("secret set beta/auth"), "{foreign:?}");
+    host.stop()
+}
+
+#[test]
+fn an_import_of_a_bad_archive_leaves_nothing() -> Result<()> {
+    let mut host = host(21_480)?;
+    redis(&host, "store", "set kept yes")?;
+    let file = host.root.join("store.tar").to_string_lossy().into_owned();
+    host.run(&["export", "store", &file])?;
+    let good = fs::read(&file)?;
+    let volumes = host.run(&["volume", "ls"])?;
+    let at = good.windows(8).rposition(|part| part == b"end.json").context("an end")?;
+    let mut flipped = good.clone();
+    // The first hexadecimal digit of a checksum.
+    let digit = at + good[at..].windows(8).position(|part| part == b"\"data\": ").context("a checksum")? + 9;
+    flipped[digit] = if flipped[digit] == b'0' { b'1' } else { b'0' };
+    let newer = String::from_utf8_lossy(&good[..2048]).replace("\"format\": 1", "\"format\": 9");
+    let bad: [(&str, Vec<u8>, &str); 5] = [
+        ("cut", good[..at].to_vec(), "broke off"),
+        ("half", good[..good.len() / 2].to_vec(), "broke off"),
+        ("flipped", flipped, "damaged"),
+        ("other", vec![b'x'; 4096], "none of `bailiwick export`"),
+        ("newer", [newer.as_bytes(), &good[2048..]].concat(), "in a format that"),
+    ];
+    for (what, bytes, says) in bad {
+        fs::write(&file, bytes)?;
+        let refused = host.cli(&["import", &file, "--name", "copy", "--no-routes"])?;
+        ensure!(refused.code == 2 && refused.err.contains(says), "{what}: {refused:?}");
+        ensure!(host.run(&["volume", "ls"])? == volumes, "{what}: a volume is left");
+        ensure!(host.cli(&["get", "copy"])?.code == 3, "{what}: a vps is left");
+    }
+    host.stop()
+}
+
+/// An export that is held up: nobody reads what it writes.
+fn held(host: &Host) -> Result<Child> {
+    let export = host.command(&["export", "store", "-"]).stdout(Stdio::piped()).spawn()?;
+    host.await_state("store", "frozen", Duration::from_secs(10))?;
+    Ok(export)
+}
+
+#[test]
+fn a_vps_goes_on_when_its_exporter_is_killed() -> Result<()> {
+    let mut host = host(21_481)?;
+    // More than pipes and sockets take.
+    host.run(&["exec", "store", "--", "sh", "-c", "head -c 40000000 /dev/urandom > /var/lib/redis/much"])?;
+    let mut export = held(&host)?;
+    export.kill()?;
+    export.wait()?;
+    host.await_state("store", "running", Duration::from_secs(10))?;
+    let mut export = held(&host)?;
+    host.kill(host.pid_of("control")?)?;
+    host.await_state("store", "running", Duration::from_secs(20))?;
+    export.kill()?;
+    export.wait()?;
+    host.stop()
+}
