@@ -139,7 +139,7 @@ fn adapt(
     if wanted.routes == Some(false) {
         // What it is ready by does not change with who is led to it.
         if let (ReadySpec::Listen(None), Some(port)) = (spec.ready, spec.routes.values().next()) {
-            spec.ready = ReadySpec::Listen(Some(*port));
+            spec.ready = ReadySpec::Listen(Some(port.port));
         }
         spec.routes.clear();
     }
