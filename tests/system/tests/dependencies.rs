@@ -16,7 +16,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("service", &["model", "wire"]),
     ("host", &["model", "wire", "sys", "isolation", "archive"]),
     ("shim", &["model", "wire", "sys", "isolation"]),
-    ("control", &["model", "wire", "service"]),
+    ("control", &["model", "wire", "service", "archive"]),
     ("gateway", &["model", "wire", "service"]),
     ("network", &["model", "wire", "service"]),
     ("apps", &["model", "wire", "service", "image"]),
