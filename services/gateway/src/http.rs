@@ -3,7 +3,10 @@
 use std::{
     convert::Infallible,
     pin::{Pin, pin},
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -50,7 +53,9 @@ pub async fn serve(
     head: Duration,
 ) {
     let client = Client::new(peer);
+    let asked = AtomicBool::new(false);
     let service = service_fn(|request| {
+        asked.store(true, Ordering::Relaxed);
         let (client, directory) = (&client, &directory);
         async move { Ok::<_, Infallible>(answer(request, client, listen, directory).await) }
     });
@@ -60,7 +65,10 @@ pub async fn serve(
     let ended = tokio::select! {
         ended = &mut served => ended,
         () = end::begun() => {
-            served.as_mut().graceful_shutdown();
+            // One that has not been asked anything yet would be closed in its client's face.
+            if asked.load(Ordering::Relaxed) {
+                served.as_mut().graceful_shutdown();
+            }
             served.await
         }
     };
