@@ -132,7 +132,9 @@ fn show(answer: &ApplyAnswer, dry_run: bool, color: bool) -> String {
     let all = [(created, create), (changed, change), (same, "as they were")];
     let parts: Vec<_> = all.into_iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
     text.push_str(&if parts.is_empty() { "no VPSs in there".to_owned() } else { parts.join(", ") });
+    let warnings: String = answer.warnings.iter().map(|warning| format!("note: {}\n", harmless(warning))).collect();
     text.push_str(if dry_run { "; nothing was changed\n" } else { "\n" });
+    text.push_str(&warnings);
     text
 }
 

@@ -55,12 +55,18 @@ fn show(rows: &[VolumeRow]) -> String {
         return "no volumes; a VPS whose spec has `volumes` makes them at its first start\n".to_owned();
     }
     table::text(
-        ["VOLUME", "SIZE", "USED BY"],
+        ["VOLUME", "USED", "SIZE", "USED BY"],
         rows.iter().map(|row| {
-            let size = row.size.map_or("-".to_owned(), show_bytes);
+            let used = row.used.map_or("-".to_owned(), show_bytes);
+            let size = match (row.size, row.used) {
+                (Some(size), Some(_)) => show_bytes(size),
+                // Told by `doctor`, and by `apply`.
+                (Some(size), None) => format!("{} (not enforced)", show_bytes(size)),
+                (None, _) => "-".to_owned(),
+            };
             let users: Vec<_> = row.used_by.iter().map(|(vps, path)| format!("{vps}:{path}")).collect();
             let users = if users.is_empty() { "nobody".to_owned() } else { users.join(", ") };
-            [format!("{}/{}", row.tenant, row.name), size, users]
+            [format!("{}/{}", row.tenant, row.name), used, size, users]
         }),
     )
 }
@@ -71,17 +77,23 @@ mod tests {
 
     #[test]
     fn who_uses_a_volume_is_beside_it() {
-        let row = |name: &str, size: Option<u64>, used_by: &[(&str, &str)]| VolumeRow {
+        let row = |name: &str, size: Option<u64>, used: Option<u64>, used_by: &[(&str, &str)]| VolumeRow {
             tenant: "acme".parse().expect("a name"),
             name: name.parse().expect("a name"),
             size,
+            used,
             used_by: used_by.iter().map(|(vps, path)| (vps.parse().expect("a name"), (*path).to_owned())).collect(),
         };
-        let rows = [row("content", None, &[("blog", "/var/www")]), row("old", Some(10 << 30), &[])];
+        let rows = [
+            row("content", None, None, &[("blog", "/var/www")]),
+            row("old", Some(10 << 30), Some(5 << 20), &[]),
+            row("raw", Some(10 << 30), None, &[]),
+        ];
         let expected = "\
-VOLUME        SIZE     USED BY
-acme/content  -        blog:/var/www
-acme/old      10 GiB   nobody
+VOLUME        USED     SIZE                   USED BY
+acme/content  -        -                      blog:/var/www
+acme/old      5.0 MiB  10 GiB                 nobody
+acme/raw      -        10 GiB (not enforced)  nobody
 ";
         let shown = show(&rows);
         let squeezed = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();

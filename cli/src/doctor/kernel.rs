@@ -16,6 +16,7 @@ use sys::{
     mount::{Attributes, set_attributes},
     namespace::{IdMap, create_user, unshare},
     process::spawn_child,
+    quota::Counting,
     seccomp::{Action, Filter},
 };
 
@@ -146,6 +147,25 @@ pub fn idmapped(state: &Path) -> Finding {
             format!("not at {}: {error}", place.display()),
             "image layers on disk are shared by VPSs whose ids differ",
             "put the host's state on ext4, xfs, btrfs or tmpfs (--root DIR)",
+        ),
+    }
+}
+
+/// Whether sizes of volumes and `limits.disk` are enforced.
+pub fn sizes(state: &Path) -> Finding {
+    const WHAT: &str = "sizes on disk";
+    if !is_root() {
+        return not_tried(WHAT);
+    }
+    let place = state.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
+    match sys::quota::counting(place) {
+        Ok(Counting::Subvolume) => Finding::ok(WHAT, format!("btrfs quota groups at {}", place.display())),
+        Ok(Counting::Project) => Finding::ok(WHAT, format!("project quotas at {}", place.display())),
+        Err(why) => Finding::note(
+            WHAT,
+            format!("not enforced at {}: {why}", place.display()),
+            "`size` of a volume and `limits.disk` bound nothing; the reserve of the disk is kept all the same",
+            "put the host's state on btrfs with quotas, or on ext4 or xfs with project quotas",
         ),
     }
 }

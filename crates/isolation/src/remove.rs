@@ -8,22 +8,33 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, Dir, Mode, OFlags, openat, renameat, unlinkat},
+    fs::{AtFlags, CWD, Dir, Mode, OFlags, fstat, openat, renameat, unlinkat},
     io::Errno,
 };
 
 /// Removes the directory `path` with all that is in it. Directories that are not empty are moved up to it first, so
 /// that none is ever deeper than two.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
-    let root = directory(CWD, path)?;
+    empty(&directory(CWD, path)?, 1)?;
+    Ok(unlinkat(CWD, path, AtFlags::REMOVEDIR)?)
+}
+
+/// Subvolumes in each other, out of which nothing can be moved; tenants can't make any.
+const SUBVOLUMES: usize = 8;
+
+fn empty(root: &OwnedFd, depth: usize) -> io::Result<()> {
+    let device = fstat(root)?.st_dev;
     let mut moved = 0u64;
     // Names that are moved in while the directory is read may be read or not: until a pass finds nothing.
-    while pass(&root, &mut |name| {
-        let below = directory(&root, name)?;
-        while pass(&below, &mut |name| hoist(&below, name, &root, &mut moved))? {}
-        present(unlinkat(&root, name, AtFlags::REMOVEDIR))
+    while pass(root, &mut |name| {
+        let below = directory(root, name)?;
+        if fstat(&below)?.st_dev != device && depth < SUBVOLUMES {
+            empty(&below, depth + 1).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        }
+        while pass(&below, &mut |name| hoist(&below, name, root, &mut moved))? {}
+        present(unlinkat(root, name, AtFlags::REMOVEDIR))
     })? {}
-    Ok(unlinkat(CWD, path, AtFlags::REMOVEDIR)?)
+    Ok(())
 }
 
 fn directory(parent: impl AsFd, name: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {

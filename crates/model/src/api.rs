@@ -39,6 +39,9 @@ pub struct ApplyAnswer {
     /// Images that are not there yet; they are built before anything changes.
     #[serde(default)]
     pub missing_images: Vec<String>,
+    /// What is not as the files may lead one to expect.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// One change to one VPS.
@@ -300,6 +303,9 @@ pub struct VolumeRow {
     pub name: VolumeName,
     /// Bytes it may hold at most, as a spec says it.
     pub size: Option<u64>,
+    /// Bytes in it; none: the file system does not count them, and the size is not enforced.
+    #[serde(default)]
+    pub used: Option<u64>,
     /// The VPSs whose specs use it, and where they see it.
     pub used_by: BTreeMap<VpsName, String>,
 }

@@ -15,6 +15,9 @@ pub struct Limits {
     /// Processes and threads (`pids.max`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processes: Option<u32>,
+    /// Bytes of what it writes outside of its volumes, where the file system can count them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<u64>,
 }
 
 /// Why a text is no quantity.

@@ -9,5 +9,6 @@ pub mod mount;
 pub mod namespace;
 pub mod netlink;
 pub mod process;
+pub mod quota;
 pub mod seccomp;
 pub mod signal;

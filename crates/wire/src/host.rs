@@ -93,6 +93,9 @@ method! {
         /// Whether it takes the place of what is there; else a volume that has something is refused.
         #[serde(default)]
         replace: bool,
+        /// Bytes that it may have, where they can be counted.
+        #[serde(default)]
+        size: Option<u64>,
     } = "io.bailiwick.Host.ImportVolume" -> Moved
 }
 method! {
@@ -198,6 +201,9 @@ pub struct AllVolumes {
 pub struct DiskStatus {
     /// Why nothing more may be written, for a person: less is free than is reserved.
     pub lacks: Option<String>,
+    /// Why sizes of volumes and limits of the disk are not enforced, if they are not.
+    #[serde(default)]
+    pub uncounted: Option<String>,
     /// Bytes that are free.
     pub free: u64,
     /// Bytes that are free above the reserve.
@@ -228,6 +234,9 @@ pub struct VolumeStatus {
     pub tenant: TenantName,
     /// Its name.
     pub name: VolumeName,
+    /// Bytes in it; none: they are not counted.
+    #[serde(default)]
+    pub used: Option<u64>,
 }
 
 /// Some VPSs' statuses.

@@ -22,7 +22,11 @@ use rustix::{
     io::Errno,
     process::{Signal, set_parent_process_death_signal},
 };
-use sys::process::{close_all_but, spawn_child};
+use sys::{
+    process::{close_all_but, spawn_child},
+    quota::{self, Counting, counting},
+};
+use tracing::warn;
 
 use crate::ids::Allocation;
 
@@ -35,6 +39,8 @@ const DEAD: &str = ".dead-";
 pub struct Place {
     state: PathBuf,
     ids: Ids,
+    /// Whether what is in a directory can be counted, and else why not.
+    counting: Result<Counting, String>,
 }
 
 fn make(path: &Path, mode: u32, owner: u32) -> io::Result<()> {
@@ -48,9 +54,10 @@ fn make(path: &Path, mode: u32, owner: u32) -> io::Result<()> {
 impl Place {
     /// The places of this host, made where missing. What a crash left half-made is removed.
     pub fn open(paths: &Paths, ids: Ids) -> anyhow::Result<Self> {
-        let place = Self { state: paths.state.clone(), ids };
+        fs::create_dir_all(&paths.state).with_context(|| format!("making {}", paths.state.display()))?;
+        let place = Self { state: paths.state.clone(), ids, counting: counting(&paths.state) };
         let [vps, designated, volumes] = ["vps", "designated", "volumes"].map(|name| place.state.join(name));
-        for directory in [&place.state, &vps, &designated, &volumes] {
+        for directory in [&vps, &designated, &volumes] {
             fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
         }
         let tenants = entries(&volumes)?.into_iter().map(|tenant| tenant.path());
@@ -64,6 +71,33 @@ impl Place {
             }
         }
         Ok(place)
+    }
+
+    /// Why no sizes are enforced, if they are not.
+    pub fn uncounted(&self) -> Option<&str> {
+        self.counting.as_ref().err().map(String::as_str)
+    }
+
+    /// Makes a directory whose content is counted, where it can be.
+    fn make_counted(&self, path: &Path, owner: u32) -> io::Result<()> {
+        match quota::make_directory(self.counting.as_ref().ok().copied(), path, 0o700) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            made => made.and_then(|()| chown(path, Some(owner), Some(owner))),
+        }
+    }
+
+    /// Bounds what a volume's directory, or a VPS's `state`, holds; none: no bound. What can't be counted is not bounded.
+    pub fn limit(&self, path: &Path, bytes: Option<u64>) {
+        let Ok(counting) = self.counting else { return };
+        match quota::limit(counting, path, bytes) {
+            Err(error) if bytes.is_some() => warn!(path = %path.display(), %error, "its size is not enforced"),
+            _ => {}
+        }
+    }
+
+    /// Bytes in such a directory; none: they are not counted.
+    pub fn used(&self, path: &Path) -> Option<u64> {
+        quota::used(*self.counting.as_ref().ok()?, path).ok()
     }
 
     fn vps_root(&self) -> PathBuf {
@@ -99,7 +133,7 @@ impl Place {
         let _ = fs::remove_dir_all(&new);
         let (root, shim) = (allocation.range(&self.ids).first, allocation.shim(&self.ids));
         make(&new, 0o700, 0)?;
-        make(&new.join("state"), 0o700, root)?;
+        self.make_counted(&new.join("state"), root)?;
         make(&new.join("state/upper"), 0o755, root)?;
         make(&new.join("state/work"), 0o700, root)?;
         make(&new.join("log"), 0o700, shim)?;
@@ -145,7 +179,7 @@ impl Place {
     pub fn volume(&self, tenant: &TenantName, name: &VolumeName) -> io::Result<PathBuf> {
         fs::create_dir_all(self.volumes_of(tenant))?;
         let path = self.volume_path(tenant, name);
-        make(&path, 0o700, LAYER_IDS)?;
+        self.make_counted(&path, LAYER_IDS)?;
         Ok(path)
     }
 
@@ -189,7 +223,7 @@ impl Place {
         if path.exists() {
             self.set_aside(&path)?;
         }
-        make(&path, 0o700, LAYER_IDS)?;
+        self.make_counted(&path, LAYER_IDS)?;
         Ok(path)
     }
 

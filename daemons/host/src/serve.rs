@@ -133,6 +133,8 @@ impl Capability {
         let lacking = |fault: Fault| Fault::new(fault.kind, format!("vps \"{}\": {}", start.run.name, fault.message));
         self.host.check_room().map_err(lacking)?;
         let binds = self.volumes(&start.run)?;
+        let state = self.host.place.vps(&start.run.name).join("state");
+        self.host.place.limit(&state, start.run.limits.disk);
         let secrets = secrets(&start.run, fds)?;
         let launch = Launch { run: start.run, binds, listeners: Vec::new(), secrets, network: Network::Own };
         Ok(host::Started { run: self.host.start(launch)? })

@@ -104,7 +104,7 @@ mod tests {
 
     fn status(free: u64, wrote: &[(&str, u64)]) -> DiskStatus {
         let wrote = wrote.iter().map(|(name, bytes)| (name.parse().unwrap(), bytes << 20)).collect();
-        DiskStatus { lacks: Some("short".to_owned()), free, room: 0, ample: false, wrote }
+        DiskStatus { lacks: Some("short".to_owned()), uncounted: None, free, room: 0, ample: false, wrote }
     }
 
     #[test]

@@ -55,9 +55,9 @@ mod tests {
         assert_eq!(total_memory("MemTotal:       24635220 kB\nMemFree: 1 kB"), Some(24_635_220 << 10));
         assert_eq!(online_cpus("cpu  1 2\ncpu0 1\ncpu1 1\nintr 5\n"), 2);
         let machine = Machine { memory: 1 << 30, cpus: 2 };
-        let fits = Limits { memory: Some(1 << 30), cpu_millis: Some(2000), processes: None };
+        let fits = Limits { memory: Some(1 << 30), cpu_millis: Some(2000), processes: None, disk: None };
         assert!(machine.exceeded(&fits).is_empty());
-        let large = Limits { memory: Some((1 << 30) + 1), cpu_millis: Some(2001), processes: None };
+        let large = Limits { memory: Some((1 << 30) + 1), cpu_millis: Some(2001), processes: None, disk: None };
         let fields: Vec<_> = machine.exceeded(&large).into_iter().map(|(field, _)| field).collect();
         assert_eq!(fields, ["memory", "cpu"]);
     }

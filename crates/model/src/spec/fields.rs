@@ -72,11 +72,13 @@ pub(crate) static LIMITS: Fields = Fields {
         Field::new("memory", Kind::Word(words::MEMORY), "Memory at most, page cache included."),
         Field::new("cpu", Kind::Number(0.01, 1024.0), "CPUs at most: 1.5 is one and a half."),
         Field::new("processes", Kind::Integer(1, 4_194_304), "Processes and threads at most."),
+        Field::new(
+            "disk",
+            Kind::Word(words::MEMORY),
+            "What it writes outside of its volumes at most, where the file system can count it.",
+        ),
     ],
-    later: &[
-        ("disk", "see `bailiwick help apply` for the fields there are"),
-        ("io", "see `bailiwick help apply` for the fields there are"),
-    ],
+    later: &[("io", "see `bailiwick help apply` for the fields there are")],
     otherwise: &[
         ("cpus", "write: cpu = 1.0"),
         ("mem", "write: memory = \"512MiB\""),

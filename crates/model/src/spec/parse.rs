@@ -245,6 +245,7 @@ pub(crate) fn read_limits(table: &DeTable<'_>) -> Limits {
         memory: table.text("memory").and_then(|text| parse_bytes(text).ok()),
         cpu_millis: table.get("cpu").and_then(number).map(|cpus| (cpus * 1000.0).round() as u32),
         processes: table.integer("processes").and_then(|n| u32::try_from(n).ok()),
+        disk: table.text("disk").and_then(|text| parse_bytes(text).ok()),
     }
 }
 

@@ -55,6 +55,7 @@ fn fields(spec: &VpsSpec) -> Vec<(&'static str, String)> {
         ("memory", spec.limits.memory.map(|bytes| quoted(&exact_bytes(bytes)))),
         ("cpu", spec.limits.cpu_millis.map(cpus)),
         ("processes", spec.limits.processes.map(|n| n.to_string())),
+        ("disk", spec.limits.disk.map(|bytes| quoted(&exact_bytes(bytes)))),
     ];
     let limits: Vec<_> = limits.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
     add("limits", !limits.is_empty(), table(limits.into_iter()));

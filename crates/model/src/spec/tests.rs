@@ -36,7 +36,10 @@ fn in_vps(lines: &str) -> String {
 fn a_spec_is_read() {
     let spec = parse("blog.toml", BLOG).expect("a good spec");
     let blog = &spec.vps["blog"];
-    assert_eq!(blog.limits, Limits { memory: Some(512 << 20), cpu_millis: Some(1500), processes: Some(200) });
+    assert_eq!(
+        blog.limits,
+        Limits { memory: Some(512 << 20), cpu_millis: Some(1500), processes: Some(200), disk: None }
+    );
     assert_eq!(blog.idle, Idle::After { after_ms: 3000, then: IdleAction::Freeze, quiet_ms: None });
     assert_eq!(blog.files["/etc/nginx/conf.d/a.conf"], "server { listen 80; }\n");
     assert_eq!(blog.ready, ReadySpec::Listen(None));
@@ -158,7 +161,7 @@ fn each_illegal_value_is_refused() {
         ("limits = { memory = \"99999999999TiB\" }", "too large"),
         ("limits = { cpu = 0 }", "expected a number from 0.01 to 1024"),
         ("limits = { cpu = nan }", "expected a number"),
-        ("limits = { disk = \"1GiB\" }", "`disk` is not there yet"),
+        ("limits = { io = 1 }", "`io` is not there yet"),
         ("ids = 100000", "write: ids = 131072"),
         ("ids = 9223372036854775807", "cannot be 9223372036854775807"),
         ("idle = \"newer\"", "expected \"never\""),
@@ -306,7 +309,7 @@ fn ignore() -> impl Strategy<Value = Ignore> {
 
 fn limits() -> impl Strategy<Value = Limits> {
     (option::of((1u64 << 20)..(1 << 50)), option::of(10u32..=1_024_000), option::of(1u32..=4_194_304))
-        .prop_map(|(memory, cpu_millis, processes)| Limits { memory, cpu_millis, processes })
+        .prop_map(|(memory, cpu_millis, processes)| Limits { memory, cpu_millis, processes, disk: memory })
 }
 
 fn neighbours() -> impl Strategy<Value = BTreeMap<VpsName, BTreeSet<u16>>> {

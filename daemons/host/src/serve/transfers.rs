@@ -101,7 +101,7 @@ impl Capability {
     }
 
     pub(super) async fn import_volume(&self, request: &Request, replier: &mut Replier<'_>) -> Result<(), Fault> {
-        let ImportVolume { tenant, name, owner, replace } = request.parse()?;
+        let ImportVolume { tenant, name, owner, replace, size } = request.parse()?;
         self.check_volume(Verb::Create, "create", &tenant, &name)?;
         if replace {
             self.check_volume(Verb::Delete, "delete", &tenant, &name)?;
@@ -120,6 +120,7 @@ impl Capability {
         let failed = |error: std::io::Error| of(Fault::new(ErrorKind::Failed, error.to_string()));
         let directory = host.place.new_volume(&tenant, &name).map_err(failed)?;
         moving.new = true;
+        host.place.limit(&directory, size);
         let transfer =
             Transfer::begin(Way::In(owner), &directory, &host.paths.run.join("stage"), stream).map_err(&of)?;
         let moved: Moved = tokio::select! {

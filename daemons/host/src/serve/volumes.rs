@@ -1,7 +1,7 @@
 //! Calls about volumes, and the volumes of a start.
 
 use isolation::host::HostBind;
-use model::{RunSpec, TenantName, Verb, VpsName, api::ErrorKind, run::Root};
+use model::{RunSpec, TenantName, Verb, VolumeName, VpsName, api::ErrorKind, run::Root};
 use wire::{
     Fault,
     host::{AllVolumes, DeleteVolume, DiskStatus, VolumeStatus},
@@ -29,6 +29,7 @@ impl Capability {
             let source = self.host.place.volume(&tenant, volume).map_err(|error| {
                 Fault::new(ErrorKind::Failed, format!("vps \"{name}\": volume `{tenant}/{volume}`: {error}"))
             })?;
+            self.host.place.limit(&source, at.size);
             binds.push(HostBind { source, target: at.path.clone(), writable: true, layer_map: true, volume: true });
         }
         binds.sort_by(|a, b| a.target.cmp(&b.target));
@@ -51,6 +52,7 @@ impl Capability {
         };
         Ok(DiskStatus {
             lacks: disk.lacks(percent),
+            uncounted: self.host.place.uncounted().map(str::to_owned),
             free: disk.free,
             room: disk.room(percent),
             // A little more than at the limit, so that it is not met again at once.
@@ -65,7 +67,11 @@ impl Capability {
         let all = self.host.place.volumes();
         let all = all.map_err(|error| Fault::new(ErrorKind::Failed, format!("listing volumes: {error}")))?;
         let seen = all.into_iter().filter(|(tenant, _)| self.may(Verb::Watch, tenant));
-        let volumes = seen.map(|(tenant, name)| VolumeStatus { tenant, name }).collect();
+        let status = |(tenant, name): (TenantName, VolumeName)| {
+            let used = self.host.place.used(&self.host.place.volume_path(&tenant, &name));
+            VolumeStatus { tenant, name, used }
+        };
+        let volumes = seen.map(status).collect();
         Ok(AllVolumes { volumes })
     }
 

@@ -8,7 +8,7 @@ use std::{
 
 use axum::{Json, body::Bytes, extract};
 use model::{
-    VpsName,
+    VpsName, VpsSpec,
     api::{ApplyAnswer, ApplyRequest, ChangeKind, ErrorKind, State},
 };
 use wire::gateway;
@@ -43,8 +43,9 @@ pub async fn apply(
     let _one_at_a_time = control.changing.lock().await;
     let plan = planned(&control, &request)?;
     let missing = missing_images(&control, &plan).await?;
+    let warnings = warnings(&control, &plan).await;
     if request.dry_run {
-        return Ok(Json(ApplyAnswer { changes: plan.changes, missing_images: missing }));
+        return Ok(Json(ApplyAnswer { changes: plan.changes, missing_images: missing, warnings }));
     }
     if let Some(first) = missing.first() {
         let message = format!("image {} is not there; nothing was changed", missing.join(", "));
@@ -53,7 +54,7 @@ pub async fn apply(
     if !plan.specs.is_empty() {
         carry_out(&control, &request, &plan).await?;
     }
-    Ok(Json(ApplyAnswer { changes: plan.changes, missing_images: missing }))
+    Ok(Json(ApplyAnswer { changes: plan.changes, missing_images: missing, warnings }))
 }
 
 /// Makes a plan so, whole or not at all. For who holds `Control::changing`.
@@ -102,6 +103,23 @@ pub async fn missing_images(control: &Arc<Control>, plan: &Plan) -> Result<Vec<S
         images::refresh(control, IMAGES).await?;
     }
     Ok(missing())
+}
+
+/// Sizes are only worth something where the disk is counted.
+async fn warnings(control: &Control, plan: &Plan) -> Vec<String> {
+    let sized = |name: &VpsName, spec: &VpsSpec| {
+        let volumes = spec.volumes.iter().filter(|(_, volume)| volume.size.is_some());
+        let volumes = volumes.map(|(volume, _)| format!("the size of volume `{}/{volume}`", spec.tenant));
+        volumes.chain(spec.limits.disk.map(|_| format!("limits.disk of vps \"{name}\""))).collect::<Vec<_>>()
+    };
+    let sized: Vec<_> = plan.specs.iter().flat_map(|(name, spec)| sized(name, spec)).collect();
+    if sized.is_empty() {
+        return Vec::new();
+    }
+    match insist(&control.host, &wire::host::Disk {}, PATIENCE).await.map(|disk| disk.uncounted) {
+        Ok(Some(why)) => sized.iter().map(|what| format!("{what} is not enforced: {why}")).collect(),
+        _ => Vec::new(),
+    }
 }
 
 /// Has the new addresses listened on, so that a port in use refuses the whole apply.

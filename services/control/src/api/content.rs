@@ -44,7 +44,8 @@ pub async fn import(
     let (tenant, name) = names(&tenant, &name)?;
     let owner = query.owner.as_deref().map(owner).transpose()?;
     let replace = query.replace;
-    let request = ImportVolume { tenant: tenant.clone(), name: name.clone(), owner, replace };
+    let size = super::volumes::size(&control, &tenant, &name);
+    let request = ImportVolume { tenant: tenant.clone(), name: name.clone(), owner, replace, size };
     let (mut pipe, end) = transfer::import(&control.host, request)?;
     let mut body = body.into_data_stream();
     let feed = async move {

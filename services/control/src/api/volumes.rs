@@ -30,19 +30,25 @@ fn users(control: &Control, tenant: &TenantName, volume: &VolumeName) -> Vec<(Vp
     users
 }
 
-fn row(control: &Control, tenant: TenantName, name: VolumeName) -> VolumeRow {
+/// Bytes a volume may have, as a spec says.
+pub fn size(control: &Control, tenant: &TenantName, name: &VolumeName) -> Option<u64> {
+    users(control, tenant, name).iter().find_map(|(_, volume)| volume.size)
+}
+
+fn row(control: &Control, host::VolumeStatus { tenant, name, used }: host::VolumeStatus) -> VolumeRow {
     let users = users(control, &tenant, &name);
     VolumeRow {
         size: users.iter().find_map(|(_, volume)| volume.size),
         used_by: users.into_iter().map(|(vps, volume)| (vps, volume.path)).collect::<BTreeMap<_, _>>(),
         tenant,
         name,
+        used,
     }
 }
 
 async fn all(control: &Control) -> Result<Vec<VolumeRow>, ApiError> {
     let all = insist(&control.host, &host::Volumes {}, LIMIT).await?.volumes;
-    Ok(all.into_iter().map(|volume| row(control, volume.tenant, volume.name)).collect())
+    Ok(all.into_iter().map(|volume| row(control, volume)).collect())
 }
 
 /// `GET /v1/volumes`

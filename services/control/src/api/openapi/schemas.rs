@@ -73,6 +73,7 @@ const TYPES: &[(&str, &str, &[Field])] = &[
         &[
             ("changes", List("Change"), Always, "One per VPS, those that stay the same too."),
             ("missing_images", Texts, Default, "Images that are not there (only in a dry run): build them first."),
+            ("warnings", Texts, Default, "What is not as the files may lead one to expect."),
         ],
     ),
     (
@@ -218,6 +219,7 @@ const TYPES: &[(&str, &str, &[Field])] = &[
             ("tenant", Text, Always, "Whose it is."),
             ("name", Text, Always, "Its name."),
             ("size", Int, Nullable, "Bytes it may hold at most, as a spec says it."),
+            ("used", Int, Nullable, "Bytes in it; null: they are not counted, and the size is not enforced."),
             ("used_by", Strings, Always, "The VPSs whose specs use it, and where they see it."),
         ],
     ),

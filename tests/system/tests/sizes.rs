@@ -1,0 +1,103 @@
+//! Sizes of volumes and of what a VPS writes elsewhere, where the file system counts them.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use bailiwick_system_tests::{Host, HostOptions, disk::Disk};
+
+const SPEC: &str = r#"tenant = "acme"
+[vps.sh]
+image   = "debian:"
+command = ["sleep", "1000000"]
+volumes = { small = "/srv/small", free = "/srv/free" }
+limits  = { disk = "24MiB" }
+[volume.small]
+size = "16MiB"
+"#;
+
+fn inside(host: &Host, script: &str) -> Result<(i32, String)> {
+    let answer = host.cli(&["exec", "sh", "--", "sh", "-c", script])?;
+    Ok((answer.code, answer.err))
+}
+
+/// A file of so many MiB, on disk.
+fn write(host: &Host, path: &str, mib: u32) -> Result<(i32, String)> {
+    inside(
+        host,
+        &format!(
+            "dd if=/dev/urandom of={path} bs=1M count={mib} conv=fsync 2>&1 >/dev/null | cat >&2; test $(stat -c %s {path}) = $(({mib} << 20))"
+        ),
+    )
+}
+
+fn enforced(host: &mut Host) -> Result<()> {
+    let told = host.apply("sh.toml", SPEC)?;
+    ensure!(!told.contains("not enforced"), "{told}");
+    host.run(&["start", "sh"])?;
+    for (path, fits) in [("/srv/small/file", 8), ("/root/file", 8)] {
+        let (code, err) = write(host, path, fits)?;
+        ensure!(code == 0, "{fits} MiB do not fit in {path}: {err}");
+        let (code, err) = write(host, path, 40)?;
+        ensure!(code != 0 && err.contains("quota exceeded"), "40 MiB in {path}: {code} {err}");
+    }
+    // What is beside it has its own account, and a subvolume of its own making is no way out.
+    let (code, err) = write(host, "/srv/free/file", 40)?;
+    ensure!(code == 0, "what has no size is bounded: {err}");
+    let rows = host.json(&["volume", "ls"])?;
+    let row = |name: &str| rows.as_array().and_then(|rows| rows.iter().find(|row| row["name"] == name)).cloned();
+    let (small, free) = (row("small").context("small")?, row("free").context("free")?);
+    let used = small["used"].as_u64().context("used")?;
+    ensure!(small["size"] == 16 << 20 && (4 << 20..=17 << 20).contains(&used), "{small}");
+    ensure!(free["used"].as_u64().is_some_and(|used| used >= 40 << 20), "{free}");
+
+    // A larger size counts from the next start; an import is bounded too.
+    host.run(&["stop", "sh"])?;
+    let refused = host.cli(&["volume", "import", "acme/small", "/usr/share", "--replace"])?;
+    ensure!(refused.code == 7 && refused.err.contains("quota exceeded"), "{refused:?}");
+    host.apply("sh.toml", &SPEC.replace("16MiB", "64MiB").replace("24MiB", "64MiB"))?;
+    host.run(&["start", "sh"])?;
+    for path in ["/srv/small/file", "/root/file"] {
+        let (code, err) = write(host, path, 40)?;
+        ensure!(code == 0, "40 MiB do not fit in {path} of 64: {err}");
+    }
+    // All of it goes, subvolumes too.
+    host.run(&["delete", "sh", "--volumes", "--yes"])?;
+    Ok(())
+}
+
+#[test]
+fn btrfs_enforces_sizes() -> Result<()> {
+    let disk = Disk::new(512, &["mkfs.btrfs", "-q"], "loop")?;
+    let enabled = Command::new("btrfs").args(["quota", "enable"]).arg(disk.path()).status()?;
+    ensure!(enabled.success(), "btrfs quota enable");
+    let mut host = Host::start(HostOptions { root: Some(disk.root.clone()), ..HostOptions::default() })?;
+    enforced(&mut host)?;
+    host.stop()
+}
+
+/// Where the kernel has project quotas.
+#[test]
+fn ext4_enforces_sizes_with_project_quotas() -> Result<()> {
+    let Ok(disk) = Disk::new(512, &["mkfs.ext4", "-q", "-m", "0", "-O", "quota,project"], "loop,prjquota") else {
+        eprintln!("this kernel has no project quotas");
+        return Ok(());
+    };
+    let mut host = Host::start(HostOptions { root: Some(disk.root.clone()), ..HostOptions::default() })?;
+    enforced(&mut host)?;
+    host.stop()
+}
+
+#[test]
+fn a_size_that_is_not_enforced_is_told() -> Result<()> {
+    let disk = Disk::new(300, &["mkfs.ext4", "-q"], "loop")?;
+    let mut host = Host::start(HostOptions { root: Some(disk.root.clone()), ..HostOptions::default() })?;
+    let told = host.apply("sh.toml", SPEC)?;
+    ensure!(told.contains("volume `acme/small` is not enforced: its ext4 counts no projects"), "{told}");
+    ensure!(told.contains("limits.disk of vps \"sh\" is not enforced"), "{told}");
+    host.run(&["start", "sh"])?;
+    let listed = host.run(&["volume", "ls"])?;
+    ensure!(listed.contains("16 MiB (not enforced)"), "{listed}");
+    let doctor = host.cli(&["doctor"])?;
+    ensure!(doctor.out.contains("sizes on disk") && doctor.out.contains("counts no projects"), "{doctor:?}");
+    host.stop()
+}
