@@ -57,6 +57,11 @@ keeper=$(systemctl show -p MainPID --value bailiwick)
 daemon=$(pgrep -P "$keeper" -f 'daemon' | head -n 1)
 kill -9 "$daemon"
 check "answers after SIGKILL of bailiwickd" says shop
+# Sizes: this kernel has project quotas. The system test is the proof; here that doctor finds them on such a file system.
+disk=/var/tmp/bailiwick-quota
+mkdir -p $disk/lib && truncate -s 300M $disk.img && mkfs.ext4 -q -O quota,project $disk.img && mount -o loop,prjquota $disk.img $disk/lib
+check "doctor finds project quotas" sh -c "/usr/lib/bailiwick/bailiwick --root $disk doctor | grep -q 'project quotas at'"
+umount $disk/lib && rm -r $disk $disk.img
 check "blog falls asleep" sleeps blog 60
 check "shop falls asleep" sleeps shop 60
 check "and is woken again" says blog
