@@ -29,7 +29,11 @@ ready   = { listen = 6379 }
 #[test]
 fn who_fills_the_disk_stands_still_and_the_others_go_on() -> Result<()> {
     let disk = Disk::new(600, &["mkfs.ext4", "-q", "-m", "0"], "loop")?;
-    let mut host = Host::start(HostOptions { root: Some(disk.root.clone()), ..HostOptions::default() })?;
+    let mut host = Host::start(HostOptions {
+        root: Some(disk.root.clone()),
+        config: "reserve = { disk = \"5%\" }".to_owned(),
+        ..HostOptions::default()
+    })?;
     host.apply("filler.toml", SPEC)?;
     host.apply("db.toml", NEIGHBOUR)?;
     host.run(&["start", "filler"])?;
