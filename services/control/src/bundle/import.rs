@@ -205,7 +205,7 @@ struct Target<'a> {
 impl Target<'_> {
     fn begin(&self, volume: VolumeName) -> Result<Filling, ApiError> {
         let name = self.volumes[&volume].clone();
-        let request = host::ImportVolume { tenant: self.tenant.clone(), name, owner: None, replace: false };
+        let request = host::ImportVolume { tenant: self.tenant.clone(), name, owner: None, replace: false, size: None };
         let (pipe, end) = transfer::import(&self.control.host, request)?;
         Ok(Filling { volume, pipe, end: tokio::spawn(end), digest: Sha256::new(), parts: 0 })
     }
