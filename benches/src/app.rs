@@ -6,7 +6,10 @@
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr, TcpStream},
-    os::unix::fs::{MetadataExt, lchown},
+    os::unix::{
+        fs::{MetadataExt, lchown},
+        process::CommandExt as _,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -93,7 +96,8 @@ impl Bare {
             let mut command = Command::new("chroot");
             command.arg(root).args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
             command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").envs(ENVIRONMENT);
-            command.spawn().context("chroot")
+            // apache2 ends its whole process group, which must not be ours.
+            command.process_group(0).spawn().context("chroot")
         };
         let both = [run(&self.db, &["mariadbd"])?, run(&self.site, &["apache2", "-D", "FOREGROUND"])?];
         let mut running = Running { start, both };
