@@ -162,6 +162,9 @@ pub struct VpsRow {
     pub address: Option<String>,
     /// First process as the host numbers it.
     pub pid: Option<i32>,
+    /// Whether it sleeps with all but its program in place, so that its next start takes less time.
+    #[serde(default)]
+    pub prepared: bool,
     /// Its last wake.
     pub last_wake: Option<LastWake>,
     /// What is wrong, when it failed: one line.

@@ -42,6 +42,7 @@ pub fn default_config() -> HostConfig {
             subnet6: "fd80:ba11::/96".parse().expect(word),
             resolvers: Vec::new(),
         },
+        pool: Pool { memory: 32 << 20 },
         ids: Ids { first: 1_048_576, blocks: 30_000, shims: 600_000 },
         cgroup: None,
         layers: None,
@@ -66,6 +67,9 @@ fn per_cent(text: &str) -> Option<u8> {
 pub struct HostConfig {
     /// What tenants never get.
     pub reserve: Reserve,
+    /// VPSs that are prepared for their next start.
+    #[serde(default)]
+    pub pool: Pool,
     /// Addresses of VPSs.
     pub network: NetworkConfig,
     /// Ids of VPSs: the first, and how many blocks of 65,536.
@@ -89,6 +93,13 @@ pub struct Reserve {
     pub memory: u64,
     /// Per cent of the disk.
     pub disk_percent: u8,
+}
+
+/// VPSs that are prepared for their next start: all but their programs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// Bytes of memory that they may take together; 0: none is prepared.
+    pub memory: u64,
 }
 
 /// Addresses of VPSs.

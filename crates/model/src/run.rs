@@ -67,6 +67,33 @@ pub struct RunSpec {
     pub stop: Stop,
 }
 
+impl RunSpec {
+    /// One with no command, which is ready at once, and nothing beyond the defaults.
+    pub fn empty(name: VpsName, root: Root) -> Self {
+        Self {
+            name,
+            hostname: None,
+            root,
+            command: Vec::new(),
+            env: BTreeMap::new(),
+            cwd: root_directory(),
+            user: root_user(),
+            files: BTreeMap::new(),
+            volumes: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            limits: Limits::default(),
+            link: None,
+            resolvers: Vec::new(),
+            search: None,
+            setuid: true,
+            nesting: false,
+            ready: Ready::Started,
+            ready_check: None,
+            stop: Stop::default(),
+        }
+    }
+}
+
 fn root_directory() -> String {
     "/".to_owned()
 }

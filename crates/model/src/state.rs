@@ -114,4 +114,7 @@ pub struct VpsStatus {
     /// CPU time used since this start, microseconds.
     #[serde(default)]
     pub cpu_us: Option<u64>,
+    /// Whether its next start has only its program to start.
+    #[serde(default)]
+    pub prepared: bool,
 }

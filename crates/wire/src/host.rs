@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use model::{
-    ExitStatus, HostConfig, ListenAddress, RunSpec, TenantName, VolumeName, VpsName, VpsStatus, run::WindowSize,
+    ExitStatus, HostConfig, LayerId, ListenAddress, RunSpec, TenantName, VolumeName, VpsName, VpsStatus,
+    run::{Link, WindowSize},
 };
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +23,41 @@ method! {
         tenant: TenantName,
         /// Ids it needs, a multiple of 65,536.
         ids: u32,
+        /// A spare that it is made of; when there is none of that number any more, it is made anew.
+        #[serde(default)]
+        spare: Option<u64>,
     } = "io.bailiwick.Host.Create" -> Empty
+}
+method! {
+    /// Does ahead, for a VPS that has no process, all of a start but its program: a `Start` with the same root, link,
+    /// volumes and nesting goes on from there. It stays down for everybody. Answers when that is done. Grant: `start`.
+    Prepare {
+        /// What is likely to be run.
+        run: RunSpec,
+    } = "io.bailiwick.Host.Prepare" -> Empty
+}
+method! {
+    /// Takes down what `Prepare` made. Grant: `start`.
+    Discard {
+        /// Which.
+        name: VpsName,
+    } = "io.bailiwick.Host.Discard" -> Empty
+}
+method! {
+    /// Makes a spare: a prepared VPS of one block of ids that is nobody's until a `Create` names it. Grant: `create`, on all.
+    MakeSpare {
+        /// Its layers, the lowest first.
+        layers: Vec<LayerId>,
+        /// Its link.
+        link: Link,
+    } = "io.bailiwick.Host.MakeSpare" -> SpareMade
+}
+method! {
+    /// Takes a spare down. Grant: `create`, on all.
+    DropSpare {
+        /// Which; none: all.
+        spare: Option<u64>,
+    } = "io.bailiwick.Host.DropSpare" -> Empty
 }
 method! {
     /// Starts a VPS that has no process; answers as soon as its shim has been spawned. `Events` says the rest.
@@ -187,6 +222,13 @@ method! {
 pub struct Started {
     /// The number of this run.
     pub run: u64,
+}
+
+/// Answer of `MakeSpare`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SpareMade {
+    /// Its number.
+    pub spare: u64,
 }
 
 /// Answer of `Volumes`.

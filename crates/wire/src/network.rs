@@ -1,6 +1,6 @@
 //! `io.bailiwick.Network`: what `control` asks of the network service.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use model::{TenantName, VpsName, run::Link};
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,22 @@ method! {
     Allocate {
         /// Which.
         name: VpsName,
+        /// An address from `Reserve` that it gets if it has none; when that is not reserved any more, it gets another one.
+        #[serde(default)]
+        reserved: Option<Ipv4Addr>,
     } = "io.bailiwick.Network.Allocate" -> Allocated
+}
+method! {
+    /// Addresses that are nobody's yet, for a spare. They are nobody else's until `Allocate` or `Unreserve` names them, or
+    /// this service ends.
+    Reserve {} = "io.bailiwick.Network.Reserve" -> Allocated
+}
+method! {
+    /// Gives reserved addresses back.
+    Unreserve {
+        /// Which; none: all.
+        address: Option<Ipv4Addr>,
+    } = "io.bailiwick.Network.Unreserve" -> Empty
 }
 method! {
     /// Gives a VPS's addresses back.

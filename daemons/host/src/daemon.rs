@@ -44,6 +44,8 @@ use crate::{
 /// Directories under `run` that are there while a host is.
 const DIRECTORIES: [(&str, u32); 4] = [("designated", 0o711), ("service", 0o700), ("stage", 0o700), ("vps", 0o700)];
 
+/// How long what a crash left may take to be gone.
+const LEFTOVER: Duration = Duration::from_secs(10);
 /// How long a daemon whose keeper died may take to stop its VPSs, before a new host on its root gives up.
 const PREDECESSOR: Duration = Duration::from_secs(30);
 
@@ -196,7 +198,10 @@ async fn start(
     }
     listen_as_before(&host);
     adopt(&host, shims)?;
-    remove_leftovers(&host).await;
+    let leftovers = kill_leftovers(&host);
+    // Who is needed again waits for them; nobody else does, since the kernel may take long for a mount's last writes.
+    let later = host.clone();
+    tokio::spawn(async move { remove_leftovers(&later, leftovers).await });
     serve_designated(&host)?;
     upgrade::listen(&host).context("making the socket of the host's root")?;
     host.resume_upgrade();
@@ -268,7 +273,7 @@ fn adopt(host: &Arc<Host>, shims: BTreeMap<String, OwnedFd>) -> anyhow::Result<(
             host.keeper.drop(&key);
             continue;
         };
-        let cgroup = host.cgroups.of(name.as_str());
+        let cgroup = host.cgroups.of(up.cgroup.as_deref().unwrap_or(name.as_str()));
         let step = if cgroup.is_frozen() { Step::Frozen } else { Step::of(&record.phase) };
         let socket = Arc::new(watch(socket)?);
         let up = Up { step, socket: socket.clone(), shim: None, cgroup, record: up, execs: [].into(), shim_version: 0 };
@@ -281,21 +286,33 @@ fn adopt(host: &Arc<Host>, shims: BTreeMap<String, OwnedFd>) -> anyhow::Result<(
     Ok(())
 }
 
-/// Ends what a crashed host left in cgroups of ours.
-async fn remove_leftovers(host: &Host) {
-    let names = host.cgroups.names();
-    for name in names {
-        let adopted = name.parse::<VpsName>().is_ok_and(|name| host.table().get(&name).is_ok_and(|v| v.up().is_some()));
-        if adopted {
-            continue;
-        }
+/// Kills what a crashed host, or what a crashed daemon had prepared, left in cgroups of ours. Their names and ids are nobody's
+/// until they have been removed.
+fn kill_leftovers(host: &Host) -> Vec<String> {
+    let mut leftovers = host.cgroups.names();
+    let mut table = host.table();
+    leftovers.retain(|name| {
+        let cgroup = host.cgroups.of(name);
+        !table.vps.values().any(|vps| vps.up().is_some_and(|up| up.cgroup == cgroup))
+    });
+    for name in &leftovers {
+        let _ = host.cgroups.of(name).kill();
+        table.mark_leftover(name);
+    }
+    leftovers
+}
+
+/// Waits until they are gone, and removes their cgroups.
+async fn remove_leftovers(host: &Host, leftovers: Vec<String>) {
+    for name in leftovers {
         let cgroup = host.cgroups.of(&name);
-        let _ = cgroup.kill();
-        await_cgroup(&cgroup, cgroup.ends(), Cgroup::is_empty, Duration::from_secs(5)).await;
+        await_cgroup(&cgroup, cgroup.ends(), Cgroup::is_empty, LEFTOVER).await;
         match cgroup.remove() {
             Ok(()) => info!(name, "removed a leftover cgroup"),
             Err(error) => warn!(error = error.explain(), "a leftover cgroup stays"),
         }
+        host.table().forget_leftover(&name);
+        host.taken_down.notify_waiters();
     }
 }
 
@@ -348,7 +365,7 @@ fn notify_ready() {
 
 /// Removes all that a host has while it runs.
 async fn leave_nothing(host: &Host) {
-    remove_leftovers(host).await;
+    remove_leftovers(host, kill_leftovers(host)).await;
     remove_uplink(&host.paths).await;
     if let Err(error) = host.cgroups.remove() {
         warn!(error = error.explain(), "a cgroup stays");

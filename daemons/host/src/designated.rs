@@ -112,25 +112,17 @@ impl Host {
         let command = ["/bailiwick", "serve"].map(str::to_owned).into_iter().chain(services()).collect();
         let filter = std::env::var("BAILIWICK_LOG").ok().map(|filter| ("BAILIWICK_LOG".to_owned(), filter));
         let run = RunSpec {
-            name: name.clone(),
-            hostname: None,
-            root: Root::Bare,
             command,
             env: filter.into_iter().collect(),
-            cwd: "/".to_owned(),
-            user: "root".to_owned(),
-            files: [].into(),
-            volumes: [].into(),
-            secrets: [].into(),
             limits: designated.limits.clone(),
             link: self.link(name, designated)?,
             resolvers: self.config.network.resolvers.clone(),
-            search: None,
             setuid: designated.userland,
             nesting: designated.userland,
             ready: Ready::Notify,
             ready_check: None,
             stop: Stop { signal: 15, grace_ms: GRACE_MS },
+            ..RunSpec::empty(name.clone(), Root::Bare)
         };
         let binds = self.binds(name, designated).map_err(unavailable)?;
         Ok(Launch { run, binds, listeners, secrets: None, network })
@@ -208,6 +200,7 @@ impl Host {
         loop {
             let changes = self.events.follow();
             let begun = Instant::now();
+            self.await_gone(&name).await;
             if self.table().get(&name).is_ok_and(|vps| vps.up().is_none()) {
                 let started = self.launch(&name, &designated).and_then(|launch| self.start(launch));
                 match started {

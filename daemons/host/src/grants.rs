@@ -51,6 +51,14 @@ impl Grants {
         Err(Fault::denied(format!("no grant to connect to service \"{service}\"; host.toml gives grants")))
     }
 
+    /// Whether `verb` is granted on all VPSs, or the refusal.
+    pub fn check_all(&self, verb: Verb) -> Result<(), Fault> {
+        if self.0.iter().any(|grant| grant.verbs.contains(&verb) && grant.selector == Selector::All) {
+            return Ok(());
+        }
+        Err(Fault::denied(format!("no grant for `{}` on all VPSs; host.toml gives grants", word(verb))))
+    }
+
     /// Whether `verb` is granted at all, or the refusal.
     pub fn check_any(&self, verb: Verb) -> Result<(), Fault> {
         if self.holds(verb) {

@@ -61,6 +61,8 @@ pub struct Host {
     pub moving: Mutex<BTreeSet<(TenantName, VolumeName)>>,
     /// Listening sockets by the keeper's name for them: `listen/…`, `service/…`, `host/…`, `api`.
     pub sockets: Mutex<BTreeMap<String, OwnedFd>>,
+    /// Told whenever something prepared is gone.
+    pub taken_down: tokio::sync::Notify,
     table: Mutex<Table>,
     exec_id: AtomicU64,
 }
@@ -112,6 +114,7 @@ impl Host {
             layer_maps: Mutex::new(BTreeMap::new()),
             moving: Mutex::default(),
             sockets: Mutex::new(sockets),
+            taken_down: tokio::sync::Notify::new(),
             table: Mutex::new(table),
             // Ids of programs that an earlier daemon started must not be met again.
             exec_id: AtomicU64::new(crate::table::now_ms() << 16),

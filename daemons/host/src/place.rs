@@ -129,7 +129,13 @@ impl Place {
 
     /// Makes a VPS's directory.
     pub fn create(&self, name: &VpsName, allocation: &Allocation) -> io::Result<()> {
-        let new = self.vps_root().join(format!("{NEW}{name}"));
+        let new = self.make_new(name.as_str(), allocation)?;
+        fs::rename(&new, self.vps(name))
+    }
+
+    /// Makes the directory of a VPS that is not there yet; `label` is nobody else's.
+    pub fn make_new(&self, label: &str, allocation: &Allocation) -> io::Result<PathBuf> {
+        let new = self.vps_root().join(format!("{NEW}{label}"));
         let _ = fs::remove_dir_all(&new);
         let (root, shim) = (allocation.range(&self.ids).first, allocation.shim(&self.ids));
         make(&new, 0o700, 0)?;
@@ -138,7 +144,19 @@ impl Place {
         make(&new.join("state/work"), 0o700, root)?;
         make(&new.join("log"), 0o700, shim)?;
         fs::write(new.join("ids"), serde_json::to_vec(allocation)?)?;
+        Ok(new)
+    }
+
+    /// Has what `make_new` made be the VPS `name`, which is whose `allocation` says.
+    pub fn adopt_new(&self, label: &str, name: &VpsName, allocation: &Allocation) -> io::Result<()> {
+        let new = self.vps_root().join(format!("{NEW}{label}"));
+        fs::write(new.join("ids"), serde_json::to_vec(allocation)?)?;
         fs::rename(&new, self.vps(name))
+    }
+
+    /// Removes what `make_new` made.
+    pub fn forget_new(&self, label: &str) {
+        let _ = isolation::remove_tree(&self.vps_root().join(format!("{NEW}{label}")));
     }
 
     /// Takes a VPS's directory away at once; its files go in a child process.

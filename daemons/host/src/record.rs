@@ -36,6 +36,9 @@ pub struct UpRecord {
     pub grace_ms: u64,
     /// The outer end of its link.
     pub link: Option<String>,
+    /// Its cgroup, where that is not its name: it was a spare.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
     /// Whether it was asked to end.
     pub asked: bool,
     /// Its first process, once there is one.

@@ -11,8 +11,9 @@ use tracing::{debug, warn};
 use wire::{
     Connection, Fault, Method, Peer, Replier, Request, host,
     host::{
-        Config, Connect, Create, Delete, DeleteVolume, Disk, Events, Exec, ExportVolume, Freeze, ImportVolume, List,
-        Listen, Listening, Logs, Narrow, Start, Statuses, Stop, Thaw, Unlisten, Volumes,
+        Config, Connect, Create, Delete, DeleteVolume, Discard, Disk, DropSpare, Events, Exec, ExportVolume, Freeze,
+        ImportVolume, List, Listen, Listening, Logs, MakeSpare, Narrow, Prepare, Start, Statuses, Stop, Thaw, Unlisten,
+        Volumes,
     },
     varlink::{Empty, MAX_REQUEST, Service, serve_connection},
 };
@@ -101,7 +102,7 @@ impl Capability {
     }
 
     fn create(&self, create: Create) -> Result<(), Fault> {
-        let Create { name, tenant, ids } = create;
+        let Create { name, tenant, ids, spare } = create;
         self.grants.check(Verb::Create, &name, Some(&tenant))?;
         let blocks = blocks(ids)?;
         let mut table = self.host.table();
@@ -110,6 +111,13 @@ impl Capability {
                 return Ok(());
             }
             return Err(Fault::new(ErrorKind::Conflict, format!("vps \"{name}\" is there already, another one")));
+        }
+        if let Some(number) = spare.filter(|_| blocks == 1)
+            && let Some(vps) = self.host.adopt_spare(&mut table.spares, number, &name, &tenant)?
+        {
+            self.host.changed(&name, &vps);
+            table.vps.insert(name, vps);
+            return Ok(());
         }
         let Some(allocation) = table.allocate(&self.host.config, blocks, Some(tenant)) else {
             let message =
@@ -124,20 +132,26 @@ impl Capability {
         Ok(())
     }
 
-    fn start(&self, start: Start, fds: Vec<OwnedFd>) -> Result<host::Started, Fault> {
-        self.check(Verb::Start, &start.run.name)?;
-        if self.host.config.designated.contains_key(&start.run.name) {
-            let message = format!("vps \"{}\" is a designated VPS; the host starts it", start.run.name);
+    async fn start(&self, start: Start, fds: Vec<OwnedFd>) -> Result<host::Started, Fault> {
+        let launch = self.launch(start.run)?;
+        let launch = Launch { secrets: secrets(&launch.run, fds)?, ..launch };
+        self.host.make_way(&launch).await?;
+        Ok(host::Started { run: self.host.start(launch)? })
+    }
+
+    /// What `run` becomes, if it may be started.
+    fn launch(&self, run: RunSpec) -> Result<Launch, Fault> {
+        self.check(Verb::Start, &run.name)?;
+        if self.host.config.designated.contains_key(&run.name) {
+            let message = format!("vps \"{}\" is a designated VPS; the host starts it", run.name);
             return Err(Fault::new(ErrorKind::Conflict, message));
         }
-        let lacking = |fault: Fault| Fault::new(fault.kind, format!("vps \"{}\": {}", start.run.name, fault.message));
+        let lacking = |fault: Fault| Fault::new(fault.kind, format!("vps \"{}\": {}", run.name, fault.message));
         self.host.check_room().map_err(lacking)?;
-        let binds = self.volumes(&start.run)?;
-        let state = self.host.place.vps(&start.run.name).join("state");
-        self.host.place.limit(&state, start.run.limits.disk);
-        let secrets = secrets(&start.run, fds)?;
-        let launch = Launch { run: start.run, binds, listeners: Vec::new(), secrets, network: Network::Own };
-        Ok(host::Started { run: self.host.start(launch)? })
+        let binds = self.volumes(&run)?;
+        let state = self.host.place.vps(&run.name).join("state");
+        self.host.place.limit(&state, run.limits.disk);
+        Ok(Launch { run, binds, listeners: Vec::new(), secrets: None, network: Network::Own })
     }
 
     async fn events(&self, more: bool, replier: &mut Replier<'_>) -> Result<(), Fault> {
@@ -200,8 +214,33 @@ impl Service for Capability {
             }
             Start::NAME => {
                 let start = request.parse()?;
-                let started = self.start(start, request.fds)?;
+                let started = self.start(start, request.fds).await?;
                 replier.done::<Start>(&started, &[]).await?;
+            }
+            Prepare::NAME => {
+                let launch = self.launch(request.parse::<Prepare>()?.run)?;
+                self.host.prepare(launch).await?;
+                replier.done::<Prepare>(&empty, &[]).await?;
+            }
+            Discard::NAME => {
+                let Discard { name } = request.parse()?;
+                self.check(Verb::Start, &name)?;
+                self.host.discard(&name).await;
+                replier.done::<Discard>(&empty, &[]).await?;
+            }
+            MakeSpare::NAME => {
+                let MakeSpare { layers, link } = request.parse()?;
+                self.grants.check_all(Verb::Create)?;
+                let spare = self.host.make_spare(layers, link).await?;
+                replier.done::<MakeSpare>(&host::SpareMade { spare }, &[]).await?;
+            }
+            DropSpare::NAME => {
+                self.grants.check_all(Verb::Create)?;
+                match request.parse::<DropSpare>()?.spare {
+                    Some(number) => drop(self.host.drop_spare(number).await),
+                    None => self.host.drop_spares().await,
+                }
+                replier.done::<DropSpare>(&empty, &[]).await?;
             }
             Stop::NAME => {
                 let Stop { name, grace_ms } = request.parse()?;
@@ -224,7 +263,7 @@ impl Service for Capability {
             Delete::NAME => {
                 let Delete { name } = request.parse()?;
                 self.check(Verb::Delete, &name)?;
-                self.host.delete(&name)?;
+                self.host.delete(&name).await?;
                 replier.done::<Delete>(&empty, &[]).await?;
             }
             Volumes::NAME => {

@@ -52,7 +52,7 @@ pub async fn attend(host: Arc<Host>, name: VpsName, run: u64, socket: ShimSocket
     host.finish(&name, run, said).await;
 }
 
-async fn receive(socket: &ShimSocket) -> io::Result<Option<FromShim>> {
+pub async fn receive(socket: &ShimSocket) -> io::Result<Option<FromShim>> {
     loop {
         let mut guard = socket.readable().await?;
         match guard.try_io(|socket| recv::<FromShim>(socket.as_fd())) {

@@ -25,7 +25,7 @@ use wire::{
 
 use crate::{
     host::{Host, Pinned, lock},
-    life::{Life, Step, Up},
+    life::{Life, ShimSocket, Step, Up},
     record::UpRecord,
     shim::attend,
     table::now_ms,
@@ -50,6 +50,46 @@ pub struct Launch {
     pub network: Network,
 }
 
+impl Launch {
+    /// The outer end of its link.
+    pub fn link(&self) -> Option<&str> {
+        self.run.link.as_ref().map(|link| link.name.as_str())
+    }
+}
+
+/// Where a VPS is built.
+#[derive(Debug)]
+pub(crate) struct Site {
+    /// Its cgroup's name.
+    pub label: String,
+    /// Its directory.
+    pub directory: PathBuf,
+    /// Its ids.
+    pub range: IdRange,
+    /// The uid of its shim.
+    pub shim: u32,
+}
+
+/// What a shim is told first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Opening {
+    /// To build and run.
+    Start,
+    /// To build all but the program.
+    Prepare,
+}
+
+/// What was built.
+#[derive(Debug)]
+pub(crate) struct Built {
+    /// The shim's socket.
+    pub socket: ShimSocket,
+    /// Readable once the shim has ended.
+    pub shim: AsyncFd<OwnedFd>,
+    /// The cgroup.
+    pub cgroup: Cgroup,
+}
+
 /// Which network namespace a VPS gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Network {
@@ -68,7 +108,7 @@ impl From<HostError> for StartError {
 }
 
 /// Why a start failed, for a person.
-struct StartError(String);
+pub(crate) struct StartError(pub String);
 
 impl From<std::io::Error> for StartError {
     fn from(error: std::io::Error) -> Self {
@@ -90,21 +130,23 @@ impl Host {
         if self.is_stopping() {
             return Err(Fault::new(ErrorKind::Unavailable, "the host is being stopped"));
         }
-        let (range, shim) = self.startable(&launch)?;
+        let site = self.startable(&launch)?;
         let failed = |error: StartError| Fault::new(ErrorKind::Failed, format!("vps \"{name}\": {}", error.0));
         let run = self.place.next_run(&name).map_err(|e| failed(e.into()))?;
-        let record = UpRecord {
-            begun_ms,
-            grace_ms: launch.run.stop.grace_ms,
-            link: launch.run.link.as_ref().map(|link| link.name.clone()),
-            asked: false,
-            pid: None,
-            volumes: launch.run.volumes.keys().cloned().collect(),
+        let prepared = self.table().get_mut(&name)?.prepared.take();
+        let (grace_ms, link) = (launch.run.stop.grace_ms, launch.link().map(str::to_owned));
+        let volumes = launch.run.volumes.keys().cloned().collect();
+        let built = match prepared {
+            Some(prepared) => self.go_on(prepared, launch.run, launch.secrets),
+            None => self.build(launch, &site, Opening::Start),
         };
-        let (socket, shim, cgroup) = self.build(launch, range, shim).map_err(|error| {
-            self.unbuild(&name, record.link.as_deref());
+        let Built { socket, shim, cgroup } = built.map_err(|error| {
+            self.unbuild(&site.label, link.as_deref());
             failed(error)
         })?;
+        self.keeper.keep(&format!("shim/{name}"), socket.get_ref()).map_err(|error| failed(error.into()))?;
+        let label = cgroup.name().filter(|label| *label != name.as_str()).map(str::to_owned);
+        let record = UpRecord { begun_ms, grace_ms, link, cgroup: label, asked: false, pid: None, volumes };
         {
             let mut table = self.table();
             let vps = table.get_mut(&name)?;
@@ -127,13 +169,16 @@ impl Host {
         Ok(run)
     }
 
-    /// Its ids and its shim's uid, if it may be started like that now.
-    fn startable(&self, launch: &Launch) -> Result<(IdRange, u32), Fault> {
+    /// Where it is built, if it may be started like that now.
+    pub(crate) fn startable(&self, launch: &Launch) -> Result<Site, Fault> {
         let name = &launch.run.name;
         let table = self.table();
         let vps = table.get(name)?;
         if vps.up().is_some() {
             return Err(Fault::new(ErrorKind::Conflict, format!("vps \"{name}\" is up already (run {})", vps.run)));
+        }
+        if vps.going {
+            return Err(Fault::new(ErrorKind::Unavailable, format!("vps \"{name}\" is not quite down yet")));
         }
         if let Root::Layers(layers) = &launch.run.root
             && layers.len() > LAYERS
@@ -142,17 +187,18 @@ impl Host {
         }
         if let Some(link) = &launch.run.link {
             self.check_link(link, vps.designated)?;
-            let same = |up: &Up| up.record.link.as_ref() == Some(&link.name);
-            if let Some((other, _)) = table.vps.iter().find(|(_, vps)| vps.up().is_some_and(same)) {
-                let message = format!("vps \"{name}\": address {} is in use by vps \"{other}\"", link.address);
-                return Err(Fault::new(ErrorKind::Conflict, message));
-            }
+            table.check_free(link, Some(name))?;
         }
-        Ok((vps.allocation.range(&self.config.ids), vps.allocation.shim(&self.config.ids)))
+        Ok(Site {
+            label: name.as_str().to_owned(),
+            directory: self.place.vps(name),
+            range: vps.allocation.range(&self.config.ids),
+            shim: vps.allocation.shim(&self.config.ids),
+        })
     }
 
     /// A link is within the subnet, is named after its address, and takes none of the designated VPSs' addresses.
-    fn check_link(&self, link: &Link, designated: bool) -> Result<(), Fault> {
+    pub(crate) fn check_link(&self, link: &Link, designated: bool) -> Result<(), Fault> {
         let network = &self.config.network;
         let prefix = network.subnet6.addr();
         let expected = Link::new(link.address, Link::address6_for(prefix, link.address));
@@ -167,14 +213,10 @@ impl Host {
     }
 
     /// The steps. Children make the namespaces and the shim's mounts while this makes the rest.
-    fn build(
-        &self,
-        launch: Launch,
-        range: IdRange,
-        shim: u32,
-    ) -> Result<(crate::life::ShimSocket, AsyncFd<OwnedFd>, Cgroup), StartError> {
+    pub(crate) fn build(&self, launch: Launch, site: &Site, opening: Opening) -> Result<Built, StartError> {
         let Launch { run, binds, listeners, secrets, network } = launch;
-        let directory = self.place.vps(&run.name);
+        let Site { label, directory, range, shim } = site;
+        let (range, shim) = (*range, *shim);
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         rustix::io::ioctl_fionbio(&ours, true)?;
         let pending = match network {
@@ -188,7 +230,7 @@ impl Host {
         };
         let mapped = !layers.is_empty() || binds.iter().any(|bind| bind.layer_map);
         let map = if mapped { Some(self.layer_map(range.first)?) } else { None };
-        let cgroup = self.cgroups.create(run.name.as_str(), &run.limits, shim)?;
+        let cgroup = self.cgroups.create(label, &run.limits, shim)?;
         let shim_cgroup = cgroup.shim_directory()?;
         let start = ShimStart {
             binary: self.shim.as_fd(),
@@ -237,16 +279,17 @@ impl Host {
             directory: bind.source.is_dir(),
             volume: bind.volume,
         };
-        let name = run.name.clone();
-        let binds = binds.iter().map(seen).collect();
-        let message = ToShim::Start { version: VERSION, run: Box::new(run), fds: descriptors, binds };
+        let (run, fds_of, binds) = (Box::new(run), descriptors, binds.iter().map(seen).collect());
+        let message = match opening {
+            Opening::Start => ToShim::Start { version: VERSION, run, fds: fds_of, binds },
+            Opening::Prepare => ToShim::Prepare { version: VERSION, run, fds: fds_of, binds },
+        };
         match wire::shim::send(ours.as_fd(), &message, &fds) {
             // It ended already; why is in the socket, and is heard like the end of any run.
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
             sent => sent?,
         }
-        self.keeper.keep(&format!("shim/{name}"), &ours)?;
-        Ok((Arc::new(watch(ours)?), watch(child.pidfd)?, cgroup))
+        Ok(Built { socket: Arc::new(watch(ours)?), shim: watch(child.pidfd)?, cgroup })
     }
 
     /// The network VPS's namespaces: made once, then joined.
@@ -290,8 +333,8 @@ impl Host {
     }
 
     /// Takes away what a failed start has made.
-    fn unbuild(&self, name: &model::VpsName, link: Option<&str>) {
-        let cgroup = self.cgroups.of(name.as_str());
+    pub(crate) fn unbuild(&self, label: &str, link: Option<&str>) {
+        let cgroup = self.cgroups.of(label);
         let _ = cgroup.kill().and_then(|()| cgroup.remove());
         if let (Some(link), Some(pinned)) = (link, lock(&self.pinned).as_mut()) {
             let _ = pinned.linker.delete(link);

@@ -122,14 +122,15 @@ impl Host {
     }
 
     /// Removes a VPS that is down.
-    pub fn delete(&self, name: &VpsName) -> Result<(), Fault> {
+    pub async fn delete(&self, name: &VpsName) -> Result<(), Fault> {
+        self.discard(name).await;
         let mut table = self.table();
         let vps = table.get(name)?;
         if vps.designated {
             let message = format!("vps \"{name}\" is a designated VPS; it goes when host.toml does not name it");
             return Err(Fault::new(ErrorKind::Conflict, message));
         }
-        if vps.up().is_some() {
+        if vps.up().is_some() || vps.prepared.is_some() || vps.going {
             return Err(Fault::new(ErrorKind::Conflict, format!("vps \"{name}\" is up; stop it first")));
         }
         let removed = self.place.delete(name);
@@ -145,6 +146,7 @@ impl Host {
     /// Stops all VPSs, servers first: their links and routes are needed until they have ended.
     pub async fn stop_all(self: &Arc<Self>) {
         self.stopping.store(true, Ordering::Relaxed);
+        self.discard_all().await;
         for designated in [false, true] {
             let changes = self.events.follow();
             let names: Vec<_> = {

@@ -5,13 +5,15 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use model::{HostConfig, Phase, TenantName, VpsName, VpsStatus};
+use model::{HostConfig, Phase, TenantName, VpsName, VpsStatus, api::ErrorKind, run::Link};
 use wire::{Fault, admin::Programs};
 
 use crate::{
     ids::{Allocation, lowest_free},
     life::{Life, Up},
+    prepared::{Prepared, spare_number},
     record::Record,
+    spares::Spare,
 };
 
 /// Unix time in milliseconds.
@@ -36,12 +38,26 @@ pub struct Vps {
     pub start_ms: Option<u64>,
     /// What a designated VPS runs, or is to run next; none: what the daemon is of.
     pub programs: Option<Programs>,
+    /// While it is down: what its next start can go on from.
+    pub prepared: Option<Prepared>,
+    /// Whether what was prepared is being taken down.
+    pub going: bool,
 }
 
 impl Vps {
     /// One that is down.
     pub fn new(allocation: Allocation, designated: bool, run: u64) -> Self {
-        Self { allocation, designated, life: Life::Down(None), run, since_ms: now_ms(), start_ms: None, programs: None }
+        Self {
+            allocation,
+            designated,
+            life: Life::Down(None),
+            run,
+            since_ms: now_ms(),
+            start_ms: None,
+            prepared: None,
+            going: false,
+            programs: None,
+        }
     }
 
     /// Whose it is.
@@ -99,6 +115,7 @@ impl Vps {
             memory: usage.memory,
             processes: usage.processes,
             cpu_us: usage.cpu_us,
+            prepared: self.prepared.as_ref().is_some_and(|prepared| prepared.framed),
         }
     }
 }
@@ -108,6 +125,8 @@ impl Vps {
 pub struct Table {
     /// By name.
     pub vps: BTreeMap<VpsName, Vps>,
+    /// Those that are nobody's yet, by number.
+    pub spares: BTreeMap<u64, Spare>,
 }
 
 impl Table {
@@ -126,9 +145,61 @@ impl Table {
         self.vps.get_mut(name).filter(|vps| vps.run == run && vps.up().is_some())
     }
 
+    /// Whether a link is nobody's but `own`'s, or the refusal.
+    pub fn check_free(&self, link: &Link, own: Option<&VpsName>) -> Result<(), Fault> {
+        let up = |vps: &Vps| vps.up().is_some_and(|up| up.record.link.as_ref() == Some(&link.name));
+        let prepared = |prepared: &Option<Prepared>| prepared.as_ref().is_some_and(|p| p.link() == Some(&link.name));
+        let other = |name: &VpsName, vps: &Vps| up(vps) || (own != Some(name) && prepared(&vps.prepared));
+        let conflict = |whose: String| {
+            let message = format!("address {} is in use by {whose}", link.address);
+            Err(Fault::new(ErrorKind::Conflict, own.map_or(message.clone(), |own| format!("vps \"{own}\": {message}"))))
+        };
+        if let Some((name, _)) = self.vps.iter().find(|(name, vps)| other(name, vps)) {
+            return conflict(format!("vps \"{name}\""));
+        }
+        match self.spare_with(&link.name) {
+            Some(number) => conflict(format!("spare {number}")),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes that a cgroup of this name, with the processes in it, is on its way out.
+    pub fn mark_leftover(&mut self, cgroup: &str) {
+        if let Some(vps) = self.owner_mut(cgroup) {
+            vps.going = true;
+        } else if let Some(number) = spare_number(cgroup) {
+            let allocation = Allocation { first: number, blocks: 1, tenant: None };
+            self.spares.insert(number.into(), Spare { allocation, prepared: None });
+        }
+    }
+
+    /// Notes that it is gone.
+    pub fn forget_leftover(&mut self, cgroup: &str) {
+        if let Some(vps) = self.owner_mut(cgroup) {
+            vps.going = false;
+        } else if let Some(number) = spare_number(cgroup) {
+            self.spares.remove(&number.into());
+        }
+    }
+
+    /// The VPS whose cgroup has this name: its own, or that of the spare it was.
+    fn owner_mut(&mut self, cgroup: &str) -> Option<&mut Vps> {
+        match spare_number(cgroup) {
+            Some(number) => self.vps.values_mut().find(|vps| vps.allocation.first == number),
+            None => self.vps.get_mut(&cgroup.parse::<VpsName>().ok()?),
+        }
+    }
+
+    /// The spare that has the link of this name.
+    pub fn spare_with(&self, link: &str) -> Option<u64> {
+        let has = |spare: &Spare| spare.prepared.as_ref().and_then(Prepared::link) == Some(link);
+        self.spares.iter().find(|(_, spare)| has(spare)).map(|(number, _)| *number)
+    }
+
     /// Free ids for a VPS.
     pub fn allocate(&self, config: &HostConfig, blocks: u32, tenant: Option<TenantName>) -> Option<Allocation> {
-        let taken = self.vps.values().map(|vps| (vps.allocation.first, vps.allocation.blocks));
+        let spares = self.spares.values().map(|spare| &spare.allocation);
+        let taken = self.vps.values().map(|vps| &vps.allocation).chain(spares).map(|a| (a.first, a.blocks));
         let first = lowest_free(taken, blocks, config.ids.blocks)?;
         Some(Allocation { first, blocks, tenant })
     }

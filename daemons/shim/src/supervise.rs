@@ -245,6 +245,7 @@ impl Supervisor {
         }
         self.check = Check::of(&run);
         (self.ready, self.stop_signal) = (run.ready.clone(), run.stop.signal);
+        self.check = Check::of(&run);
         self.enter(ShimState::Building);
         if let Err(error) = self.ask(&ToInit::Go { run }, fds) {
             self.not_started.get_or_insert(format!("init of the prepared VPS takes no requests: {error}"));

@@ -50,6 +50,7 @@ async fn finish(control: Arc<Control>, vps: Arc<Vps>, by: String) {
         tokio::time::sleep(PAUSE).await;
     }
     vps.end().await;
+    control.pool.gone(&vps.name);
     control.routes.forget(&vps.name);
     control.history.forget(&vps.name);
     control.deleting().remove(&vps.name);

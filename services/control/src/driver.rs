@@ -23,7 +23,7 @@ use crate::{
     clock::{now_ms, unix_ms},
     inbox::Inbox,
     launch,
-    life::{Action, ENDED, Input, Life, Reach, Rules, Step},
+    life::{ASLEEP, Action, ENDED, Input, Life, Reach, Rules, Step},
     shared::Control,
     store::Wakes,
 };
@@ -213,6 +213,7 @@ impl Driver {
     fn carry_out(&mut self, action: Action) {
         match action {
             Action::Launch(number) => {
+                self.control.pool.starts(&self.vps.name);
                 abort(self.stopper.take());
                 abort(self.launcher.take());
                 let task = launch::launch(self.control.clone(), self.vps.clone(), number);
@@ -248,6 +249,9 @@ impl Driver {
             }
             Action::Woken { took_ms, by } => self.woken(took_ms, by),
             Action::Record { what, detail, actor } => {
+                if what == ASLEEP {
+                    self.control.pool.sleeps(&self.vps.name);
+                }
                 self.control.history.record(Some(&self.vps.name), what, detail, actor);
             }
         }

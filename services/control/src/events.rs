@@ -58,6 +58,7 @@ async fn open(control: &Arc<Control>) -> ReplyStream<Events> {
 async fn snapshot(control: &Arc<Control>, statuses: Statuses) {
     let (designated, mut tenants): (Vec<_>, Vec<_>) = statuses.vps.into_iter().partition(|status| status.designated);
     *control.designated() = by_name(designated);
+    control.pool.found(tenants.iter().filter(|status| status.prepared).map(|status| status.name.clone()));
     let there: Vec<_> = control.all().values().chain(control.deleting().values()).cloned().collect();
     for vps in there {
         let found = tenants.iter().position(|status| status.name == vps.name);

@@ -10,6 +10,7 @@ use crate::{
     driver::Vps,
     images,
     life::{Failure, Input},
+    pool,
     run_spec::run_spec,
     secrets::SecretError,
     shared::Control,
@@ -56,8 +57,9 @@ pub async fn attach_found(control: Arc<Control>, vps: Arc<Vps>, number: u64) {
 
 /// Does ahead what the first start would have to wait for. Its failure shows at that start.
 pub async fn prepare(control: Arc<Control>, vps: Arc<Vps>) {
-    if let Err(fault) = place(&control, &vps, AHEAD).await {
-        tracing::warn!(vps = %vps.name, %fault, "its place could not be prepared yet");
+    match place(&control, &vps, AHEAD).await {
+        Ok(_) => control.pool.sleeps(&vps.name),
+        Err(fault) => tracing::warn!(vps = %vps.name, %fault, "its place could not be prepared yet"),
     }
 }
 
@@ -80,7 +82,7 @@ pub async fn show_clients(control: &Control, vps: &Vps, new: &VpsSpec) -> Result
 }
 
 /// The VPS's addresses and its place on the host: asked for once, then remembered.
-async fn place(control: &Arc<Control>, vps: &Arc<Vps>, limit: Duration) -> Result<Link, Fault> {
+pub async fn place(control: &Arc<Control>, vps: &Arc<Vps>, limit: Duration) -> Result<Link, Fault> {
     let mut place = vps.place.lock().await;
     if let Some(link) = &*place {
         return Ok(link.clone());
@@ -91,13 +93,21 @@ async fn place(control: &Arc<Control>, vps: &Arc<Vps>, limit: Duration) -> Resul
     }
     let spec = vps.spec();
     let name = &vps.name;
-    let create = host::Create { name: name.clone(), tenant: spec.tenant.clone(), ids: spec.ids };
-    let allocate = network::Allocate { name: name.clone() };
+    let spare = control.pool.take_spare(&spec);
+    let (number, reserved) = spare.as_ref().map(|spare| (spare.number, spare.link.address)).unzip();
+    let create = host::Create { name: name.clone(), tenant: spec.tenant.clone(), ids: spec.ids, spare: number };
+    let allocate = network::Allocate { name: name.clone(), reserved };
     let asked = futures_util::future::try_join(
         insist(&control.host, &create, limit),
         insist(&control.network, &allocate, limit),
     );
-    let (_, network::Allocated { link }) = asked.await?;
+    let asked = asked.await;
+    if let (Err(_), Some(spare)) = (&asked, spare) {
+        // What of it was taken stays taken.
+        let control = control.clone();
+        tokio::spawn(async move { pool::drop_spare(&control, &spare).await });
+    }
+    let (_, network::Allocated { link }) = asked?;
     *place = Some(link.clone());
     vps.set_link(Some(link.clone()));
     if control.routes.is_in_a_rule(name) {
@@ -125,7 +135,7 @@ async fn start(control: &Arc<Control>, vps: &Arc<Vps>, link: &Link, limit: Durat
     let mut answer = insist_with(&control.host, &start, &fds, limit).await;
     if matches!(&answer, Err(fault) if fault.kind == ErrorKind::NotFound) {
         // What is remembered is not so any more: the host lost its place.
-        let create = host::Create { name: vps.name.clone(), tenant: spec.tenant.clone(), ids: spec.ids };
+        let create = host::Create { name: vps.name.clone(), tenant: spec.tenant.clone(), ids: spec.ids, spare: None };
         answer = match insist(&control.host, &create, limit).await {
             Ok(_) => insist_with(&control.host, &start, &fds, limit).await,
             Err(fault) => Err(fault),

@@ -27,6 +27,7 @@ mod locate;
 mod logs;
 mod machine;
 mod neighbours;
+mod pool;
 mod routes;
 mod run_spec;
 mod secrets;
@@ -57,6 +58,7 @@ pub async fn run(context: service::Context) -> anyhow::Result<()> {
     tokio::spawn(images::watch(control.clone()));
     tokio::spawn(disk::watch(control.clone()));
     tokio::spawn(neighbours::tell(control.clone()));
+    tokio::spawn(pool::keep(control.clone()));
     let api = api::serve(context.listener("api")?, control.clone());
     context.ready();
     let varlink = context.serve(Arc::new(varlink::Server::new(control)));

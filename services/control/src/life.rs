@@ -38,6 +38,9 @@ const HELD_MS: u64 = 10_000;
 /// Why a VPS sleeps whose program had nothing left to do.
 pub const ENDED: &str = "its program ended: exit 0";
 
+/// The word for a VPS that fell asleep.
+pub const ASLEEP: &str = "asleep";
+
 /// What of a spec the machine needs. A change counts at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
@@ -437,7 +440,7 @@ impl Life {
 
     fn sleep(&mut self, now: u64, because: impl Into<String>) {
         let because = because.into();
-        self.record("asleep", because.clone(), "");
+        self.record(ASLEEP, because.clone(), "");
         self.set(now, State::Asleep, because);
     }
 

@@ -18,6 +18,7 @@ use crate::{
     images::Images,
     machine::Machine,
     neighbours::{Telling, doors, rules},
+    pool::Pool,
     routes::{Routes, table},
     secrets::Secrets,
     store::{Store, Stored, Wakes},
@@ -66,6 +67,8 @@ pub struct Control {
     pub images: Images,
     /// Secrets that are set.
     pub secrets: Secrets,
+    /// What is prepared ahead.
+    pub pool: Pool,
     /// What the machine has.
     pub machine: Machine,
     /// Held by who changes desired state: one at a time.
@@ -104,6 +107,7 @@ impl Control {
             gateway,
             apps,
             machine: Machine::read(&config).context("reading the machine's size")?,
+            pool: Pool::new(config.pool.memory),
             config,
             telling: Telling::default(),
             history: History::default(),

@@ -58,6 +58,7 @@ impl Played {
             memory: None,
             processes: None,
             cpu_us: None,
+            prepared: false,
         };
         all.insert(name.clone(), status);
         self.changed.send_replace(());

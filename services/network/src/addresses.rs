@@ -60,6 +60,8 @@ pub struct AddressBook {
     prefix6: Ipv6Addr,
     first: u32,
     book: Book,
+    /// Held for spares; not on disk, since spares end with the host.
+    reserved: BTreeSet<Ipv4Addr>,
 }
 
 impl AddressBook {
@@ -73,7 +75,7 @@ impl AddressBook {
             Err(source) => return Err(AddressError::File { path: path.display().to_string(), source }),
         };
         let first = u32::from(subnet.network()) + reserved;
-        let mut this = Self { path: path.to_owned(), subnet, prefix6, first, book };
+        let mut this = Self { path: path.to_owned(), subnet, prefix6, first, book, reserved: BTreeSet::new() };
         this.forget_foreign();
         Ok(this)
     }
@@ -87,20 +89,47 @@ impl AddressBook {
     }
 
     /// The link of `name`: the one it has, or the lowest address that was never used, or the one released longest ago.
-    pub fn allocate(&mut self, name: &VpsName) -> Result<Link, AddressError> {
+    /// One that was reserved is taken where there is one.
+    pub fn allocate(&mut self, name: &VpsName, reserved: Option<Ipv4Addr>) -> Result<Link, AddressError> {
         if let Some(address) = self.book.given.get(name) {
             return Ok(self.link(*address));
         }
         let mut book = self.book.clone();
-        let used: BTreeSet<Ipv4Addr> = book.given.values().chain(&book.released).copied().collect();
-        let mut all = (self.first..u32::from(self.subnet.broadcast())).map(Ipv4Addr::from);
-        let address = all
-            .find(|address| !used.contains(address))
-            .or_else(|| book.released.pop_front())
-            .ok_or(AddressError::Exhausted { subnet: self.subnet, given: book.given.len() })?;
+        let address = match reserved.filter(|address| self.reserved.contains(address)) {
+            Some(address) => address,
+            None => self.free(&mut book)?,
+        };
         book.given.insert(name.clone(), address);
         self.store(book)?;
+        self.reserved.remove(&address);
         Ok(self.link(address))
+    }
+
+    /// A link that is nobody's yet.
+    pub fn reserve(&mut self) -> Result<Link, AddressError> {
+        let mut book = self.book.clone();
+        let address = self.free(&mut book)?;
+        // Taken from the released ones, as far as this process goes.
+        self.book = book;
+        self.reserved.insert(address);
+        Ok(self.link(address))
+    }
+
+    /// Gives a reserved address back, or all of them.
+    pub fn unreserve(&mut self, address: Option<Ipv4Addr>) {
+        let back: Vec<_> = self.reserved.iter().filter(|a| address.is_none_or(|b| **a == b)).copied().collect();
+        self.reserved.retain(|address| !back.contains(address));
+        // Used again as late as those that had an owner; never written, so after a restart they are fresh.
+        self.book.released.extend(back);
+    }
+
+    fn free(&self, book: &mut Book) -> Result<Ipv4Addr, AddressError> {
+        let used: BTreeSet<Ipv4Addr> =
+            book.given.values().chain(&book.released).chain(&self.reserved).copied().collect();
+        let mut all = (self.first..u32::from(self.subnet.broadcast())).map(Ipv4Addr::from);
+        all.find(|address| !used.contains(address))
+            .or_else(|| book.released.pop_front())
+            .ok_or(AddressError::Exhausted { subnet: self.subnet, given: book.given.len() })
     }
 
     /// Takes the address of `name` back; nothing when it has none.
@@ -166,16 +195,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_reserved_is_given_to_who_names_it_only() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut book = open(&directory, "10.80.0.0/27");
+        let spare = book.reserve().expect("an address").address;
+        let other = book.allocate(&name("a"), None).expect("an address").address;
+        assert_ne!(other, spare);
+        assert_eq!(book.allocate(&name("b"), Some(spare)).expect("an address").address, spare);
+        // Its owner keeps it, and nobody else gets it by naming it.
+        assert_ne!(book.allocate(&name("c"), Some(spare)).expect("an address").address, spare);
+        let spare = book.reserve().expect("an address").address;
+        book.unreserve(None);
+        assert_ne!(book.allocate(&name("d"), Some(spare)).expect("an address").address, spare, "it rests first");
+    }
+
+    #[test]
     fn the_lowest_fresh_address_first_and_kept_by_name_over_a_restart() {
         let directory = tempfile::tempdir().expect("a directory");
         let mut book = open(&directory, "10.80.0.0/24");
-        assert_eq!(octet(book.allocate(&name("a"))), 16);
-        assert_eq!(octet(book.allocate(&name("b"))), 17);
-        assert_eq!(octet(book.allocate(&name("a"))), 16);
+        assert_eq!(octet(book.allocate(&name("a"), None)), 16);
+        assert_eq!(octet(book.allocate(&name("b"), None)), 17);
+        assert_eq!(octet(book.allocate(&name("a"), None)), 16);
         let mut book = open(&directory, "10.80.0.0/24");
-        assert_eq!(octet(book.allocate(&name("b"))), 17);
-        assert_eq!(octet(book.allocate(&name("c"))), 18);
-        let link = book.allocate(&name("a")).expect("an address");
+        assert_eq!(octet(book.allocate(&name("b"), None)), 17);
+        assert_eq!(octet(book.allocate(&name("c"), None)), 18);
+        let link = book.allocate(&name("a"), None).expect("an address");
         assert_eq!(link.name, "v0a500010");
         assert_eq!(link.address6.to_string(), "fd00:ba11::a50:10");
     }
@@ -186,15 +230,15 @@ mod tests {
         // .16 to .30
         let mut book = open(&directory, "10.80.0.0/27");
         for n in 16..=28 {
-            assert_eq!(octet(book.allocate(&name(&format!("vps-{n}")))), n);
+            assert_eq!(octet(book.allocate(&name(&format!("vps-{n}")), None)), n);
         }
         book.release(&name("vps-20")).expect("released");
         book.release(&name("vps-18")).expect("released");
         book.release(&name("unknown")).expect("nothing to do");
         let mut book = open(&directory, "10.80.0.0/27");
-        let next: Vec<u8> = (0..4).map(|n| octet(book.allocate(&name(&format!("next-{n}"))))).collect();
+        let next: Vec<u8> = (0..4).map(|n| octet(book.allocate(&name(&format!("next-{n}")), None))).collect();
         assert_eq!(next, [29, 30, 20, 18]);
-        let error = book.allocate(&name("one-more")).expect_err("exhausted");
+        let error = book.allocate(&name("one-more"), None).expect_err("exhausted");
         assert!(matches!(error, AddressError::Exhausted { given: 15, .. }), "{error}");
         assert_eq!(book.links().len(), 15);
     }
@@ -213,9 +257,9 @@ mod tests {
     #[test]
     fn addresses_of_another_subnet_are_forgotten() {
         let directory = tempfile::tempdir().expect("a directory");
-        open(&directory, "10.80.0.0/24").allocate(&name("a")).expect("an address");
+        open(&directory, "10.80.0.0/24").allocate(&name("a"), None).expect("an address");
         let mut book = open(&directory, "10.81.0.0/24");
         assert!(book.links().is_empty());
-        assert_eq!(book.allocate(&name("a")).expect("an address").address, Ipv4Addr::new(10, 81, 0, 16));
+        assert_eq!(book.allocate(&name("a"), None).expect("an address").address, Ipv4Addr::new(10, 81, 0, 16));
     }
 }

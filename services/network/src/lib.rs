@@ -23,7 +23,7 @@ use anyhow::Context as _;
 use model::{VpsName, api::ErrorKind, host::FIRST_TENANT, run::Link};
 use wire::{
     Fault, Peer, Replier, Request,
-    network::{Addresses, AllAddresses, Allocate, Allocated, Attach, Neighbours, Release},
+    network::{Addresses, AllAddresses, Allocate, Allocated, Attach, Neighbours, Release, Reserve, Unreserve},
     varlink::{Empty, Method, Service},
 };
 
@@ -129,10 +129,19 @@ impl Service for Network {
     async fn call(&self, _peer: &Peer, request: Request, replier: &mut Replier<'_>) -> Result<(), Fault> {
         match request.method.as_str() {
             Allocate::NAME => {
-                let name = request.parse::<Allocate>()?.name;
-                let link = self.state().book.allocate(&name)?;
+                let Allocate { name, reserved } = request.parse()?;
+                let link = self.state().book.allocate(&name, reserved)?;
                 self.readdressed(&name).await?;
                 replier.done::<Allocate>(&Allocated { link }, &[]).await?;
+            }
+            Reserve::NAME => {
+                let link = self.state().book.reserve()?;
+                replier.done::<Reserve>(&Allocated { link }, &[]).await?;
+            }
+            Unreserve::NAME => {
+                let address = request.parse::<Unreserve>()?.address;
+                self.state().book.unreserve(address);
+                replier.done::<Unreserve>(&Empty {}, &[]).await?;
             }
             Release::NAME => {
                 let name = request.parse::<Release>()?.name;

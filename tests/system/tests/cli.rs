@@ -81,7 +81,7 @@ fn listings_are_json_too() -> Result<()> {
 const BAD: &[(&str, &str, i32, &[&str])] = &[
     ("command =", "comand =", 2, &["s.toml:6:1", "unknown field `comand`", "command"]),
     ("command =", "memory = \"1MiB\"\ncommand =", 2, &["s.toml:6:1", "limits = { memory"]),
-    ("command =", "schedule = {}\ncommand =", 2, &["`schedule`", "not there yet"]),
+    ("command =", "class = \"microvm\"\ncommand =", 2, &["`class`", "not there yet"]),
     ("vps.sleeper", "vps.Sleeper", 2, &["s.toml:4", "`Sleeper`", "a-z"]),
     ("vps.sleeper", "vps.control", 4, &["s.toml:4", "control"]),
     ("debian:", "oci:x", 2, &["s.toml:5", "debian:PACKAGE"]),

@@ -225,8 +225,7 @@ impl Hierarchies {
             let procs = group.join("cgroup.procs");
             chown(&procs, Some(shim), None).map_err(fault("giving to the shim", &procs))?;
         }
-        let own = || u32::try_from(machine_processes() / 100 * OWN_PROCESSES).ok();
-        cgroup.limit(&Limits { processes: limits.processes.or_else(own), ..limits.clone() })?;
+        cgroup.set_limits(limits)?;
         Ok(cgroup)
     }
 
@@ -274,8 +273,19 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
+    /// What `Hierarchies::of` was asked for.
+    pub fn name(&self) -> Option<&str> {
+        self.outer.file_name().and_then(|name| name.to_str())
+    }
+
     fn directories(&self) -> impl Iterator<Item = &PathBuf> {
         std::iter::once(&self.unified).chain(self.v1.iter().flatten())
+    }
+
+    /// Sets limits; what `limits` does not say stays, but a VPS never has more than its share of the machine's processes.
+    pub fn set_limits(&self, limits: &Limits) -> Result<(), HostError> {
+        let own = || u32::try_from(machine_processes() / 100 * OWN_PROCESSES).ok();
+        self.limit(&Limits { processes: limits.processes.or_else(own), ..limits.clone() })
     }
 
     fn limit(&self, limits: &Limits) -> Result<(), HostError> {

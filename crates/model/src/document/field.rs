@@ -119,6 +119,14 @@ pub(crate) mod words {
             other => told(other),
         },
     };
+    /// As `MEMORY`, and nothing.
+    pub const BYTES: Word = Word {
+        check: |text| match limits::parse_bytes(text) {
+            Ok(0) => Ok(()),
+            _ => (MEMORY.check)(text),
+        },
+        ..MEMORY
+    };
     pub const DURATION: Word = Word {
         expected: "a time such as \"30s\" or \"10m\"",
         pattern: Some("^[0-9]+(ms|s|m|h|d)$"),

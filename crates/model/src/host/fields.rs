@@ -115,6 +115,13 @@ static RESERVE: Fields = Fields {
     otherwise: &[],
 };
 
+static POOL: Fields = Fields {
+    fields: &[Field::new("memory", Kind::Word(words::BYTES), "Memory they may take together; \"0B\" for none.")
+        .default("\"32MiB\"")],
+    later: &[],
+    otherwise: &[("size", "write: memory = \"32MiB\"")],
+};
+
 static NETWORK: Fields = Fields {
     fields: &[
         Field::new(
@@ -177,6 +184,7 @@ static DESIGNATED: Fields = Fields {
 pub(super) static FILE: Fields = Fields {
     fields: &[
         Field::new("reserve", Kind::Table(&RESERVE), "What VPSs never get."),
+        Field::new("pool", Kind::Table(&POOL), "VPSs that are prepared for their next start."),
         Field::new("network", Kind::Table(&NETWORK), "Addresses of VPSs."),
         Field::new("ids", Kind::Table(&IDS), "Ids of VPSs on the host."),
         Field::new("cgroup", Kind::Word(CGROUP), "Name of this host's cgroup.").default("\"bailiwick\""),

@@ -107,6 +107,9 @@ fn read(root: &DeTable<'_>) -> HostConfig {
             disk_percent: disk_percent.unwrap_or(default.disk_percent),
         };
     }
+    if let Some(memory) = root.table("pool").and_then(|pool| pool.text("memory")) {
+        config.pool.memory = parse_bytes(memory).unwrap_or(config.pool.memory);
+    }
     if let Some(network) = root.table("network") {
         let resolvers = network.texts("resolvers").unwrap_or_default();
         config.network = NetworkConfig {

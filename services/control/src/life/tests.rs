@@ -23,6 +23,7 @@ fn status(run: u64, phase: Phase) -> VpsStatus {
         memory: None,
         processes: None,
         cpu_us: None,
+        prepared: false,
     }
 }
 

@@ -123,6 +123,7 @@ const TYPES: &[(&str, &str, &[Field])] = &[
             ("processes", Int, Nullable, "Processes and threads inside."),
             ("address", Text, Nullable, "Its address."),
             ("pid", Int, Nullable, "First process as the host numbers it."),
+            ("prepared", Bool, Default, "Whether it sleeps with all but its program in place."),
             ("last_wake", Type("LastWake"), Nullable, "Its last wake."),
             ("failure", Text, Nullable, "What is wrong, when it failed."),
             ("services", Texts, Default, "The services it runs, when it is a designated VPS."),

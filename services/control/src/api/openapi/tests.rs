@@ -40,6 +40,7 @@ fn row() -> VpsRow {
         processes: None,
         address: None,
         pid: None,
+        prepared: false,
         last_wake: None,
         failure: None,
         services: Vec::new(),
