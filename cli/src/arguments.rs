@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use model::{ImageRef, SecretName, TenantName, VolumeName, VpsName, host::Paths};
+use model::{ImageRef, JobName, SecretName, TenantName, VolumeName, VpsName, host::Paths};
 
 /// Runs many unmodified server programs, each in its own isolated VPS, on one Linux host.
 #[derive(Debug, Parser)]
@@ -57,7 +57,7 @@ A spec file:
   limits  = { memory = \"512MiB\", cpu = 1.0, processes = 200 }
   idle    = { after = \"10m\", then = \"stop\" }     # or idle = \"never\"
 
-Also: cwd, user, hostname, env, env_file, files, volumes, secrets, ids, restart, ready, start_deadline, stop, setuid, nesting
+Also: cwd, user, hostname, env, env_file, files, volumes, secrets, job, ids, restart, ready, start_deadline, stop, setuid, nesting
 (docs/spec.schema.json says what each may be).")]
     Apply(Apply),
     /// Delete VPSs and what they have on disk; volumes stay
@@ -204,6 +204,17 @@ NEW-VOLUME.")]
         after_help = "Examples:\n  bailiwick secret set acme/db-password\n  bailiwick secret ls\n  bailiwick secret rm acme/db-password"
     )]
     Secret(Secret),
+    /// List jobs: what is run inside VPSs at certain times
+    #[command(after_help = "Examples:\n  bailiwick jobs\n  bailiwick jobs blog --json")]
+    Jobs {
+        /// Only this VPS's
+        name: Option<VpsName>,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Run a job now
+    #[command(subcommand, after_help = "Example:\n  bailiwick job run blog tidy")]
+    Job(Job),
     /// List routes: what leads where
     #[command(after_help = "Example:\n  bailiwick routes")]
     Routes {
@@ -399,6 +410,21 @@ pub enum Image {
         /// Their names, as `images` lists them
         #[arg(required = true, value_name = "IMAGE")]
         images: Vec<ImageRef>,
+    },
+}
+
+/// `job …`
+#[derive(Debug, Subcommand)]
+pub enum Job {
+    /// Run a job now, wait for its end, and print the end of what it wrote
+    #[command(after_help = "Example:\n  bailiwick job run blog tidy\n\nExits as the job did.")]
+    Run {
+        /// The VPS's name; one that is asleep is started
+        name: VpsName,
+        /// The job's name, as `jobs` lists it
+        job: JobName,
+        #[command(flatten)]
+        form: Form,
     },
 }
 

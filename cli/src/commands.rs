@@ -27,6 +27,7 @@ mod exec;
 pub mod faults;
 mod follow;
 mod images;
+mod jobs;
 mod logs;
 pub mod manual;
 mod ps;
@@ -65,6 +66,8 @@ pub async fn run(host: &Host, command: Command) -> Result<ExitCode> {
         Command::Export { name, file, force } => archive::export(host, &name, file, force).await?,
         Command::Import(import) => archive::import(host, import).await?,
         Command::Secret(secret) => secrets::run(host, secret).await?,
+        Command::Jobs { name, form } => jobs::list(host, name.as_ref(), form).await?,
+        Command::Job(job) => return jobs::run(host, job).await,
         Command::Routes { form } => routes::run(host, form).await?,
         Command::Services { action: Some(Services::Upgrade { name, directory }), .. } => {
             upgrade::one(host, &name, directory).await?;

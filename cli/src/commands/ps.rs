@@ -56,6 +56,7 @@ pub fn state(state: State) -> &'static str {
         State::Frozen => "frozen",
         State::Stopping => "stopping",
         State::Failed => "failed",
+        State::Waiting => "waiting",
     }
 }
 
@@ -93,9 +94,15 @@ fn last(row: &VpsRow) -> String {
     if let (State::Failed | State::Frozen, Some(failure)) = (row.state, &row.failure) {
         return format!("{}: bailiwick why {}", shortened(failure), row.name);
     }
-    let Some(wake) = &row.last_wake else { return "-".to_owned() };
-    let took = wake.took_ms.map_or("-".to_owned(), show_duration_ms);
-    format!("{took:<5} {}", wake.by)
+    let wake = row.last_wake.as_ref().map(|wake| {
+        let took = wake.took_ms.map_or("-".to_owned(), show_duration_ms);
+        format!("{took:<5} {}", wake.by)
+    });
+    // What it waits for, or what of it fails, comes before who woke it once.
+    match (&row.note, wake) {
+        (Some(note), _) => format!("{}: bailiwick why {}", shortened(note), row.name),
+        (None, wake) => wake.unwrap_or_else(|| "-".to_owned()),
+    }
 }
 
 /// A failure with its reason in so few characters that a line stays one; what follows the reason is kept.
@@ -111,7 +118,8 @@ fn shortened(failure: &str) -> String {
 
 fn summary(rows: &[VpsRow], free: Option<u64>) -> String {
     let count = |wanted: State| rows.iter().filter(|row| row.state == wanted).count();
-    let order = [State::Running, State::Starting, State::Stopping, State::Frozen, State::Asleep, State::Failed];
+    let order =
+        [State::Running, State::Starting, State::Waiting, State::Stopping, State::Frozen, State::Asleep, State::Failed];
     let states = order.into_iter().map(|s| (count(s), s)).filter(|(n, _)| *n > 0);
     let states: Vec<_> = states.map(|(n, s)| format!("{n} {}", state(s))).collect();
     let mut text = match rows.len() {

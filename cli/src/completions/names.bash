@@ -13,7 +13,7 @@ _bailiwick_and_names() {
     done
     case $verb in
         delete|start|stop|restart|freeze|thaw) ;;
-        get|inspect|why|logs|exec) [[ -z $given ]] || return ;;
+        get|inspect|why|logs|exec|jobs) [[ -z $given ]] || return ;;
         *) return ;;
     esac
     case ${COMP_WORDS[COMP_CWORD]} in

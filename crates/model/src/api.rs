@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{SecretName, TenantName, VolumeName, VpsName, spec::Problem};
+use crate::{JobName, SecretName, TenantName, VolumeName, VpsName, spec::Problem};
 
 /// `POST /v1/apply`
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -134,6 +134,8 @@ pub enum State {
     Stopping,
     /// It could not be started or keeps ending; `why` says more.
     Failed,
+    /// It is to be started and waits for memory.
+    Waiting,
 }
 
 /// `GET /v1/vps`: one row; `GET /v1/vps/{name}` adds `spec`.
@@ -169,6 +171,9 @@ pub struct VpsRow {
     pub last_wake: Option<LastWake>,
     /// What is wrong, when it failed: one line.
     pub failure: Option<String>,
+    /// What else a person should know, such as a job that fails or what it waits for: one line.
+    #[serde(default)]
+    pub note: Option<String>,
     /// The services it runs, when it is a designated VPS.
     #[serde(default)]
     pub services: Vec<String>,
@@ -361,6 +366,51 @@ pub struct Imported {
     pub other_image: bool,
     /// Rules about VPSs that the tenant does not have here; they were left out.
     pub left_out: Vec<String>,
+}
+
+/// `GET /v1/jobs`, and `GET /v1/vps/{name}/jobs`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct JobRow {
+    /// Where it runs.
+    pub vps: VpsName,
+    /// Its name.
+    pub job: JobName,
+    /// When it runs, as the spec says it: `every 15m`.
+    pub when: String,
+    /// Program and arguments.
+    pub run: Vec<String>,
+    /// When it runs next, Unix time in milliseconds.
+    pub next_ms: Option<u64>,
+    /// Whether it runs now.
+    pub running: bool,
+    /// How often in a row it has failed.
+    pub failures: u32,
+    /// Its last run.
+    pub last: Option<JobRun>,
+}
+
+/// One run of a job that has ended. `POST /v1/vps/{name}/jobs/{job}/run`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobRun {
+    /// When it began, Unix time in milliseconds.
+    pub at_ms: u64,
+    /// How long it took.
+    pub took_ms: u64,
+    /// How it ended: `exit 0`, `exit 1`, `killed after 1h`, or why it could not be run.
+    pub result: String,
+    /// Its exit status as a shell says it; none: it could not be run, or was killed.
+    pub status: Option<i32>,
+    /// The end of what it wrote.
+    pub output: String,
+    /// Who asked for it: `every 15m`, `root`.
+    pub by: String,
+}
+
+impl JobRun {
+    /// Whether it did what it should.
+    pub fn success(&self) -> bool {
+        self.status == Some(0)
+    }
 }
 
 /// `GET /v1/services`

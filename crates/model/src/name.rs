@@ -99,6 +99,10 @@ name_type! {
     SecretName
 }
 name_type! {
+    /// A program that is run inside a VPS at certain times; unique in that VPS.
+    JobName
+}
+name_type! {
     /// One administrative job, such as `gateway`.
     ServiceName
 }

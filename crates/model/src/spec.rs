@@ -5,12 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Allow, ClientAddress, Ignore, ImageRef, Limits, Route, RouteTarget, SecretName, TenantName, VolumeName, VpsName,
+    Allow, ClientAddress, Ignore, ImageRef, JobName, Limits, Route, RouteTarget, SecretName, TenantName, VolumeName,
+    VpsName,
     run::{ReadyCheck, Stop, Volume},
 };
 
 mod env_file;
 pub(crate) mod fields;
+mod jobs;
 mod parse;
 mod problem;
 mod render;
@@ -21,6 +23,7 @@ mod tests;
 mod volumes;
 
 pub use env_file::{beside, env_files, parse_env};
+pub use jobs::Job;
 pub(crate) use parse::read_limits;
 pub use parse::{parse, parse_with};
 pub use problem::Problem;
@@ -88,6 +91,12 @@ pub struct VpsSpec {
     pub ids: u32,
     /// What happens when nobody uses it.
     pub idle: Idle,
+    /// A command that is asked before it is stopped or frozen since nobody uses it: exit 0 means that it is busy.
+    #[serde(default)]
+    pub busy: Vec<String>,
+    /// Programs that are run inside at certain times.
+    #[serde(default)]
+    pub jobs: BTreeMap<JobName, Job>,
     /// What happens when its program ends by itself.
     pub restart: Restart,
     /// When it counts as ready.
@@ -135,6 +144,11 @@ impl VpsSpec {
     pub fn is_led_to(&self) -> bool {
         !self.routes.is_empty() || !self.admits.is_empty()
     }
+
+    /// Whether something other than a person wakes it, as far as its own file says: a route, a neighbour or a job.
+    pub fn wakeable(&self) -> bool {
+        self.is_led_to() || !self.jobs.is_empty()
+    }
 }
 
 /// What happens when nobody uses a VPS.
@@ -156,9 +170,10 @@ pub enum Idle {
 }
 
 impl Idle {
-    /// Where the spec does not say: a VPS that something leads to sleeps after ten minutes, another one stays.
-    pub fn default_for(led_to: bool) -> Self {
-        match led_to {
+    /// Where the spec does not say: a VPS that something can wake (`VpsSpec::wakeable`) sleeps after ten minutes, another
+    /// one stays.
+    pub fn default_for(wakeable: bool) -> Self {
+        match wakeable {
             true => Self::After { after_ms: IDLE_AFTER_MS, then: IdleAction::Stop, quiet_ms: None },
             false => Self::Never,
         }

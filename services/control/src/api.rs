@@ -6,6 +6,7 @@ mod build;
 mod content;
 pub mod error;
 mod exec;
+mod jobs;
 mod lists;
 pub mod openapi;
 mod secrets;
@@ -22,6 +23,7 @@ use axum::{
 };
 use tokio::net::UnixListener;
 
+pub use self::{error::ApiError, vps::reach};
 use crate::shared::Control;
 
 /// Bytes of one request's body.
@@ -45,6 +47,8 @@ fn router(control: Arc<Control>) -> Router {
         .route("/v1/vps/{name}/why", get(vps::why))
         .route("/v1/vps/{name}/logs", get(vps::logs))
         .route("/v1/vps/{name}/exec", post(exec::exec))
+        .route("/v1/vps/{name}/jobs", get(jobs::of_vps))
+        .route("/v1/vps/{name}/jobs/{job}/run", post(jobs::run))
         .route("/v1/vps/{name}/{action}", post(vps::act))
         .route("/v1/images", get(build::images))
         .route("/v1/images/build", post(build::build))
@@ -54,6 +58,7 @@ fn router(control: Arc<Control>) -> Router {
         .route("/v1/volumes/{tenant}/{name}/content", get(content::export).put(content::import))
         .route("/v1/secrets", get(secrets::list))
         .route("/v1/secrets/{tenant}/{name}", axum::routing::put(secrets::set).delete(secrets::remove))
+        .route("/v1/jobs", get(jobs::all))
         .route("/v1/routes", get(lists::routes))
         .route("/v1/services", get(lists::services))
         .route("/v1/events", get(lists::events))

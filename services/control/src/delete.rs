@@ -53,6 +53,8 @@ async fn finish(control: Arc<Control>, vps: Arc<Vps>, by: String) {
     control.pool.gone(&vps.name);
     control.routes.forget(&vps.name);
     control.history.forget(&vps.name);
+    crate::jobs::forget(&control, &vps.name);
+    control.memory.ledger().forget(&vps.name);
     control.deleting().remove(&vps.name);
 }
 

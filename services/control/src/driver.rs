@@ -22,8 +22,10 @@ use crate::{
     calls::insist,
     clock::{now_ms, unix_ms},
     inbox::Inbox,
+    inside::{self, Ended},
     launch,
     life::{ASLEEP, Action, ENDED, Input, Life, Reach, Rules, Step},
+    memory::Short,
     shared::Control,
     store::Wakes,
 };
@@ -34,6 +36,10 @@ const QUEUE: usize = 256;
 const STEP_LIMIT: Duration = Duration::from_secs(10);
 /// How long a stop waits for the gateway to have been told.
 const FLUSH_LIMIT: Duration = Duration::from_millis(200);
+/// How long a `busy` command may take.
+const BUSY_LIMIT: Duration = Duration::from_secs(10);
+/// Who has been frozen for a shorter time keeps its memory, whoever waits.
+const FROZEN_MS: u64 = 10_000;
 
 #[derive(Debug)]
 enum Message {
@@ -77,7 +83,15 @@ impl Vps {
             life: Mutex::new(life),
         });
         control.routes.set_state(&name, vps.life().generation(), Reach::No, None);
-        let driver = Driver { control, vps: vps.clone(), published: None, version: 0, stopper: None, launcher: None };
+        let driver = Driver {
+            control,
+            vps: vps.clone(),
+            published: None,
+            version: 0,
+            stopper: None,
+            launcher: None,
+            counted: false,
+        };
         tokio::spawn(driver.run());
         vps
     }
@@ -91,6 +105,7 @@ impl Vps {
     pub fn set_spec(&self, spec: VpsSpec) {
         self.life().set_rules(Rules::from(&spec));
         *lock(&self.spec) = Arc::new(spec);
+        self.inbox.try_send(Message::Input(Input::Changed));
     }
 
     /// Its life, to look at.
@@ -157,6 +172,8 @@ struct Driver {
     version: u64,
     stopper: Option<AbortHandle>,
     launcher: Option<AbortHandle>,
+    /// Whether it counts with those that have memory or wait for some.
+    counted: bool,
 }
 
 impl Driver {
@@ -171,11 +188,13 @@ impl Driver {
             for action in actions {
                 self.carry_out(action);
             }
+            self.account();
             if let Some(answer) = answer {
                 let _ = answer.send(());
             }
         }
         self.vps.inbox.close();
+        self.release();
         for task in [self.stopper.take(), self.launcher.take()].into_iter().flatten() {
             task.abort();
         }
@@ -186,7 +205,9 @@ impl Driver {
         let (stopped, found) = (matches!(input, Input::Stop(_)), matches!(input, Input::Snapshot(_)));
         let was_up = lock(&self.vps.wakes).up;
         let (mut actions, asleep, ended) = {
+            let led_to = self.control.routes.is_led_to(&self.vps.name);
             let mut life = self.vps.life();
+            life.set_led_to(led_to);
             let actions = life.step(now_ms(), input);
             let asleep = life.state() == model::api::State::Asleep;
             (actions, asleep, asleep && life.because() == ENDED)
@@ -213,6 +234,10 @@ impl Driver {
     fn carry_out(&mut self, action: Action) {
         match action {
             Action::Launch(number) => {
+                if let Err(short) = self.enter() {
+                    self.wait_for_memory(number, &short);
+                    return;
+                }
                 self.control.pool.starts(&self.vps.name);
                 abort(self.stopper.take());
                 abort(self.launcher.take());
@@ -228,6 +253,9 @@ impl Driver {
                 abort(self.stopper.take());
                 let task = stop(self.control.clone(), self.vps.clone(), self.version, grace_ms, thaw);
                 self.stopper = Some(tokio::spawn(task).abort_handle());
+            }
+            Action::AskBusy(number) => {
+                tokio::spawn(ask_busy(self.control.clone(), self.vps.clone(), number));
             }
             Action::Freeze => self.step(Step::Freeze, host::Freeze { name: self.vps.name.clone() }),
             Action::Thaw => self.step(Step::Thaw, host::Thaw { name: self.vps.name.clone() }),
@@ -268,6 +296,46 @@ impl Driver {
         });
     }
 
+    fn enter(&mut self) -> Result<(), Short> {
+        let (spec, memory) = (self.vps.spec(), &self.control.memory);
+        self.counted = true;
+        let entered = memory.ledger().enter(&self.vps.name, &spec.tenant, spec.limits.memory);
+        if entered.is_err() || spec.limits.memory.is_none() {
+            memory.changed();
+        }
+        entered
+    }
+
+    fn wait_for_memory(&mut self, launch: u64, short: &Short) {
+        make_room(&self.control, short.missing());
+        for action in self.decide(Input::Full(launch, short.to_string())) {
+            self.carry_out(action);
+        }
+    }
+
+    /// Who is up has memory, however it came up; who is down has none.
+    fn account(&mut self) {
+        use model::api::State;
+        let state = self.vps.life().state();
+        match state {
+            State::Asleep | State::Failed => self.release(),
+            State::Waiting => {}
+            _ if self.counted => {}
+            _ => {
+                let spec = self.vps.spec();
+                self.control.memory.ledger().hold(&self.vps.name, &spec.tenant, spec.limits.memory);
+                self.counted = true;
+            }
+        }
+    }
+
+    fn release(&mut self) {
+        if std::mem::take(&mut self.counted) {
+            let admitted = self.control.memory.ledger().leave(&self.vps.name);
+            admit(&self.control, admitted);
+        }
+    }
+
     fn woken(&mut self, took_ms: u64, by: String) {
         self.keep_wakes(|wakes| {
             wakes.last = Some(LastWake { took_ms: Some(took_ms), by, at_ms: unix_ms() - took_ms });
@@ -291,6 +359,59 @@ fn abort(task: Option<AbortHandle>) {
     if let Some(task) = task {
         task.abort();
     }
+}
+
+/// Tells those that waited.
+fn admit(control: &Arc<Control>, admitted: Vec<VpsName>) {
+    for vps in admitted.iter().filter_map(|name| control.get(name)) {
+        tokio::spawn(async move { vps.feed(Input::Room).await });
+    }
+}
+
+/// Stops VPSs that were frozen since nobody used them, those first that were so longest.
+fn make_room(control: &Arc<Control>, missing: u64) {
+    let now = now_ms();
+    let can_give = |vps: &Arc<Vps>| Some((vps.life().can_give(now).filter(|since| *since >= FROZEN_MS)?, vps.clone()));
+    let mut frozen: Vec<_> = control.all().values().filter_map(can_give).collect();
+    frozen.sort_by_key(|(since, _)| std::cmp::Reverse(*since));
+    let mut freed = 0;
+    for (_, vps) in frozen {
+        if freed >= missing {
+            break;
+        }
+        freed += control.memory.ledger().held(&vps.name);
+        tokio::spawn(async move { vps.feed(Input::Give).await });
+    }
+}
+
+/// Looks what is used in truth as long as that makes a difference.
+pub async fn measure(control: Arc<Control>) {
+    loop {
+        control.memory.worth_measuring().await;
+        let Ok(list) = insist(&control.host, &host::List {}, STEP_LIMIT).await else { continue };
+        let (mut tenants, mut others) = (BTreeMap::new(), 0);
+        for status in list.vps {
+            match (status.designated, status.memory) {
+                (true, memory) => others += memory.unwrap_or(0),
+                (false, Some(memory)) => drop(tenants.insert(status.name, memory)),
+                (false, None) => {}
+            }
+        }
+        let admitted = control.memory.ledger().measure(&tenants, others);
+        admit(&control, admitted);
+    }
+}
+
+/// Runs a VPS's `busy` command. Exit 0: it is busy; another status: it is not.
+async fn ask_busy(control: Arc<Control>, vps: Arc<Vps>, number: u64) {
+    let spec = vps.spec();
+    let answer = match inside::run(&control, &vps.name, &spec, &spec.busy, None, BUSY_LIMIT).await {
+        Ok(Ended { error: Some(error), .. }) => Err(error),
+        Ok(Ended { status: Some(status), .. }) => Ok(status.success()),
+        Ok(Ended { status: None, .. }) => Err(format!("not within {}s", BUSY_LIMIT.as_secs())),
+        Err(fault) => Err(fault.message),
+    };
+    vps.feed(Input::Busy(number, answer)).await;
 }
 
 async fn stop(control: Arc<Control>, vps: Arc<Vps>, version: u64, grace_ms: Option<u64>, thaw: bool) {

@@ -26,6 +26,8 @@ pub fn spec(tenant: &str, routes: &[(&str, u16)]) -> VpsSpec {
         limits: Default::default(),
         ids: 65_536,
         idle: Idle::After { after_ms: 60_000, then: IdleAction::Stop, quiet_ms: None },
+        busy: Vec::new(),
+        jobs: Default::default(),
         restart: Restart::OnFailure,
         ready: ReadySpec::Listen(None),
         ready_check: None,

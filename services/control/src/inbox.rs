@@ -44,6 +44,17 @@ impl<T> Inbox<T> {
         Ok(())
     }
 
+    /// Adds to the queue, if there is room at once.
+    pub fn try_send(&self, message: T) {
+        let Ok(place) = self.room.try_acquire() else { return };
+        let mut waiting = self.lock();
+        if !self.room.is_closed() {
+            place.forget();
+            waiting.push_back(message);
+            self.news.notify_one();
+        }
+    }
+
     /// The next of the queue; waits for it. For one receiver.
     pub async fn receive(&self) -> T {
         // Who always has more must not keep others waiting.

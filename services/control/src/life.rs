@@ -15,7 +15,7 @@ use model::{
     api,
     limits::show_duration_ms,
     run::Ready,
-    spec::{Idle, Restart, VpsSpec},
+    spec::{Idle, IdleAction, Restart, VpsSpec},
     state::VpsStatus,
 };
 
@@ -31,6 +31,12 @@ const STEADY_MS: u64 = 60_000;
 const TRIES: u32 = 5;
 /// After so long without an end, a kill is repeated and the host is asked what is there.
 const KILL_AGAIN_MS: u64 = 5_000;
+/// A VPS that said it is busy is asked again after its idle time, but not before and not later than this.
+const BUSY_AGAIN_MS: (u64, u64) = (1_000, 60_000);
+/// What strangers are told then.
+const FULL: &str = "this host is full";
+/// When a start is tried again that found no memory.
+const FULL_MS: u64 = 5_000;
 
 /// How long nobody asks for one that is held.
 const HELD_MS: u64 = 10_000;
@@ -46,6 +52,10 @@ pub const ASLEEP: &str = "asleep";
 pub struct Rules {
     /// What happens when nobody uses it.
     pub idle: Idle,
+    /// Whether the gateway does not see who uses it: then its idle time is counted here.
+    pub unrouted: bool,
+    /// Whether it is asked before it is made to sleep since nobody uses it.
+    pub busy: bool,
     /// What happens when its program ends by itself.
     pub restart: Restart,
     /// Milliseconds a start may take.
@@ -60,6 +70,8 @@ impl From<&VpsSpec> for Rules {
     fn from(spec: &VpsSpec) -> Self {
         Self {
             idle: spec.idle.clone(),
+            unrouted: !spec.is_led_to(),
+            busy: !spec.busy.is_empty(),
             restart: spec.restart,
             start_deadline_ms: spec.start_deadline_ms,
             late: late(spec),
@@ -105,8 +117,12 @@ pub enum Step {
 /// What can happen.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
-    /// Somebody needs it.
+    /// The gateway has somebody who needs it.
     Wake(String),
+    /// A person needs it.
+    Need(String),
+    /// A job needs it.
+    Job(String),
     /// A person wants it up, back-off or not.
     Start(String),
     /// A person wants it down.
@@ -128,6 +144,16 @@ pub enum Input {
     Release(String),
     /// The gateway says nobody has used it for its idle time.
     Idle,
+    /// Its answer to `Action::AskBusy` of that number: whether it is busy; an error: it gave no answer.
+    Busy(u64, Result<bool, String>),
+    /// The launch of that number waits for memory; why.
+    Full(u64, String),
+    /// There is memory for it now.
+    Room,
+    /// Others need the memory it keeps while it is frozen.
+    Give,
+    /// Its spec changed.
+    Changed,
     /// What the host had when the stream of its events began; none: it knows no such VPS.
     Snapshot(Option<VpsStatus>),
     /// The same, as an answer to `Action::Look`.
@@ -155,6 +181,8 @@ pub enum Action {
     Launch(u64),
     /// Only attach it: it is up already.
     Attach(u64),
+    /// Run its `busy` command, for `Input::Busy` of that number.
+    AskBusy(u64),
     /// Ask the host to end it, after having thawed it where `thaw`.
     Stop {
         /// Milliseconds until SIGKILL; none: as its spec says.
@@ -204,6 +232,8 @@ struct Starting {
     run: Option<u64>,
     ready: bool,
     attached: bool,
+    /// Why it waits for memory. The host has not been asked yet.
+    waits: Option<String>,
     cancel: Option<Cancel>,
 }
 
@@ -253,6 +283,16 @@ pub struct Life {
     idle_pending: bool,
     /// Why nobody may thaw it.
     held: Option<(String, &'static str)>,
+    /// The number of the question whether it is busy, while there is no answer.
+    asking: Option<u64>,
+    /// What it did before a job woke it, as long as nobody else needs it; only where no user goes unseen.
+    back: Option<IdleAction>,
+    /// Whether another file's rule leads to it.
+    led_to: bool,
+    /// Whether the gateway has said that nobody uses it. It says so once: from then on the time is counted here.
+    gateway_left: bool,
+    /// Whether it stands still since nobody used it, and not because a person wanted that.
+    rested: bool,
     actions: Vec<Action>,
 }
 
@@ -274,6 +314,11 @@ impl Life {
             execs: 0,
             idle_pending: false,
             held: None,
+            asking: None,
+            back: None,
+            led_to: false,
+            gateway_left: false,
+            rested: false,
             actions: Vec::new(),
         }
     }
@@ -283,10 +328,24 @@ impl Life {
         self.rules = rules;
     }
 
+    /// Says whether the gateway's table leads to it, whoever's file says so.
+    pub fn set_led_to(&mut self, led_to: bool) {
+        self.led_to = led_to;
+    }
+
+    fn unrouted(&self) -> bool {
+        self.rules.unrouted && !self.led_to
+    }
+
     /// One input; the actions are in order.
     pub fn step(&mut self, now: u64, input: Input) -> Vec<Action> {
         match input {
-            Input::Wake(by) => self.wake(now, by),
+            Input::Wake(by) => {
+                self.gateway_left = false;
+                self.wake(now, by);
+            }
+            Input::Need(by) => self.wake(now, by),
+            Input::Job(by) => self.job(now, by),
             Input::Start(by) => self.start(now, by),
             Input::Stop(by) => self.stop(now, by, false),
             Input::Restart(by) => self.stop(now, by, true),
@@ -294,7 +353,15 @@ impl Life {
             Input::Thaw(by) => self.thaw(now, by),
             Input::Hold { reason, public } => self.hold(now, reason, public),
             Input::Release(by) => self.release(now, by),
-            Input::Idle => self.idle(now),
+            Input::Idle => {
+                self.gateway_left = true;
+                self.idle(now);
+            }
+            Input::Busy(number, answer) => self.busy(now, number, answer),
+            Input::Full(launch, why) => self.full(launch, why),
+            Input::Room => self.room(now),
+            Input::Give => self.give(now),
+            Input::Changed => self.count_idle(),
             Input::Snapshot(status) => self.snapshot(now, status),
             Input::Looked(entered, status) if entered == self.entered => self.snapshot(now, status),
             Input::Looked(..) => {}
@@ -307,8 +374,8 @@ impl Life {
             Input::ExecBegan => self.execs += 1,
             Input::ExecEnded => {
                 self.execs = self.execs.saturating_sub(1);
-                if self.execs == 0 && std::mem::take(&mut self.idle_pending) {
-                    self.idle(now);
+                if self.execs == 0 {
+                    self.all_ended(now);
                 }
             }
         }
@@ -319,6 +386,7 @@ impl Life {
     pub fn state(&self) -> api::State {
         match &self.state {
             State::Asleep => api::State::Asleep,
+            State::Starting(Starting { waits: Some(_), .. }) => api::State::Waiting,
             State::Starting(Starting { cancel: Some(_), .. }) | State::Stopping { .. } => api::State::Stopping,
             State::Starting(_) | State::Thawing { .. } => api::State::Starting,
             State::Running => api::State::Running,
@@ -365,6 +433,24 @@ impl Life {
         &self.because
     }
 
+    /// Whether it did not come up since memory is short.
+    pub fn is_refused(&self) -> bool {
+        matches!(&self.state, State::Failed { failure, .. } if failure.public == FULL)
+    }
+
+    /// Whether its memory can be had: nobody has used it since it was frozen by itself, this many milliseconds ago.
+    pub fn can_give(&self, now: u64) -> Option<u64> {
+        (self.state == State::Frozen && self.rested && self.held.is_none()).then(|| now.saturating_sub(self.since))
+    }
+
+    /// What it waits for, when it waits for memory.
+    pub fn waits(&self) -> Option<&str> {
+        match &self.state {
+            State::Starting(starting) => starting.waits.as_deref(),
+            _ => None,
+        }
+    }
+
     /// What is wrong, in one line, when it failed.
     pub fn failure(&self, now: u64) -> Option<String> {
         let State::Failed { failure, until, auto } = &self.state else {
@@ -386,10 +472,14 @@ impl Life {
         self.entered += 1;
         // A timer belongs to the state that set it.
         self.timer = self.next();
-        self.idle_pending = false;
         if !matches!(self.state, State::Freezing { .. } | State::Frozen) {
             self.held = None;
         }
+        (self.idle_pending, self.asking, self.gateway_left) = (false, None, false);
+        if matches!(self.state, State::Asleep | State::Failed { .. }) {
+            self.back = None;
+        }
+        self.count_idle();
     }
 
     fn next(&mut self) -> u64 {
@@ -411,8 +501,16 @@ impl Life {
         let launch = self.next();
         self.record("waking", "", by.clone());
         let because = by.clone();
-        let starting =
-            Starting { launch, began: now, by: Some(by), run: None, ready: false, attached: false, cancel: None };
+        let starting = Starting {
+            launch,
+            began: now,
+            by: Some(by),
+            run: None,
+            ready: false,
+            attached: false,
+            waits: None,
+            cancel: None,
+        };
         self.set(now, State::Starting(starting), because);
         self.actions.push(Action::Launch(launch));
         self.set_timer(self.rules.start_deadline_ms);
@@ -446,6 +544,11 @@ impl Life {
 
     fn timer(&mut self, now: u64) {
         match &mut self.state {
+            State::Running => self.idle(now),
+            State::Starting(Starting { waits: Some(why), .. }) => {
+                let why = std::mem::take(why);
+                self.refuse(now, why);
+            }
             State::Starting(starting) => {
                 let reason = if starting.run.is_some() && !starting.ready { self.rules.late.as_str() } else { "" };
                 let late = format!("not ready within {}{reason}", show_duration_ms(self.rules.start_deadline_ms));

@@ -118,6 +118,11 @@ impl Routes {
         self.lock().table.clone()
     }
 
+    /// Whether a route or a neighbour's rule leads to a VPS.
+    pub fn is_led_to(&self, name: &VpsName) -> bool {
+        self.lock().led_to.contains(name)
+    }
+
     /// The rules between VPSs, as they are.
     pub fn rules(&self) -> Arc<BTreeSet<Allow>> {
         self.lock().rules.clone()

@@ -16,7 +16,9 @@ use crate::{
     driver::Vps,
     history::History,
     images::Images,
+    jobs::Jobs,
     machine::Machine,
+    memory::Memory,
     neighbours::{Telling, doors, rules},
     pool::Pool,
     routes::{Routes, table},
@@ -71,6 +73,10 @@ pub struct Control {
     pub pool: Pool,
     /// What the machine has.
     pub machine: Machine,
+    /// Who may be up at once.
+    pub memory: Memory,
+    /// What is run at certain times.
+    pub jobs: Jobs,
     /// Held by who changes desired state: one at a time.
     pub changing: tokio::sync::Mutex<()>,
     vps: Mutex<BTreeMap<VpsName, Arc<Vps>>>,
@@ -101,13 +107,17 @@ impl Control {
         let stored = store.load().with_context(|| format!("reading {}", path.display()))?;
         let (wakes, inbox) = mpsc::channel(WAKES);
         let Others { host, network, gateway, apps } = others;
+        let machine = Machine::read(&config).context("reading the machine's size")?;
         let control = Arc::new(Self {
             host,
             network,
             gateway,
             apps,
-            machine: Machine::read(&config).context("reading the machine's size")?,
             pool: Pool::new(config.pool.memory),
+            machine,
+            // What is prepared ahead has a budget of its own.
+            memory: Memory::new(machine.memory.saturating_sub(config.pool.memory)),
+            jobs: Jobs::new(stored.jobs.clone()),
             config,
             telling: Telling::default(),
             history: History::default(),

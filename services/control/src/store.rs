@@ -2,16 +2,20 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-use model::{ImageRef, TenantName, VolumeName, VpsName, VpsSpec, api::LastWake, image::ImageInfo, run::Link};
+use model::{ImageRef, JobName, TenantName, VolumeName, VpsName, VpsSpec, api::LastWake, image::ImageInfo, run::Link};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::secrets::{self, SecretId};
+use crate::{
+    jobs::Kept,
+    secrets::{self, SecretId},
+};
 
 const VPS: TableDefinition<&str, &[u8]> = TableDefinition::new("vps");
 const FACTS: TableDefinition<&str, &[u8]> = TableDefinition::new("facts");
 const SECRETS: TableDefinition<&str, &[u8]> = TableDefinition::new("secrets");
 const WAKES: TableDefinition<&str, &[u8]> = TableDefinition::new("wakes");
+const JOBS: TableDefinition<&str, &[u8]> = TableDefinition::new("jobs");
 
 /// The file holds a few kilobytes per VPS; redb's own default would let it take a gigabyte.
 const CACHE: usize = 4 << 20;
@@ -66,6 +70,9 @@ macro_rules! from_redb {
 }
 from_redb!(redb::DatabaseError, redb::TransactionError, redb::TableError, redb::StorageError, redb::CommitError);
 
+/// A job: its VPS and its name.
+pub type JobKey = (VpsName, JobName);
+
 /// What is remembered of a VPS's wakes.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Wakes {
@@ -100,6 +107,8 @@ pub struct Stored {
     pub importing: Vec<(TenantName, VolumeName)>,
     /// When each secret was set, Unix milliseconds.
     pub secrets: BTreeMap<SecretId, u64>,
+    /// Jobs.
+    pub jobs: BTreeMap<JobKey, Kept>,
 }
 
 /// Something that is true of a VPS or an image, beside the desired state.
@@ -159,6 +168,7 @@ impl Store {
         write.open_table(FACTS)?;
         write.open_table(WAKES)?;
         write.open_table(SECRETS)?;
+        write.open_table(JOBS)?;
         write.commit()?;
         Ok(Self { database: Arc::new(database) })
     }
@@ -191,6 +201,15 @@ impl Store {
             let (key, value) = entry?;
             let secret: secrets::Stored = decode(key.value(), value.value())?;
             stored.secrets.insert(secret_of(key.value())?, secret.at_ms);
+        }
+        for entry in read.open_table(JOBS)?.iter()? {
+            let (key, value) = entry?;
+            let Some((vps, job)) = key.value().split_once('/') else { continue };
+            let (vps, job): JobKey = (name_of(vps)?, decode(key.value(), &encode(&job)?)?);
+            // What a spec does not hold any more is forgotten with the next start of this service.
+            if stored.specs.get(&vps).is_some_and(|spec| spec.jobs.contains_key(&job)) {
+                stored.jobs.insert((vps, job), decode(key.value(), value.value())?);
+            }
         }
         for entry in read.open_table(FACTS)?.iter()? {
             let (key, value) = entry?;
@@ -272,6 +291,8 @@ impl Store {
         self.write(|write| {
             write.open_table(VPS)?.remove(name.as_str())?;
             write.open_table(WAKES)?.remove(name.as_str())?;
+            let of_it = format!("{name}/");
+            write.open_table(JOBS)?.retain(|key, _| !key.starts_with(&of_it))?;
             let mut facts = write.open_table(FACTS)?;
             for fact in [Fact::Deleting(name), Fact::Created(name), Fact::Link(name)] {
                 facts.remove(fact.key().as_str())?;
@@ -289,6 +310,20 @@ impl Store {
             if !deleting && write.open_table(VPS)?.get(name.as_str())?.is_some() {
                 facts.insert(Fact::Link(name).key().as_str(), link.as_slice())?;
                 facts.insert(Fact::Created(name).key().as_str(), created.as_slice())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Remembers jobs; those of VPSs that were deleted meanwhile are dropped.
+    pub fn put_jobs(&self, jobs: &BTreeMap<JobKey, Kept>) -> Result<(), StoreError> {
+        self.write(|write| {
+            let specs = write.open_table(VPS)?;
+            let mut table = write.open_table(JOBS)?;
+            for ((vps, job), kept) in jobs {
+                if specs.get(vps.as_str())?.is_some() {
+                    table.insert(format!("{vps}/{job}").as_str(), encode(kept)?.as_slice())?;
+                }
             }
             Ok(())
         })

@@ -12,14 +12,15 @@ use model::{
 use crate::{
     clock::{now_ms, unix_ms},
     driver::Vps,
+    shared::Control,
 };
 
 /// The row of a server VPS; `status` adds what only the host knows.
-pub fn row(vps: &Vps, rules: &BTreeSet<Allow>, status: Option<&VpsStatus>) -> VpsRow {
+pub fn row(control: &Control, vps: &Vps, rules: &BTreeSet<Allow>, status: Option<&VpsStatus>) -> VpsRow {
     let spec = vps.spec();
-    let (state, since, failure) = {
+    let (state, since, failure, waits) = {
         let (life, now) = (vps.life(), now_ms());
-        (life.state(), now.saturating_sub(life.since()), life.failure(now))
+        (life.state(), now.saturating_sub(life.since()), life.failure(now), life.waits().map(str::to_owned))
     };
     let up = status.filter(|status| status.phase.is_up());
     let internal: BTreeSet<_> = rules.iter().filter(|rule| rule.to == vps.name).map(|rule| rule.port).collect();
@@ -38,6 +39,7 @@ pub fn row(vps: &Vps, rules: &BTreeSet<Allow>, status: Option<&VpsStatus>) -> Vp
         prepared: status.is_some_and(|status| status.prepared),
         last_wake: vps.wakes().last,
         failure,
+        note: waits.or_else(|| control.jobs.note(vps)),
         services: Vec::new(),
         spec: None,
     }
@@ -61,6 +63,7 @@ pub fn designated_row(name: &VpsName, designated: &Designated, status: Option<&V
         prepared: false,
         last_wake: None,
         failure: None,
+        note: None,
         services: designated.services.iter().map(ToString::to_string).collect(),
         spec: None,
     }
@@ -84,6 +87,10 @@ pub fn summary(vps: &Vps, row: &VpsRow) -> String {
     let state = match row.state {
         State::Asleep => "asleep for",
         State::Starting => "starting for",
+        State::Waiting => {
+            let what = row.note.as_deref().unwrap_or("waits for memory");
+            return format!("{what}, for {time} already; it is to start: {because}");
+        }
         State::Running => "running for",
         State::Frozen => "frozen for",
         State::Stopping => "stopping for",
@@ -93,7 +100,7 @@ pub fn summary(vps: &Vps, row: &VpsRow) -> String {
 }
 
 /// What to do next.
-pub fn next(row: &VpsRow) -> Option<String> {
+pub fn next(vps: &Vps, row: &VpsRow) -> Option<String> {
     let name = &row.name;
     match row.state {
         State::Failed => {
@@ -103,13 +110,19 @@ pub fn next(row: &VpsRow) -> Option<String> {
             Some("it goes on by itself when there is room: free some of the disk (bailiwick volume ls)".to_owned())
         }
         State::Frozen => Some(format!("the next request thaws it, or bailiwick thaw {name}")),
-        State::Asleep if row.routes.is_empty() && row.internal.is_empty() => {
+        State::Asleep if row.routes.is_empty() && row.internal.is_empty() && vps.spec().jobs.is_empty() => {
             Some(format!("nothing leads to it: bailiwick start {name}"))
+        }
+        State::Asleep if row.routes.is_empty() && row.internal.is_empty() => {
+            Some(format!("its next job starts it (bailiwick jobs {name}), or bailiwick start {name}"))
         }
         State::Asleep if row.routes.is_empty() => {
             Some(format!("a neighbour's next connection starts it, or bailiwick start {name}"))
         }
         State::Asleep => Some(format!("the next request starts it, or bailiwick start {name}")),
+        State::Waiting => Some(format!(
+            "it starts when others stop; bailiwick ps shows who is up, bailiwick stop {name} ends the wait"
+        )),
         State::Starting | State::Running | State::Stopping => None,
     }
 }

@@ -5,7 +5,9 @@ use crate::{
     document::{Field, Fields, Kind, Word, words},
     ignore,
     ignore::Pattern,
-    limits, run,
+    limits::{self, parse_duration_ms},
+    run,
+    schedule::{Cron, TimeOfDay},
 };
 
 /// Ids of one block; a VPS has whole blocks.
@@ -148,6 +150,11 @@ static IDLE: Fields = Fields {
             "Time of silence after which an open connection does not keep it awake any more.",
         )
         .default("a connection keeps it awake, however silent it is"),
+        Field::new(
+            "busy",
+            Kind::List(&Kind::Word(words::TEXT), 256),
+            "A command that is run inside before that: exit 0 means busy, and it is asked again later.",
+        ),
     ],
     later: &[],
     otherwise: &[],
@@ -192,6 +199,42 @@ static STOP: Fields = Fields {
     ],
     later: &[],
     otherwise: &[("timeout", "write: grace = \"10s\"")],
+};
+
+const AT: Word = Word {
+    expected: "a time of day such as \"03:30\"",
+    pattern: Some("^[0-2][0-9]:[0-5][0-9]$"),
+    check: |text| text.parse::<TimeOfDay>().map(|_| ()).map_err(|error| error.to_string()),
+};
+const CRON: Word = Word {
+    expected: "a schedule such as \"30 3 * * 1-5\"",
+    pattern: Some("^[0-9*,/ -]+$"),
+    check: |text| text.parse::<Cron>().map(|_| ()).map_err(|error| error.to_string()),
+};
+const EVERY: Word = Word {
+    check: |text| match parse_duration_ms(text) {
+        Ok(ms) if ms < 1000 => Err(format!("`{text}` is too short: at least \"1s\"")),
+        _ => (words::DURATION.check)(text),
+    },
+    ..words::DURATION
+};
+
+static JOB: Fields = Fields {
+    fields: &[
+        Field::new("name", Kind::Word(words::JOB_NAME), "Its name.").default("its program's"),
+        Field::new("every", Kind::Word(EVERY), "It runs so often."),
+        Field::new("at", Kind::Word(AT), "It runs each day at this time, UTC."),
+        Field::new("schedule", Kind::Word(CRON), "It runs when these five fields of crontab(5) say, UTC."),
+        Field::new("run", Kind::List(&Kind::Word(words::TEXT), 256), "Program and arguments.").required(),
+        Field::new("user", Kind::Word(USER), "Who it runs as.").default("the VPS's user"),
+        Field::new("timeout", Kind::Word(words::NONZERO_DURATION), "It is killed after so long.").default("\"1h\""),
+    ],
+    later: &[],
+    otherwise: &[
+        ("command", "write: run = [\"program\", \"argument\"]"),
+        ("cron", "write: schedule = \"30 3 * * 1-5\""),
+        ("interval", "write: every = \"15m\""),
+    ],
 };
 
 static VOLUME: Fields = Fields {
@@ -250,7 +293,12 @@ static VPS: Fields = Fields {
             Kind::Either(&[Kind::Choice(&["never"]), Kind::Table(&IDLE)]),
             "What happens when nobody uses it.",
         )
-        .default("{ after = \"10m\", then = \"stop\" }, and \"never\" where no route and no rule of its file leads to it"),
+        .default("{ after = \"10m\", then = \"stop\" }, and \"never\" where no route, no job and no rule of its file wakes it"),
+        Field::new(
+            "job",
+            Kind::List(&Kind::Table(&JOB), 32),
+            "Programs that are run inside at certain times; each wakes it, and keeps it awake while it runs.",
+        ),
         Field::new(
             "restart",
             Kind::Choice(&["on-failure", "always", "never"]),
@@ -266,9 +314,7 @@ static VPS: Fields = Fields {
         Field::new("nesting", Kind::Boolean, "Whether a VPS may run inside.").default("false"),
     ],
     later: &[
-        ("job", "run it from outside: bailiwick exec NAME -- COMMAND"),
         ("class", "every VPS is isolated by namespaces"),
-        ("schedule", "run it from outside: bailiwick start NAME"),
     ],
     otherwise: &[
         ("tenant", "write it at the top of the file, before the first [vps.NAME]"),
@@ -283,6 +329,8 @@ static VPS: Fields = Fields {
         ("workdir", "write: cwd = \"/path\""),
         ("working_dir", "write: cwd = \"/path\""),
         ("timeout", "write: start_deadline = \"30s\""),
+        ("jobs", "write [[vps.NAME.job]] and its fields under it"),
+        ("schedule", "write it in [[vps.NAME.job]], with run = [\"program\", \"argument\"]"),
         ("depends_on", "leave it out: a connection wakes what it needs"),
     ],
 };

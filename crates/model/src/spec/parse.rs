@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use toml::de::{DeTable, DeValue};
 
-use super::{Idle, IdleAction, Problem, ReadySpec, Restart, Spec, VpsSpec, env_file, fields, routes, secrets, volumes};
+use super::{
+    Idle, IdleAction, Problem, ReadySpec, Restart, Spec, VpsSpec, env_file, fields, jobs, routes, secrets, volumes,
+};
 use crate::{
     Allow, Limits, Route, RouteTarget, TenantName, VpsName,
     document::{Get, Problems, Source, Value, check, number},
@@ -47,6 +49,7 @@ pub fn parse_with(file: &str, text: &str, env_files: &BTreeMap<String, String>) 
             volumes::within(&mut problems, value);
             secrets::within(&mut problems, value);
             env_file::within(&mut problems, file, value, env_files, &mut beside);
+            jobs::within(&mut problems, value);
         }
         volumes::unused(&mut problems, document, vpss);
     }
@@ -138,6 +141,10 @@ fn within(problems: &mut Problems<'_>, vps: &DeTable<'_>) {
         let hint = format!("write: ids = {}", blocks * fields::BLOCK);
         tell("ids", format!("`ids` must be a multiple of 65536, and {ids} is not"), Some(&hint));
     }
+    let busy = vps.table("idle").and_then(|idle| idle.texts("busy"));
+    if busy.is_some_and(|busy| busy.first().is_none_or(String::is_empty)) {
+        tell("idle", "`busy` names no program".to_owned(), Some("write: busy = [\"program\", \"argument\"]"));
+    }
     if let Some(ready) = vps.table("ready") {
         let (listen, notify) = (ready.contains_key("listen"), ready.boolean("notify").unwrap_or(false));
         let run = ready.contains_key("run");
@@ -203,6 +210,7 @@ fn read_vps(tenant: &TenantName, table: &DeTable<'_>, admits: bool) -> Option<Vp
         first = first.filter(|(at, _)| *at < key.span().start).or(Some((key.span().start, target.port)));
         routes.insert(key.get_ref().parse().ok()?, target);
     }
+    let jobs = jobs::read(table)?;
     Some(VpsSpec {
         tenant: tenant.clone(),
         image: table.parsed("image")?,
@@ -218,8 +226,10 @@ fn read_vps(tenant: &TenantName, table: &DeTable<'_>, admits: bool) -> Option<Vp
         secrets: secrets::read(table),
         limits: table.table("limits").map(read_limits).unwrap_or_default(),
         ids: u32::try_from(table.integer("ids").unwrap_or(fields::BLOCK)).ok()?,
-        idle: read_idle(table.get("idle"), admits || !routes.is_empty()),
+        idle: read_idle(table.get("idle"), admits || !routes.is_empty() || !jobs.is_empty()),
         ignore: routes::ignore(table.table("ignore")),
+        busy: table.table("idle").and_then(|idle| idle.texts("busy")).unwrap_or_default(),
+        jobs,
         restart: match table.text("restart") {
             Some("always") => Restart::Always,
             Some("never") => Restart::Never,
@@ -249,7 +259,7 @@ pub(crate) fn read_limits(table: &DeTable<'_>) -> Limits {
     }
 }
 
-fn read_idle(value: Option<&Value<'_>>, led_to: bool) -> Idle {
+fn read_idle(value: Option<&Value<'_>>, wakeable: bool) -> Idle {
     match value.map(|value| value.get_ref()) {
         Some(DeValue::Table(table)) => Idle::After {
             after_ms: duration(table, "after").unwrap_or(super::IDLE_AFTER_MS),
@@ -257,7 +267,7 @@ fn read_idle(value: Option<&Value<'_>>, led_to: bool) -> Idle {
             quiet_ms: duration(table, "quiet"),
         },
         Some(_) => Idle::Never,
-        None => Idle::default_for(led_to),
+        None => Idle::default_for(wakeable),
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{Idle, IdleAction, ReadySpec, Restart, VpsSpec, fields};
+use super::{Idle, IdleAction, Job, ReadySpec, Restart, VpsSpec, fields, jobs};
 use crate::{
     ClientAddress, Ignore, RouteTarget, VpsName,
     run::{ReadyCheck, Stop, signal_name},
+    schedule::Schedule,
 };
 
 /// A spec file that holds this one VPS. Fields that hold their default are left out.
@@ -25,6 +26,9 @@ pub fn render(name: &VpsName, spec: &VpsSpec) -> String {
     }
     for (path, file) in &spec.files {
         text.push_str(&format!("{} = {}\n", quoted(path), content(file)));
+    }
+    for (job, about) in &spec.jobs {
+        text.push_str(&format!("\n[[vps.{name}.job]]\nname = {}\n{}", quoted(job.as_str()), job_fields(about)));
     }
     for (name, size) in spec.volumes.iter().filter_map(|(name, volume)| Some((name, volume.size?))) {
         text.push_str(&format!("\n[volume.{name}]\nsize = {}\n", quoted(&exact_bytes(size))));
@@ -60,7 +64,7 @@ fn fields(spec: &VpsSpec) -> Vec<(&'static str, String)> {
     let limits: Vec<_> = limits.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
     add("limits", !limits.is_empty(), table(limits.into_iter()));
     add("ids", i64::from(spec.ids) != fields::BLOCK, spec.ids.to_string());
-    add("idle", spec.idle != Idle::default_for(spec.is_led_to()), idle(&spec.idle));
+    add("idle", spec.idle != Idle::default_for(spec.wakeable()) || !spec.busy.is_empty(), idle(&spec.idle, &spec.busy));
     add("restart", spec.restart != Restart::OnFailure, quoted(restart(spec.restart)));
     let ready = ready(spec);
     add("ready", !ready.is_empty(), table(ready.into_iter()));
@@ -109,13 +113,32 @@ fn ignore(ignore: &Ignore) -> String {
     table(lists.map(|(name, list)| (name.to_owned(), list_of(&list))))
 }
 
-fn idle(idle: &Idle) -> String {
+fn job_fields(job: &Job) -> String {
+    let mut text = match &job.schedule {
+        Schedule::Every(ms) => format!("every = {}\n", quoted(&exact_duration(*ms))),
+        Schedule::At(time) => format!("at = {}\n", quoted(&time.to_string())),
+        Schedule::Cron(cron) => format!("schedule = {}\n", quoted(&cron.to_string())),
+    };
+    text.push_str(&format!("run = {}\n", list_of(&job.run)));
+    if let Some(user) = &job.user {
+        text.push_str(&format!("user = {}\n", quoted(user)));
+    }
+    if job.timeout_ms != jobs::TIMEOUT_MS {
+        text.push_str(&format!("timeout = {}\n", quoted(&exact_duration(job.timeout_ms))));
+    }
+    text
+}
+
+fn idle(idle: &Idle, busy: &[String]) -> String {
     match idle {
         Idle::Never => quoted("never"),
         Idle::After { after_ms, then, quiet_ms } => {
             let then = if *then == IdleAction::Freeze { "freeze" } else { "stop" };
             let mut fields = vec![("after", quoted(&exact_duration(*after_ms))), ("then", quoted(then))];
             fields.extend(quiet_ms.map(|quiet| ("quiet", quoted(&exact_duration(quiet)))));
+            if !busy.is_empty() {
+                fields.push(("busy", list_of(busy)));
+            }
             table(fields.into_iter().map(|(name, value)| (name.to_owned(), value)))
         }
     }

@@ -2,9 +2,10 @@ use proptest::{collection::btree_map, option, prelude::*};
 
 use super::*;
 use crate::{
-    ClientAddress,
+    ClientAddress, JobName,
     limits::parse_bytes,
     run::{ReadyCheck, SIGNALS, Volume},
+    schedule::Schedule,
 };
 
 const BLOG: &str = r#"
@@ -96,7 +97,7 @@ fn whom_it_ignores_is_said_exactly() {
 #[test]
 fn all_problems_are_told_with_their_places() {
     let told = problems(
-        "tenant = \"Acme\"\n[vps.blog]\nimage = \"nginx\"\nmemory = \"512MiB\"\nschedule = {}\ncomand = []\n\n[vps.db]\nimage = \"debian:redis\"\ncommand = [\"x\"]\nroutes = { \"http://A\" = 80, \"http://a\" = 81 }\nlimits = { memory = 5 }\n",
+        "tenant = \"Acme\"\n[vps.blog]\nimage = \"nginx\"\nmemory = \"512MiB\"\nclass = {}\ncomand = []\n\n[vps.db]\nimage = \"debian:redis\"\ncommand = [\"x\"]\nroutes = { \"http://A\" = 80, \"http://a\" = 81 }\nlimits = { memory = 5 }\n",
     );
     let expected = "\
 s.toml:1:10  `Acme` is not a name: use a-z, 0-9 and `-`, beginning and ending with a letter or digit
@@ -108,9 +109,9 @@ s.toml:3:9  `nginx` names no image: write \"debian:PACKAGE[,PACKAGE]\"
 s.toml:4:1  unknown field `memory` in [vps.blog]
   4 | memory = \"512MiB\"
     | ^^^^^^ write: limits = { memory = \"512MiB\" }
-s.toml:5:1  `schedule` is not there yet in [vps.blog]
-  5 | schedule = {}
-    | ^^^^^^^^ run it from outside: bailiwick start NAME
+s.toml:5:1  `class` is not there yet in [vps.blog]
+  5 | class = {}
+    | ^^^^^ every VPS is isolated by namespaces
 s.toml:6:1  unknown field `comand` in [vps.blog]
   6 | comand = []
     | ^^^^^^ did you mean `command`?
@@ -189,7 +190,7 @@ fn each_illegal_value_is_refused() {
         ("tenant = \"acme\"", "at the top of the file"),
         ("after = \"1s\"", "write: idle = { after = \"1s\" }"),
         ("env_file = \"x\"", "the content of `x` did not come"),
-        ("[[vps.blog.job]]", "`job` is not there yet"),
+        ("[[vps.blog.job]]", "a job must say when it runs"),
         ("[volume.data]\nsize = \"1GiB\"", "no vps of this file uses the volume `data`"),
         ("volumes = { data = \"/srv\" }\n[volume.dat]\nsize = \"1GiB\"", "did you mean `data`?"),
         ("volumes = { data = \"srv\" }", "not an absolute path"),
@@ -317,6 +318,25 @@ fn neighbours() -> impl Strategy<Value = BTreeMap<VpsName, BTreeSet<u16>>> {
     btree_map(other, prop::collection::btree_set(1u16.., 1..3), 0..3)
 }
 
+fn job() -> impl Strategy<Value = Job> {
+    let schedule = prop_oneof![
+        (1000u64..31_622_400_000).prop_map(Schedule::Every),
+        prop::sample::select(vec!["00:00", "03:30", "23:59"])
+            .prop_map(|text| Schedule::At(text.parse().expect("a time"))),
+        prop::sample::select(vec!["* * * * *", "*/5 3 1,2 * 1-5"])
+            .prop_map(|t| Schedule::Cron(t.parse().expect("a line"))),
+    ];
+    let run = prop::collection::vec(text(), 0..3);
+    (schedule, "[a-z]{1,5}", run, option::of("[a-z]{1,5}"), 100u64..31_622_400_000).prop_map(
+        |(schedule, program, more, user, timeout_ms)| Job {
+            schedule,
+            run: std::iter::once(program).chain(more).collect(),
+            user,
+            timeout_ms,
+        },
+    )
+}
+
 prop_compose! {
     fn spec()(
         names in (name(), option::of(name()), prop::sample::select(vec!["debian:", "debian:nginx-light,php-fpm"])),
@@ -343,6 +363,8 @@ prop_compose! {
         stop in (0..SIGNALS.len(), 0u64..31_622_400_000).prop_map(|(i, grace_ms)| Stop { signal: SIGNALS[i].1, grace_ms }),
         volumes in btree_map("[a-z]{1,9}", option::of(1u64..1 << 20), 0..4),
         secrets in btree_map("[a-z]{1,9}", Just(()), 0..4),
+        jobs in btree_map(name(), job(), 0..3),
+        busy in prop::collection::vec("[a-z]{1,5}", 0..3),
         flags in any::<(bool, bool)>(),
     ) -> VpsSpec {
         // Which route is the first is only known to the parser: with several ports it says the one it means.
@@ -376,6 +398,8 @@ prop_compose! {
             secrets: secrets.into_keys().enumerate().map(|(n, name)| {
                 (name.parse().expect("a name"), format!("/run/secrets/{n}"))
             }).collect(),
+            busy: if idle == Idle::Never { Vec::new() } else { busy },
+            jobs: jobs.into_iter().map(|(name, job)| (name.parse().expect("a name"), job)).collect(),
             env, files, routes, ignore, limits, idle, restart, ready, ready_check, start_deadline_ms, stop,
             ids: blocks * 65_536,
             setuid: flags.0,
@@ -400,6 +424,31 @@ proptest! {
             prop_assert!(!problems.is_empty());
             problems.iter().for_each(|problem| drop(problem.to_string()));
         }
+    }
+}
+
+#[test]
+fn jobs_have_names_and_one_time_each() {
+    let text = |jobs: &str| format!("tenant = \"a\"\n[vps.blog]\nimage = \"debian:\"\ncommand = [\"x\"]\n{jobs}");
+    let one = |more: &str| format!("[[vps.blog.job]]\n{more}\n");
+    let run = "run = [\"/usr/bin/Tidy.sh\"]";
+    let good = text(&(one(&format!("every = \"15m\"\n{run}")) + &one(&format!("at = \"03:30\"\n{run}"))));
+    let spec = &parse("s.toml", &good).expect("good").vps["blog"];
+    let names: Vec<_> = spec.jobs.keys().map(JobName::as_str).collect();
+    assert_eq!(names, ["tidy-sh", "tidy-sh-2"]);
+    assert!(matches!(spec.idle, Idle::After { .. }), "a job wakes it, so it may sleep");
+    for (jobs, says) in [
+        (one(run), "a job must say when it runs"),
+        (one(&format!("every = \"1h\"\nat = \"03:30\"\n{run}")), "a job says only once when it runs"),
+        (one(&format!("at = \"3:30\"\n{run}")), "is no time of day"),
+        (one(&format!("every = \"10ms\"\n{run}")), "is too short"),
+        (one("every = \"1h\"\nrun = []"), "`run` names no program"),
+        (one("every = \"1h\""), "`run` is missing"),
+        (one(&format!("name = \"a\"\nevery = \"1h\"\n{run}")).repeat(2), "another job is called `a` already"),
+        ("idle = { after = \"1m\", busy = [] }".to_owned(), "`busy` names no program"),
+    ] {
+        let problems = parse("s.toml", &text(&jobs)).expect_err(says);
+        assert!(problems[0].message.contains(says), "{}", problems[0]);
     }
 }
 

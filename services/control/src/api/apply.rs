@@ -164,6 +164,7 @@ fn take_over(control: &Arc<Control>, plan: &Plan) {
         tokio::spawn(launch::prepare(control.clone(), vps));
     }
     control.publish_table();
+    control.jobs.changed();
     for change in &plan.changes {
         let fields = || change.fields.iter().map(|field| field.field.as_str()).collect::<Vec<_>>().join(", ");
         match change.kind {

@@ -35,7 +35,7 @@ use super::{
     error::{ApiError, parse, vps_name},
     vps::reach,
 };
-use crate::{driver::Vps, life::Input, shared::Control};
+use crate::{busy::Busy, life::Input, shared::Control};
 
 mod terminal;
 
@@ -75,7 +75,7 @@ pub async fn exec(
         Some(vps) => {
             let by = format!("exec by {ACTOR}");
             let busy = Busy::begin(vps.clone()).await;
-            reach(&vps, Input::Wake(by), VpsState::Running).await?;
+            reach(&vps, Input::Need(by), VpsState::Running).await?;
             Some(busy)
         }
         None if control.config.designated.contains_key(&name) => None,
@@ -99,23 +99,6 @@ pub async fn exec(
         .header(UPGRADE, PROTOCOL)
         .body(Body::empty());
     response.map_err(|error| ApiError::new(ErrorKind::Failed, error.to_string()))
-}
-
-/// As long as it lives its VPS is not idle.
-struct Busy(Arc<Vps>);
-
-impl Busy {
-    async fn begin(vps: Arc<Vps>) -> Self {
-        vps.ask(Input::ExecBegan).await;
-        Self(vps)
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        let vps = self.0.clone();
-        tokio::spawn(async move { vps.feed(Input::ExecEnded).await });
-    }
 }
 
 /// Runs the program between the pipes. When the client goes away the call is dropped, and the host kills the program.

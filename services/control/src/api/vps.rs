@@ -69,14 +69,14 @@ pub async fn list(State(control): State<Arc<Control>>, Query(query): Query<ListQ
     }
     let all: Vec<_> = control.all().values().cloned().collect();
     let rules = control.routes.rules();
-    rows.extend(all.iter().map(|vps| view::row(vps, &rules, statuses.get(&vps.name))));
+    rows.extend(all.iter().map(|vps| view::row(&control, vps, &rules, statuses.get(&vps.name))));
     Json(rows)
 }
 
 async fn one(control: &Control, name: &VpsName) -> Result<(VpsRow, Option<Arc<Vps>>), ApiError> {
     let statuses = statuses(control).await;
     if let Some(vps) = control.get(name) {
-        return Ok((view::row(&vps, &control.routes.rules(), statuses.get(name)), Some(vps)));
+        return Ok((view::row(control, &vps, &control.routes.rules(), statuses.get(name)), Some(vps)));
     }
     let designated = control.config.designated.get(name).ok_or_else(|| ApiError::no_vps(control, name))?;
     Ok((view::designated_row(name, designated, statuses.get(name)), None))
@@ -113,7 +113,7 @@ pub async fn why(State(control): State<Arc<Control>>, Path(name): Path<String>) 
     let ignored = ignored(&control, &name, vps.as_deref()).await;
     let story = control.history.of(&name);
     let (summary, next) = match &vps {
-        Some(vps) => (view::summary(vps, &row), view::next(&row)),
+        Some(vps) => (view::summary(vps, &row), view::next(vps, &row)),
         None => (format!("{name} is a designated VPS of host.toml; the host keeps it running"), None),
     };
     Ok(Json(Why { vps: row, summary, ignored, story, log, next }))
@@ -235,14 +235,16 @@ pub async fn act(
     };
     reach(&vps, input, wanted).await?;
     let status = statuses(&control).await.remove(&name);
-    Ok(Json(view::row(&vps, &control.routes.rules(), status.as_ref())))
+    Ok(Json(view::row(&control, &vps, &control.routes.rules(), status.as_ref())))
 }
 
 /// Gives an input and waits for what comes of it.
 pub async fn reach(vps: &Vps, input: Input, wanted: VpsState) -> Result<(), ApiError> {
     let spec = vps.spec();
     vps.ask(input).await;
-    let limit = Duration::from_millis(spec.start_deadline_ms.saturating_add(spec.stop.grace_ms)) + MARGIN;
+    // It may have to wait for memory as long as its start may take.
+    let most = spec.start_deadline_ms.saturating_mul(2).saturating_add(spec.stop.grace_ms);
+    let limit = Duration::from_millis(most) + MARGIN;
     let why = format!("bailiwick why {}", vps.name);
     if !vps.settled(limit).await {
         return Err(ApiError::new(ErrorKind::Unavailable, format!("vps \"{}\" does not get on", vps.name)).next(why));
@@ -252,7 +254,8 @@ pub async fn reach(vps: &Vps, input: Input, wanted: VpsState) -> Result<(), ApiE
         now if now == wanted => Ok(()),
         VpsState::Failed => {
             let failure = life.failure(crate::clock::now_ms()).unwrap_or_default();
-            Err(ApiError::new(ErrorKind::Failed, format!("vps \"{}\" failed: {failure}", vps.name)).next(why))
+            let kind = if life.is_refused() { ErrorKind::Lacking } else { ErrorKind::Failed };
+            Err(ApiError::new(kind, format!("vps \"{}\" failed: {failure}", vps.name)).next(why))
         }
         VpsState::Asleep if life.because() != ENDED => {
             let message = format!("vps \"{}\" is asleep again: {}", vps.name, life.because());

@@ -82,7 +82,16 @@ impl Life {
     fn adopt(&mut self, now: u64, run: u64, ready: bool) {
         self.generation += 1;
         let launch = self.next();
-        let starting = Starting { launch, began: now, by: None, run: Some(run), ready, attached: false, cancel: None };
+        let starting = Starting {
+            launch,
+            began: now,
+            by: None,
+            run: Some(run),
+            ready,
+            attached: false,
+            waits: None,
+            cancel: None,
+        };
         self.set(now, State::Starting(starting), "found on its way up");
         self.actions.push(Action::Attach(launch));
         self.set_timer(self.rules.start_deadline_ms);

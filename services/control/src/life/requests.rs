@@ -2,15 +2,15 @@
 
 use model::{
     limits::show_duration_ms,
-    spec::{Idle, IdleAction},
+    spec::{Idle, IdleAction, Restart},
 };
 
-use super::{Action, Cancel, KILL_AGAIN_MS, Life, Starting, State, TRIES};
+use super::{Action, BUSY_AGAIN_MS, Cancel, FULL, FULL_MS, Failure, KILL_AGAIN_MS, Life, Starting, State, TRIES};
 
 impl Life {
     pub(super) fn wake(&mut self, now: u64, by: String) {
         self.tries_left = TRIES;
-        self.idle_pending = false;
+        (self.idle_pending, self.asking, self.back) = (false, None, None);
         match &mut self.state {
             State::Freezing { .. } | State::Frozen if self.held.is_some() => {}
             State::Asleep => self.begin(now, by),
@@ -19,8 +19,23 @@ impl Life {
             | State::Freezing { again }
             | State::Stopping { again } => drop(again.get_or_insert(by)),
             State::Frozen => self.begin_thaw(now, by),
-            State::Failed { .. } | State::Starting(_) | State::Running | State::Thawing { .. } => {}
+            State::Running => {
+                // Whatever was to happen since nobody used it.
+                self.timer = self.next();
+                self.count_idle();
+            }
+            State::Failed { .. } | State::Starting(_) | State::Thawing { .. } => {}
         }
+    }
+
+    pub(super) fn job(&mut self, now: u64, by: String) {
+        let back = match &self.state {
+            State::Frozen => Some(IdleAction::Freeze),
+            State::Asleep | State::Failed { .. } => Some(IdleAction::Stop),
+            _ => self.back,
+        };
+        self.wake(now, by);
+        self.back = back.filter(|_| self.unrouted());
     }
 
     pub(super) fn start(&mut self, now: u64, by: String) {
@@ -43,6 +58,10 @@ impl Life {
             State::Asleep => {}
             State::Failed { .. } => {
                 self.fails = 0;
+                if restart { self.begin(now, by) } else { self.sleep(now, because) }
+            }
+            State::Starting(starting) if starting.waits.is_some() => {
+                self.record("stopping", "while it waited for memory", by.clone());
                 if restart { self.begin(now, by) } else { self.sleep(now, because) }
             }
             State::Starting(starting) if starting.run.is_none() => {
@@ -72,6 +91,7 @@ impl Life {
 
     pub(super) fn freeze(&mut self, now: u64, by: String) {
         if self.state == State::Running {
+            self.rested = false;
             self.record("freezing", "", by.clone());
             self.set(now, State::Freezing { again: None }, format!("frozen: {by}"));
             self.actions.push(Action::Freeze);
@@ -115,21 +135,130 @@ impl Life {
 
     pub(super) fn idle(&mut self, now: u64) {
         let Idle::After { after_ms, then, .. } = self.rules.idle else { return };
-        if self.state != State::Running {
+        self.rest(now, format!("nobody used it for {}", show_duration_ms(after_ms)), then);
+    }
+
+    /// The last program that somebody ran inside has ended.
+    pub(super) fn all_ended(&mut self, now: u64) {
+        if std::mem::take(&mut self.idle_pending) {
+            self.idle(now);
+        } else if let Some(then) = self.back.filter(|_| self.state == State::Running) {
+            self.rest(now, "only a job needed it, and that has ended".to_owned(), then);
+        } else {
+            self.count_idle();
+        }
+    }
+
+    /// Nobody needs it, as far as that can be seen from outside.
+    fn rest(&mut self, now: u64, because: String, then: IdleAction) {
+        if self.state != State::Running || self.asking.is_some() {
             return;
         }
         if self.execs > 0 {
             self.idle_pending = true;
-            return;
+        } else if self.rules.busy {
+            let number = self.next();
+            self.asking = Some(number);
+            self.actions.push(Action::AskBusy(number));
+        } else {
+            self.make_rest(now, because, then);
         }
-        let because = format!("nobody used it for {}", show_duration_ms(after_ms));
+    }
+
+    fn make_rest(&mut self, now: u64, because: String, then: IdleAction) {
         self.record("idle", because.clone(), "");
         match then {
             IdleAction::Stop => self.begin_stop(now, None, false, because),
             IdleAction::Freeze => {
+                self.rested = true;
                 self.set(now, State::Freezing { again: None }, because);
                 self.actions.push(Action::Freeze);
             }
+        }
+    }
+
+    pub(super) fn busy(&mut self, now: u64, number: u64, answer: Result<bool, String>) {
+        if self.asking != Some(number) || self.state != State::Running {
+            return;
+        }
+        self.asking = None;
+        if self.execs > 0 {
+            self.idle_pending = true;
+            return;
+        }
+        let (after_ms, then) = match (&self.rules.idle, self.back) {
+            (Idle::After { after_ms, then, .. }, back) => (*after_ms, back.unwrap_or(*then)),
+            (Idle::Never, Some(back)) => (BUSY_AGAIN_MS.1, back),
+            (Idle::Never, None) => return,
+        };
+        let says = match answer {
+            Ok(false) => {
+                let because = "nobody used it, and its `busy` command said that it is not busy".to_owned();
+                return self.make_rest(now, because, then);
+            }
+            Ok(true) => "nobody uses it, but its `busy` command says that it is busy".to_owned(),
+            // Who can't be asked is not stopped.
+            Err(reason) => format!("nobody uses it, but its `busy` command gave no answer: {reason}"),
+        };
+        if self.because != says {
+            self.record("busy", says.clone(), "");
+            self.because = says;
+        }
+        self.set_timer(after_ms.clamp(BUSY_AGAIN_MS.0, BUSY_AGAIN_MS.1));
+    }
+
+    /// Begins to count the idle time, where the gateway does not, or has done so already.
+    pub(super) fn count_idle(&mut self) {
+        let Idle::After { after_ms, .. } = self.rules.idle else { return };
+        if (self.unrouted() || self.gateway_left)
+            && self.state == State::Running
+            && self.execs == 0
+            && self.asking.is_none()
+        {
+            self.set_timer(after_ms);
+        }
+    }
+
+    /// Memory is short: it waits, as long as a start may take.
+    pub(super) fn full(&mut self, launch: u64, why: String) {
+        let State::Starting(starting) = &mut self.state else { return };
+        if starting.launch != launch || starting.cancel.is_some() {
+            return;
+        }
+        if starting.waits.replace(why.clone()).is_none() {
+            self.record("waiting", why, "");
+        }
+    }
+
+    pub(super) fn room(&mut self, now: u64) {
+        let State::Starting(starting) = &mut self.state else { return };
+        if starting.waits.take().is_none() {
+            return;
+        }
+        let (launch, waited) = (starting.launch, show_duration_ms(now.saturating_sub(starting.began)));
+        self.record("room", format!("after {waited}"), "");
+        self.actions.push(Action::Launch(launch));
+        self.set_timer(self.rules.start_deadline_ms);
+    }
+
+    pub(super) fn give(&mut self, now: u64) {
+        if self.can_give(now).is_some() {
+            let because = "others needed the memory it kept while it was frozen".to_owned();
+            self.record("stopping", because.clone(), "");
+            self.begin_stop(now, None, true, because);
+        }
+    }
+
+    /// It waited for memory as long as a start may take. That is no fault of its own, so it does not count as one.
+    pub(super) fn refuse(&mut self, now: u64, why: String) {
+        self.generation += 1;
+        let what = format!("this host is full: it {why}");
+        self.record("failed", what.clone(), "");
+        let auto = self.rules.idle == Idle::Never && self.rules.restart != Restart::Never;
+        let failure = Failure { what: what.clone(), public: FULL };
+        self.set(now, State::Failed { failure, until: now + FULL_MS, auto }, what);
+        if auto {
+            self.set_timer(FULL_MS);
         }
     }
 }

@@ -130,6 +130,15 @@ fn idle_means_what_the_spec_says_and_nothing_while_a_program_runs_inside() {
     kept.step(3, wake());
     assert!(effects(kept.step(4, Input::ExecEnded)).is_empty(), "somebody came back");
 
+    let mut looked_into = self::life();
+    up(&mut looked_into, 0, 1);
+    looked_into.step(1, Input::ExecBegan);
+    looked_into.step(2, Input::Idle);
+    looked_into.step(3, Input::Need("exec".into()));
+    let (number, after) = timer(&looked_into.step(4, Input::ExecEnded));
+    assert_eq!(after, 60_000, "the gateway does not say it twice");
+    assert_eq!(effects(looked_into.step(60_004, Input::Timer(number))), [Action::Stop { grace_ms: None, thaw: false }]);
+
     let mut never = self::life();
     never.rules.idle = Idle::Never;
     up(&mut never, 0, 1);
@@ -340,6 +349,118 @@ fn a_person_can_start_during_back_off_and_stop_what_failed() {
     launch(&life.step(5, Input::Start("root".into())));
 }
 
+/// One that no route leads to, that sleeps after a minute.
+fn unrouted() -> Life {
+    Life::new(Rules::from(&spec("acme", &[])), 1000, 0)
+}
+
+fn asked(actions: &[Action]) -> u64 {
+    let found = actions.iter().find_map(|action| match action {
+        Action::AskBusy(number) => Some(*number),
+        _ => None,
+    });
+    found.expect("it was not asked")
+}
+
+#[test]
+fn the_idle_time_of_one_without_routes_is_counted_here() {
+    let mut life = unrouted();
+    let number = launch(&life.step(0, wake()));
+    life.step(0, Input::Launched(number, Ok(Some(1))));
+    life.step(0, Input::Attached(number, Ok(())));
+    let (first, after) = timer(&life.step(0, Input::Status(status(1, Phase::Ready))));
+    assert_eq!(after, 60_000);
+    let (second, _) = timer(&life.step(30_000, wake()));
+    assert!(life.step(60_000, Input::Timer(first)).is_empty(), "somebody needed it meanwhile");
+    life.step(80_000, Input::ExecBegan);
+    assert!(effects(life.step(90_000, Input::Timer(second))).is_empty());
+    assert_eq!(effects(life.step(95_000, Input::ExecEnded)), [Action::Stop { grace_ms: None, thaw: false }]);
+}
+
+#[test]
+fn what_a_job_woke_goes_back_when_only_the_job_needed_it() {
+    let run = |other: bool, routed: bool| {
+        let mut life = if routed { life() } else { unrouted() };
+        life.step(0, Input::ExecBegan);
+        let number = launch(&life.step(0, Input::Job("job tidy".into())));
+        life.step(0, Input::Launched(number, Ok(Some(1))));
+        life.step(0, Input::Attached(number, Ok(())));
+        life.step(0, Input::Status(status(1, Phase::Ready)));
+        if other {
+            life.step(1, wake());
+        }
+        effects(life.step(2, Input::ExecEnded))
+    };
+    assert_eq!(run(false, false), [Action::Stop { grace_ms: None, thaw: false }]);
+    assert!(run(true, false).is_empty());
+    assert!(run(false, true).is_empty(), "the gateway may have sent somebody there");
+}
+
+#[test]
+fn one_that_says_it_is_busy_is_asked_again_and_not_stopped() {
+    let mut life = life();
+    life.rules.busy = true;
+    up(&mut life, 0, 1);
+    let number = asked(&life.step(1, Input::Idle));
+    assert_eq!(life.reach(), Reach::Yes);
+    let (again, after) = timer(&life.step(2, Input::Busy(number, Ok(true))));
+    assert_eq!((life.state(), after), (api::State::Running, 60_000));
+    assert!(life.because().contains("says that it is busy"));
+    let number = asked(&life.step(60_002, Input::Timer(again)));
+    let (again, _) = timer(&life.step(60_003, Input::Busy(number, Err("no".into()))));
+    let number = asked(&life.step(120_003, Input::Timer(again)));
+    assert!(effects(life.step(120_004, wake())).is_empty());
+    assert!(effects(life.step(120_005, Input::Busy(number, Ok(false)))).is_empty(), "somebody came meanwhile");
+    let number = asked(&life.step(180_000, Input::Idle));
+    assert_eq!(
+        effects(life.step(180_001, Input::Busy(number, Ok(false)))),
+        [Action::Stop { grace_ms: None, thaw: false }]
+    );
+}
+
+#[test]
+fn one_that_waits_for_memory_starts_when_there_is_some_or_is_refused_in_time() {
+    let mut life = life();
+    let actions = life.step(0, wake());
+    let ((deadline, _), number) = (timer(&actions), launch(&actions));
+    assert!(effects(life.step(0, Input::Full(number, "waits for 1 GiB".into()))).is_empty());
+    assert_eq!((life.state(), life.waits()), (api::State::Waiting, Some("waits for 1 GiB")));
+    assert!(effects(life.step(1, wake())).is_empty());
+    let actions = life.step(2, Input::Room);
+    assert_eq!(launch(&actions), number);
+    assert!(life.step(30_000, Input::Timer(deadline)).is_empty(), "its time begins anew");
+    life.step(30_001, Input::Stop("root".into()));
+    life.step(30_002, Input::Launched(number, Err(Failure { what: "no".into(), public: "no" })));
+
+    let actions = life.step(40_000, wake());
+    let ((deadline, _), number) = (timer(&actions), launch(&actions));
+    life.step(40_000, Input::Full(number, "waits for 1 GiB".into()));
+    life.step(70_000, Input::Timer(deadline));
+    assert_eq!(life.reach(), Reach::Failed("this host is full", 70_000 + FULL_MS));
+    assert!(life.is_refused() && life.failure(70_000).unwrap().contains("waits for 1 GiB"));
+
+    let number = launch(&life.step(80_000, wake()));
+    life.step(80_000, Input::Full(number, "waits".into()));
+    life.step(80_001, Input::Stop("root".into()));
+    assert_eq!(life.state(), api::State::Asleep, "there is nothing to wait for");
+}
+
+#[test]
+fn only_what_was_frozen_by_itself_gives_its_memory() {
+    let mut life = life();
+    life.rules.idle = Idle::After { after_ms: 1, then: IdleAction::Freeze, quiet_ms: None };
+    up(&mut life, 0, 1);
+    life.step(1, Input::Idle);
+    life.step(2, Input::Done(Step::Freeze, Ok(())));
+    assert_eq!(life.can_give(12), Some(10));
+    assert_eq!(effects(life.step(13, Input::Give)), [Action::Stop { grace_ms: None, thaw: true }]);
+    life.step(14, Input::Status(status(1, down(0, true))));
+    up(&mut life, 15, 2);
+    life.step(16, Input::Freeze("root".into()));
+    life.step(17, Input::Done(Step::Freeze, Ok(())));
+    assert_eq!(life.can_give(100), None);
+}
+
 /// Whatever comes in whatever order: it is sent to only while running, and it never hangs in a state without a way out.
 #[test]
 fn no_order_of_inputs_breaks_the_laws() {
@@ -354,7 +475,7 @@ fn no_order_of_inputs_breaks_the_laws() {
         for _ in 0..120 {
             now += random(50);
             let failure = Failure { what: "x".into(), public: "x" };
-            let input = match random(16) {
+            let input = match random(20) {
                 0 | 1 => wake(),
                 2 => Input::Idle,
                 3 => Input::Stop("p".into()),
@@ -368,6 +489,10 @@ fn no_order_of_inputs_breaks_the_laws() {
                 11 => Input::Launched(launches[random(launches.len() as u64) as usize], Ok(Some(run))),
                 12 => Input::Launched(launches[random(launches.len() as u64) as usize], Err(failure)),
                 13 => Input::Attached(launches[random(launches.len() as u64) as usize], Ok(())),
+                15 => Input::Full(launches[random(launches.len() as u64) as usize], "waits".into()),
+                16 => Input::Room,
+                17 => Input::Give,
+                18 => Input::Job("j".into()),
                 14 => Input::Done([Step::Stop, Step::Freeze, Step::Thaw][random(3) as usize], Ok(())),
                 _ => timers.pop().map_or(Input::Idle, Input::Timer),
             };

@@ -126,6 +126,7 @@ const TYPES: &[(&str, &str, &[Field])] = &[
             ("prepared", Bool, Default, "Whether it sleeps with all but its program in place."),
             ("last_wake", Type("LastWake"), Nullable, "Its last wake."),
             ("failure", Text, Nullable, "What is wrong, when it failed."),
+            ("note", Text, Nullable, "What else to know: a job that fails, what it waits for."),
             ("services", Texts, Default, "The services it runs, when it is a designated VPS."),
             ("spec", Text, Default, "The stored spec as TOML, only in GET /v1/vps/{name}."),
         ],
@@ -254,6 +255,32 @@ const TYPES: &[(&str, &str, &[Field])] = &[
         ],
     ),
     (
+        "JobRow",
+        "A program that is run inside a VPS at certain times.",
+        &[
+            ("vps", Text, Always, "Where."),
+            ("job", Text, Always, "Its name."),
+            ("when", Text, Always, "Such as every 15m."),
+            ("run", Texts, Always, "Program and arguments."),
+            ("next_ms", Int, Nullable, "When it runs next, Unix time in milliseconds."),
+            ("running", Bool, Always, "Whether it runs now."),
+            ("failures", Int, Always, "How often in a row it has failed."),
+            ("last", Type("JobRun"), Nullable, "Its last run."),
+        ],
+    ),
+    (
+        "JobRun",
+        "One run of a job that has ended.",
+        &[
+            ("at_ms", Int, Always, "When it began, Unix time in milliseconds."),
+            ("took_ms", Int, Always, "How long it took."),
+            ("result", Text, Always, "How it ended, or why it could not be run."),
+            ("status", Int, Nullable, "Its exit status; null: it could not be run, or was killed."),
+            ("output", Text, Always, "The end of what it wrote."),
+            ("by", Text, Always, "Who asked for it."),
+        ],
+    ),
+    (
         "ServiceRow",
         "One service.",
         &[
@@ -305,7 +332,7 @@ const TYPES: &[(&str, &str, &[Field])] = &[
 
 const WORDS: &[(&str, &str, &[&str])] = &[
     ("ChangeKind", "What happens to a VPS.", &["create", "change", "none"]),
-    ("State", "What a VPS can be.", &["asleep", "starting", "running", "frozen", "stopping", "failed"]),
+    ("State", "What a VPS can be.", &["asleep", "starting", "running", "frozen", "stopping", "failed", "waiting"]),
     (
         "ErrorKind",
         "Decides the exit status of the CLI, 1 to 7 in this order.",

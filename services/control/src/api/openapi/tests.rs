@@ -43,6 +43,7 @@ fn row() -> VpsRow {
         prepared: false,
         last_wake: None,
         failure: None,
+        note: None,
         services: Vec::new(),
         spec: Some(String::new()),
     }
@@ -114,6 +115,19 @@ fn schemas_hold_what_the_types_write() {
         "ExecRequest",
         ExecRequest { command: Vec::new(), env: Default::default(), user: None, cwd: None, terminal: None },
     );
+    let run = JobRun { at_ms: 0, took_ms: 0, result: text(), status: None, output: text(), by: text() };
+    holds("JobRun", run.clone());
+    let job = JobRow {
+        vps: vps(),
+        job: "a".parse().unwrap(),
+        when: text(),
+        run: Vec::new(),
+        next_ms: None,
+        running: false,
+        failures: 0,
+        last: Some(run),
+    };
+    holds("JobRow", job);
     holds("LogLine", LogLine { at: text(), stream: text(), text: text() });
     holds("Health", crate::api::lists::Health { ok: true, version: "", vps: 0, faults: Vec::new() });
 }
@@ -121,7 +135,8 @@ fn schemas_hold_what_the_types_write() {
 #[test]
 fn words_are_those_of_the_types() {
     let words = |name: &str| document()["components"]["schemas"][name]["enum"].clone();
-    let states = [State::Asleep, State::Starting, State::Running, State::Frozen, State::Stopping, State::Failed];
+    let states =
+        [State::Asleep, State::Starting, State::Running, State::Frozen, State::Stopping, State::Failed, State::Waiting];
     assert_eq!(words("State"), serde_json::to_value(states).unwrap());
     use ErrorKind::{Conflict, Denied, Failed, Invalid, Lacking, NotFound, Unavailable};
     let kinds = [Failed, Invalid, NotFound, Conflict, Denied, Unavailable, Lacking];
