@@ -88,10 +88,14 @@ fn begin<'a>(task: &Task<'_>, streams: &Streams<'a>) -> Result<Init<'a>, String>
     let mut live = Live::default();
     umask(Mode::empty());
     build(&frame(run, setting), &mut live).map_err(|e| e.explain())?;
-    let told = if ahead { Some(await_go(streams.shim)?) } else { None };
-    let (run, came) = told.as_ref().map_or((run, secrets), |(run, came)| (run, came.as_ref()));
-    let secrets = find_secrets(run, came).map_err(fault("taking secrets"))?;
-    live.secrets = came.map(OwnedFd::try_clone).transpose().map_err(fault("taking secrets"))?;
+    let (told, came) = if ahead { await_go(streams.shim).map(|(run, came)| (Some(run), came))? } else { (None, None) };
+    let run = told.as_ref().unwrap_or(run);
+    // The step that takes them closes it: all that is open later is known.
+    live.secrets = match came {
+        Some(came) => Some(came),
+        None => secrets.map(OwnedFd::try_clone).transpose().map_err(fault("taking secrets"))?,
+    };
+    let secrets = find_secrets(run, live.secrets.as_ref()).map_err(fault("taking secrets"))?;
     build(&finish(run, setting, &secrets), &mut live).map_err(|e| e.explain())?;
     umask(Mode::from(0o022));
     let second = null().map_err(Into::into).and_then(standard).map_err(fault("opening /dev/null of the VPS"))?;

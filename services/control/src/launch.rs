@@ -58,7 +58,9 @@ pub async fn attach_found(control: Arc<Control>, vps: Arc<Vps>, number: u64) {
 /// Does ahead what the first start would have to wait for. Its failure shows at that start.
 pub async fn prepare(control: Arc<Control>, vps: Arc<Vps>) {
     match place(&control, &vps, AHEAD).await {
-        Ok(_) => control.pool.sleeps(&vps.name),
+        // What its volumes are to hold, its first start brings; until then there are none.
+        Ok(_) if vps.spec().volumes.is_empty() => control.pool.sleeps(&vps.name),
+        Ok(_) => {}
         Err(fault) => tracing::warn!(vps = %vps.name, %fault, "its place could not be prepared yet"),
     }
 }

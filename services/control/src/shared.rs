@@ -29,7 +29,7 @@ use crate::{
 /// Wakes are written together, so many at once at most.
 const WAKES: usize = 1024;
 /// How long wakes are collected before they are written.
-const COLLECT: Duration = Duration::from_millis(200);
+const COLLECT: Duration = Duration::from_millis(20);
 
 /// Whom this service talks to.
 #[derive(Debug)]
