@@ -3,7 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use model::{ImageRef, JobName, SecretName, TenantName, VolumeName, VpsName, host::Paths};
+use model::{
+    ImageRef, JobName, SecretName, TenantName, VolumeName, VpsName,
+    host::Paths,
+    image::{ImageName, ImageSource},
+};
 
 /// Runs many unmodified server programs, each in its own isolated VPS, on one Linux host.
 #[derive(Debug, Parser)]
@@ -394,13 +398,49 @@ pub struct Exec {
 #[derive(Debug, Subcommand)]
 pub enum Image {
     /// Build an image
-    #[command(after_help = "Example:\n  bailiwick image build debian:nginx-light,php-fpm")]
+    #[command(
+        after_help = "Examples:\n  bailiwick image build debian:nginx-light,php-fpm\n  bailiwick image build tar:app.tar.zst --name app\n  bailiwick image build dir:./rootfs"
+    )]
     Build {
-        /// `debian:PACKAGE[,PACKAGE]`
-        image: ImageRef,
+        /// `debian:PACKAGE[,PACKAGE]`, `tar:FILE` (plain, gzip or zstd) or `dir:DIRECTORY`
+        image: ImageSource,
+        /// Its name, for `tar:` and `dir:` [default: the file's]
+        #[arg(long)]
+        name: Option<ImageName>,
         /// Build again although it is there
         #[arg(long)]
         refresh: bool,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// List images
+    #[command(after_help = "Example:\n  bailiwick image ls --json")]
+    Ls {
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Print all that is known of an image, as JSON
+    #[command(after_help = "Example:\n  bailiwick image inspect debian:nginx-light")]
+    Inspect {
+        /// Its name, as `image ls` shows it
+        image: ImageRef,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Remove all images and layers that nothing uses, here or on another host with the same layer store
+    #[command(after_help = "Examples:\n  bailiwick image prune --dry-run\n  bailiwick image prune --json")]
+    Prune {
+        /// Only say what would be removed
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Read an image's layers, or all, and name those that are damaged
+    #[command(after_help = "Examples:\n  bailiwick image verify\n  bailiwick image verify debian:nginx-light")]
+    Verify {
+        /// Its name, as `image ls` shows it
+        image: Option<ImageRef>,
         #[command(flatten)]
         form: Form,
     },

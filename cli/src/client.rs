@@ -4,7 +4,12 @@ use std::{io, path::PathBuf};
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
-use hyper::{Method, Request, Response, StatusCode, body::Incoming, header, upgrade::Upgraded};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Frame, Incoming},
+    header,
+    upgrade::Upgraded,
+};
 use hyper_util::rt::TokioIo;
 use model::api::{ErrorAnswer, ErrorKind};
 use serde::{Serialize, de::DeserializeOwned};
@@ -69,6 +74,23 @@ impl Host {
     pub async fn stream(&self, method: Method, path: &str, body: Option<&impl Serialize>) -> Result<Lines> {
         let body = body.map(serde_json::to_vec).transpose()?.unwrap_or_default();
         let response = self.send(method, path, body.into(), false).await?;
+        Ok(Lines { body: response.into_body(), buffer: BytesMut::new(), ended: false })
+    }
+
+    /// The lines that are answered while `body` is sent.
+    pub async fn send_stream(&self, path: &str, body: mpsc::Receiver<io::Result<Frame<Bytes>>>) -> Result<Lines> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.no_host(&error))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        let parts = futures_util::stream::unfold(body, |mut body| async { Some((body.recv().await?, body)) });
+        let request = Request::post(path).header(header::HOST, "bailiwick");
+        let request = request.body(StreamBody::new(Box::pin(parts)));
+        let request = request.map_err(|error| Failure::new(ErrorKind::Failed, error.to_string()))?;
+        let response = sender.send_request(request).await?;
+        if !response.status().is_success() {
+            let answer: ErrorAnswer = serde_json::from_slice(&collect(response).await?)?;
+            return Err(answer.into());
+        }
         Ok(Lines { body: response.into_body(), buffer: BytesMut::new(), ended: false })
     }
 

@@ -33,6 +33,7 @@ pub mod manual;
 mod ps;
 mod routes;
 mod secrets;
+mod sent;
 mod services;
 mod time;
 mod upgrade;

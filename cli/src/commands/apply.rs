@@ -7,7 +7,7 @@ use model::{
     spec::Problem,
 };
 
-use super::images;
+use super::{images, sent::Local};
 use crate::{
     arguments::Apply,
     client::Host,
@@ -22,14 +22,19 @@ const MAX_ENV_FILE: u64 = 64 << 10;
 
 /// Applies files.
 pub async fn run(host: &Host, apply: Apply) -> Result<()> {
-    let files = apply.files.iter().map(|path| read(path)).collect::<Result<Vec<_>>>()?;
+    let mut locals = BTreeMap::new();
+    let files = apply.files.iter().map(|path| read(path, &mut locals)).collect::<Result<Vec<_>>>()?;
     let mut request = ApplyRequest { files, dry_run: true, take_routes: apply.take_routes };
     let planned: ApplyAnswer = host.post("/v1/apply", &request).await?;
     let answer = if apply.dry_run {
         planned
     } else {
         for image in &planned.missing_images {
-            images::build(host, image, false).await.map_err(|failure| placed(failure, image, &request.files))?;
+            let built = match locals.get(image) {
+                Some(local) => images::send(host, local, false).await,
+                None => images::build(host, image, false).await,
+            };
+            built.map_err(|failure| placed(failure, image, &request.files))?;
         }
         request.dry_run = false;
         host.post("/v1/apply", &request).await?
@@ -40,7 +45,20 @@ pub async fn run(host: &Host, apply: Apply) -> Result<()> {
     output::own(&show(&answer, apply.dry_run, output::colored()))
 }
 
-fn read(path: &Path) -> Result<SpecFile> {
+/// A file, and the archives and directories that it names, by the images they are.
+fn read(path: &Path, locals: &mut BTreeMap<String, Local>) -> Result<SpecFile> {
+    let mut file = read_text(path)?;
+    let base = if path == Path::new("-") { None } else { path.parent() };
+    for (written, kind, at) in model::spec::image_paths(&file.text) {
+        let local = Local::read(kind, &at, base.unwrap_or(Path::new("")), None);
+        let local = local.map_err(|failure| placed(failure, &written, std::slice::from_ref(&file)))?;
+        file.images.insert(written, local.image.clone());
+        locals.insert(local.image.to_string(), local);
+    }
+    Ok(file)
+}
+
+fn read_text(path: &Path) -> Result<SpecFile> {
     let standard = path == Path::new("-");
     let name = if standard { "standard input".to_owned() } else { path.display().to_string() };
     let mut bytes = Vec::new();
@@ -68,11 +86,17 @@ fn read(path: &Path) -> Result<SpecFile> {
             .map_err(wrong)?;
         env_files.insert(file, text_of(&beside, bytes)?);
     }
-    Ok(SpecFile { name, text, env_files })
+    Ok(SpecFile { name, text, env_files, images: BTreeMap::new() })
 }
 
 fn text_of(file: &str, bytes: Vec<u8>) -> Result<String> {
     String::from_utf8(bytes).map_err(|error| not_text(file.to_owned(), &error))
+}
+
+/// How `file` writes an image that was read from a path.
+fn written<'a>(file: &'a SpecFile, image: &'a str) -> &'a str {
+    let sent = file.images.iter().find(|(_, sent)| sent.to_string() == image);
+    sent.map_or(image, |(written, _)| written)
 }
 
 /// A failed build of `image`, said where a file names that image.
@@ -80,14 +104,14 @@ fn placed(failure: Failure, image: &str, files: &[SpecFile]) -> Failure {
     let found = files.iter().find_map(|file| {
         let place = file.text.lines().enumerate().find_map(|(index, text)| {
             let key = text.split_once('=').is_some_and(|(key, _)| key.trim() == "image");
-            let at = text.find(&format!("\"{image}\"")).filter(|_| key)?;
+            let at = text.find(&format!("\"{}\"", written(file, image))).filter(|_| key)?;
             Some((index + 1, at, text))
         });
         place.map(|(line, at, text)| Problem {
             file: file.name.clone(),
             line,
             column: text[..at].chars().count() + 1,
-            width: image.chars().count() + 2,
+            width: written(file, image).chars().count() + 2,
             text: text.to_owned(),
             message: String::new(),
             hint: None,
@@ -202,7 +226,7 @@ mod tests {
     #[test]
     fn an_image_that_cannot_be_built_has_a_place() {
         let text = "tenant = \"acme\"\n[vps.a]\nimage = \"debian:nginx-lite\"\n".to_owned();
-        let file = SpecFile { name: "s.toml".to_owned(), text, env_files: BTreeMap::new() };
+        let file = SpecFile { name: "s.toml".to_owned(), text, ..Default::default() };
         let failure = Failure::new(ErrorKind::NotFound, "no such package").next("look");
         let expected = "error: 1 problem in s.toml; nothing was changed\n\n\
             s.toml:3:9  no such package\n  \

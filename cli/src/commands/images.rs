@@ -1,18 +1,20 @@
 //! `images`, `image build`, `image rm`.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use hyper::Method;
 use indicatif::{ProgressBar, ProgressStyle};
 use model::{
-    api::{BuildLine, BuildRequest, ErrorKind, ImageRow},
+    ImageRef,
+    api::{BuildLine, BuildRequest, ErrorKind, ImageRow, PruneAnswer, PruneRequest, VerifyAnswer},
+    image::ImageSource,
     limits::{show_bytes, show_duration_ms},
 };
 
-use super::time::now_ms;
+use super::{sent::Local, time::now_ms};
 use crate::{
     arguments::{Form, Image},
-    client::{Host, segment},
+    client::{Host, Lines, segment},
     failure::{Failure, Result},
     output, table,
 };
@@ -26,10 +28,27 @@ pub async fn list(host: &Host, form: Form) -> Result<()> {
 /// Builds or removes.
 pub async fn run(host: &Host, image: Image) -> Result<()> {
     match image {
-        Image::Build { image, refresh, form } => {
-            let row = build(host, &image.to_string(), refresh).await?;
+        Image::Build { image, name, refresh, form } => {
+            let row = match image {
+                ImageSource::Image(image) => build(host, &image.to_string(), refresh).await?,
+                ImageSource::Path(kind, path) => {
+                    send(host, &Local::read(kind, &path, Path::new(""), name)?, refresh).await?
+                }
+            };
             if form.json { output::json(&row) } else { output::line(&built(&row)) }
         }
+        Image::Ls { form } => list(host, form).await,
+        Image::Inspect { image, form: _ } => {
+            let rows: Vec<ImageRow> = host.get("/v1/images").await?;
+            let found = rows.into_iter().find(|row| row.reference == image.to_string());
+            let missing = || Failure::new(ErrorKind::NotFound, format!("no image {image}")).next("bailiwick image ls");
+            output::json(&found.ok_or_else(missing)?)
+        }
+        Image::Prune { dry_run, form } => {
+            let answer: PruneAnswer = host.post("/v1/images/prune", &PruneRequest { dry_run }).await?;
+            if form.json { output::json(&answer) } else { output::own(&pruned(&answer, dry_run)) }
+        }
+        Image::Verify { image, form } => verify(host, image, form).await,
         Image::Rm { images } => {
             for image in images.iter().map(ToString::to_string) {
                 host.act(Method::DELETE, &format!("/v1/images/{}", segment(&image))).await?;
@@ -40,6 +59,51 @@ pub async fn run(host: &Host, image: Image) -> Result<()> {
     }
 }
 
+/// Reads the layers of one image, or of all.
+async fn verify(host: &Host, image: Option<ImageRef>, form: Form) -> Result<()> {
+    let names = match image {
+        Some(image) => vec![image.to_string()],
+        None => host.get::<Vec<ImageRow>>("/v1/images").await?.into_iter().map(|row| row.reference).collect(),
+    };
+    let mut answers = Vec::new();
+    for name in names {
+        let path = format!("/v1/images/{}/verify", segment(&name));
+        answers.push(host.post::<VerifyAnswer>(&path, &serde_json::json!({})).await?);
+    }
+    if form.json {
+        output::json(&answers)?;
+    }
+    for answer in answers.iter().filter(|answer| answer.damaged.is_empty() && !form.json) {
+        output::line(&format!("image {} is whole", answer.image))?;
+    }
+    match answers.iter().find_map(|answer| Some((answer, answer.damaged.values().next()?))) {
+        Some((answer, what)) => {
+            let failure = Failure::new(ErrorKind::Failed, format!("image {}: {what}", answer.image));
+            Err(failure.next(answer.next.clone().unwrap_or_default()))
+        }
+        None => Ok(()),
+    }
+}
+
+fn pruned(answer: &PruneAnswer, dry_run: bool) -> String {
+    let done = if dry_run { "would be removed" } else { "removed" };
+    let images = answer.images.iter().map(|image| format!("image {} {done}\n", output::harmless(image)));
+    let layers = match answer.layers.len() {
+        0 => "no layers".to_owned(),
+        1 => "1 layer".to_owned(),
+        n => format!("{n} layers"),
+    };
+    images.chain([format!("{layers} {done}\n")]).collect()
+}
+
+/// Sends an archive or a directory, unless the host has it.
+pub async fn send(host: &Host, local: &Local, refresh: bool) -> Result<ImageRow> {
+    let image = local.image.to_string();
+    let path = format!("/v1/images/{}/content?refresh={refresh}", segment(&image));
+    let lines = host.send_stream(&path, local.body()).await?;
+    follow(lines, &image).await
+}
+
 fn built(row: &ImageRow) -> String {
     let layers = if row.layers.len() == 1 { "1 layer".to_owned() } else { format!("{} layers", row.layers.len()) };
     format!("image {} built: {} in {}", row.reference, show_bytes(row.size), layers)
@@ -48,7 +112,10 @@ fn built(row: &ImageRow) -> String {
 /// Builds an image and shows how it goes: a bar on a terminal, a line for each step otherwise, on standard error.
 pub async fn build(host: &Host, image: &str, refresh: bool) -> Result<ImageRow> {
     let request = BuildRequest { image: image.to_owned(), refresh };
-    let mut lines = host.stream(Method::POST, "/v1/images/build", Some(&request)).await?;
+    follow(host.stream(Method::POST, "/v1/images/build", Some(&request)).await?, image).await
+}
+
+async fn follow(mut lines: Lines, image: &str) -> Result<ImageRow> {
     let mut progress = Progress::new(image);
     while let Some(line) = lines.next::<BuildLine>().await? {
         match line {

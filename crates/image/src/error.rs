@@ -3,6 +3,8 @@ use std::path::{Path, PathBuf};
 use model::LayerId;
 use rustix::io::Errno;
 
+use crate::archive::ArchiveError;
+
 /// Why the layer store refused or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -37,9 +39,7 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// A layer's content is not what its name says.
-    #[error(
-        "image layer {id} is damaged (its content is {found}); build its images again with `bailiwick image build --refresh`"
-    )]
+    #[error("image layer sha256:{id} is damaged (its content is sha256:{found})")]
     Damaged {
         /// Its name.
         id: LayerId,
@@ -47,8 +47,28 @@ pub enum StoreError {
         found: LayerId,
     },
     /// No such layer.
-    #[error("image layer {0} is not in the store")]
+    #[error("image layer sha256:{0} is missing")]
     Missing(LayerId),
+    /// An archive cannot be read.
+    #[error("the archive can't be unpacked: {0}")]
+    Archive(#[from] ArchiveError),
+    /// An archive holds what no layer may.
+    #[error("the archive can't be unpacked: {path} {what}")]
+    Refused {
+        /// The entry, escaped.
+        path: String,
+        /// Why.
+        what: String,
+    },
+    /// An archive is larger than allowed.
+    #[error("the archive can't be unpacked: {what}")]
+    TooLarge {
+        /// What there is too much of, and the limit.
+        what: String,
+    },
+    /// Somebody builds or removes at this moment.
+    #[error("an image is being built in this layer store; try again when that is done")]
+    Busy,
     /// An image's file cannot be understood.
     #[error("{path} is damaged: {source}")]
     BadImage {
@@ -57,6 +77,13 @@ pub enum StoreError {
         /// Where.
         source: serde_json::Error,
     },
+}
+
+impl StoreError {
+    /// Whether the disk has no space, or no files, left.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::System { source: Errno::NOSPC | Errno::DQUOT, .. })
+    }
 }
 
 /// Adds what was being done, and to what.
@@ -74,4 +101,11 @@ impl<T> Doing<T> for std::io::Result<T> {
     fn doing(self, doing: &'static str, path: &Path) -> Result<T, StoreError> {
         self.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO)).doing(doing, path)
     }
+}
+
+/// Bytes of a path for a person: control characters and what is no text are escaped, and it is cut where it is long.
+pub(crate) fn shown(path: &[u8]) -> String {
+    let cut = &path[..path.len().min(200)];
+    let text = String::from_utf8_lossy(cut).escape_debug().to_string();
+    format!("`{text}{}`", if cut.len() < path.len() { "…" } else { "" })
 }

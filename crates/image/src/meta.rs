@@ -25,7 +25,7 @@ const VALUE_MAX: usize = 64 << 10;
 
 /// Attributes that are part of an image. Of overlayfs's own only the opaque mark: the rest describes where a file was
 /// copied up from, which is not so in another place.
-fn is_kept(name: &CStr) -> bool {
+pub(crate) fn is_kept(name: &CStr) -> bool {
     let name = name.to_bytes();
     match name {
         b"security.capability" | b"system.posix_acl_access" | b"system.posix_acl_default" => true,
@@ -55,32 +55,52 @@ pub fn read_xattrs(file: BorrowedFd<'_>, path: &Path) -> Result<Xattrs, StoreErr
     Ok(found)
 }
 
-/// Seconds only, like tar.
-fn times(stat: &Stat) -> Timestamps {
-    let time = Timespec { tv_sec: stat.st_mtime, tv_nsec: 0 };
-    Timestamps { last_access: time, last_modification: time }
+/// Owner, mode and time of a file, in whole seconds like tar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Meta {
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Permissions.
+    pub mode: u32,
+    /// Unix time of the last change.
+    pub mtime: i64,
 }
 
-fn owner(stat: &Stat) -> (Option<Uid>, Option<Gid>) {
-    (Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))
+impl From<&Stat> for Meta {
+    fn from(stat: &Stat) -> Self {
+        Self { uid: stat.st_uid, gid: stat.st_gid, mode: stat.st_mode, mtime: stat.st_mtime }
+    }
+}
+
+impl Meta {
+    fn times(&self) -> Timestamps {
+        let time = Timespec { tv_sec: self.mtime, tv_nsec: 0 };
+        Timestamps { last_access: time, last_modification: time }
+    }
+
+    fn owner(&self) -> (Option<Uid>, Option<Gid>) {
+        (Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)))
+    }
 }
 
 /// Gives an open file its owner, mode, attributes and time. The owner first: changing it clears setuid bits and
 /// capabilities.
-pub fn apply(file: BorrowedFd<'_>, stat: &Stat, xattrs: &Xattrs, path: &Path) -> Result<(), StoreError> {
-    let (uid, gid) = owner(stat);
+pub fn apply(file: BorrowedFd<'_>, meta: &Meta, xattrs: &Xattrs, path: &Path) -> Result<(), StoreError> {
+    let (uid, gid) = meta.owner();
     fchown(file, uid, gid).doing("setting the owner of", path)?;
-    fchmod(file, Mode::from_raw_mode(stat.st_mode)).doing("setting the mode of", path)?;
+    fchmod(file, Mode::from_raw_mode(meta.mode & 0o7777)).doing("setting the mode of", path)?;
     for (name, value) in xattrs {
         fsetxattr(file, name.as_c_str(), value, XattrFlags::empty()).doing("setting attributes of", path)?;
     }
-    futimens(file, &times(stat)).doing("setting the time of", path)
+    futimens(file, &meta.times()).doing("setting the time of", path)
 }
 
 /// The same for what cannot be opened: a symbolic link, a fifo.
-pub fn apply_at(directory: impl AsFd, name: &CStr, stat: &Stat, path: &Path) -> Result<(), StoreError> {
-    let (uid, gid) = owner(stat);
+pub fn apply_at(directory: impl AsFd, name: &CStr, meta: &Meta, path: &Path) -> Result<(), StoreError> {
+    let (uid, gid) = meta.owner();
     let directory = directory.as_fd();
     chownat(directory, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).doing("setting the owner of", path)?;
-    utimensat(directory, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW).doing("setting the time of", path)
+    utimensat(directory, name, &meta.times(), AtFlags::SYMLINK_NOFOLLOW).doing("setting the time of", path)
 }

@@ -6,7 +6,7 @@ use std::{
     fs::File,
     io::Write,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::{Path, PathBuf},
@@ -41,13 +41,15 @@ pub struct BuildLock {
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 const TEMPORARY: &str = ".tmp-";
+/// Layers that were replaced, with their ids; VPSs may still run on them.
+const DAMAGED: &str = ".damaged-";
 
 impl Store {
     /// Opens the store at `path`, makes what is missing in it, and removes what killed processes left.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let root = openat(rustix::fs::CWD, path, DIRECTORY.difference(OFlags::NOFOLLOW), Mode::empty());
         let store = Self { path: path.to_owned(), root: root.doing("opening the layer store", path)? };
-        for name in ["layers", "images"] {
+        for name in ["layers", "images", "uses"] {
             match mkdirat(&store.root, name, Mode::from_raw_mode(0o755)) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(error) => return Err(error).doing("making", &path.join(name)),
@@ -55,6 +57,12 @@ impl Store {
         }
         store.remove_leftovers()?;
         Ok(store)
+    }
+
+    /// Bytes of the file system that the store is on.
+    pub fn size(&self) -> Result<u64, StoreError> {
+        let stat = rustix::fs::fstatvfs(&self.root).doing("looking at", &self.path)?;
+        Ok(stat.f_blocks.saturating_mul(stat.f_frsize))
     }
 
     /// Where a layer's tree is.
@@ -84,16 +92,40 @@ impl Store {
     pub fn add_layer(&self, source: &Path) -> Result<(LayerId, u64), StoreError> {
         let temporary = Temporary::new(self)?;
         let found = tree::pass(source, Some(temporary.directory.as_fd()))?;
+        self.commit(&temporary, found)
+    }
+
+    /// The same for the tree that `fill` makes in an empty directory. Whole or nothing.
+    pub fn add_with<E: From<StoreError>>(
+        &self,
+        fill: impl FnOnce(BorrowedFd<'_>) -> Result<(), E>,
+    ) -> Result<(LayerId, u64), E> {
+        let temporary = Temporary::new(self)?;
+        fill(temporary.directory.as_fd())?;
+        let found = tree::pass_open(&temporary.directory, Path::new(""), None)?;
+        Ok(self.commit(&temporary, found)?)
+    }
+
+    fn commit(&self, temporary: &Temporary<'_>, found: tree::Found) -> Result<(LayerId, u64), StoreError> {
         let target = self.layer_path(&found.id);
-        if !target.is_dir() {
-            syncfs(&self.root).doing("syncing", &self.path)?;
-            match renameat(&self.root, temporary.name.as_c_str(), &self.root, self.inner(&target)) {
-                // another process was faster
-                Ok(()) | Err(Errno::EXIST | Errno::NOTEMPTY) => {}
-                Err(error) => return Err(error).doing("renaming to", &target),
+        if target.is_dir() {
+            match self.verify(&found.id) {
+                Ok(()) => return Ok((found.id, found.size)),
+                // whoever runs on the damaged one goes on with it
+                Err(StoreError::Damaged { .. } | StoreError::System { .. } | StoreError::TooDeep { .. }) => {
+                    let aside = format!("{DAMAGED}{}-{}", found.id, std::process::id());
+                    renameat(&self.root, self.inner(&target), &self.root, aside).doing("renaming", &target)?;
+                }
+                Err(error) => return Err(error),
             }
-            self.sync_directory("layers")?;
         }
+        syncfs(&self.root).doing("syncing", &self.path)?;
+        match renameat(&self.root, temporary.name.as_c_str(), &self.root, self.inner(&target)) {
+            // another process was faster
+            Ok(()) | Err(Errno::EXIST | Errno::NOTEMPTY) => {}
+            Err(error) => return Err(error).doing("renaming to", &target),
+        }
+        self.sync_directory("layers")?;
         Ok((found.id, found.size))
     }
 
@@ -168,31 +200,55 @@ impl Store {
         }
     }
 
-    /// Removes the layers that no image names, and answers which. While any process is building, none: the next time
-    /// does it.
+    /// Removes the layers that no image names and no VPS of any host was started with last, and answers which. While any
+    /// process is building, none: the next time does it.
     pub fn gc(&self) -> Result<Vec<LayerId>, StoreError> {
+        match self.lock_all() {
+            Ok(_lock) => {
+                let named = self.images()?.into_iter().flat_map(|image| image.layers).collect();
+                self.remove_layers(&self.unused_layers(&named)?)
+            }
+            Err(StoreError::Busy) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Alone in the store: nobody builds, nobody removes.
+    fn lock_all(&self) -> Result<OwnedFd, StoreError> {
         let lock = self.lock_file()?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => return Ok(Vec::new()),
-            locked => locked.doing("locking", &self.path)?,
+            Err(Errno::WOULDBLOCK) => Err(StoreError::Busy),
+            locked => locked.doing("locking", &self.path).map(|()| lock),
         }
-        let named: BTreeSet<LayerId> = self.images()?.into_iter().flat_map(|image| image.layers).collect();
+    }
+
+    /// The layers that are not in `named`, and that no VPS was started with last.
+    fn unused_layers(&self, named: &BTreeSet<LayerId>) -> Result<Vec<LayerId>, StoreError> {
+        let started = self.started_layers()?;
         let directory = self.path.join("layers");
-        let mut removed = Vec::new();
+        let mut unused = Vec::new();
         for entry in std::fs::read_dir(&directory).doing("reading", &directory)? {
             let name = entry.doing("reading", &directory)?.file_name().to_string_lossy().into_owned();
             if let Ok(id) = LayerId::try_from(name)
                 && !named.contains(&id)
+                && !started.contains(&id)
             {
-                // out of its name first, so that a layer is whole or not there
-                let temporary = temporary_name();
-                let path = self.layer_path(&id);
-                renameat(&self.root, self.inner(&path), &self.root, temporary.as_c_str()).doing("removing", &path)?;
-                tree::remove(self.root.as_fd(), &temporary, &path)?;
-                removed.push(id);
+                unused.push(id);
             }
         }
-        Ok(removed)
+        unused.sort();
+        Ok(unused)
+    }
+
+    fn remove_layers(&self, ids: &[LayerId]) -> Result<Vec<LayerId>, StoreError> {
+        for id in ids {
+            // out of its name first, so that a layer is whole or not there
+            let temporary = temporary_name();
+            let path = self.layer_path(id);
+            renameat(&self.root, self.inner(&path), &self.root, temporary.as_c_str()).doing("removing", &path)?;
+            tree::remove(self.root.as_fd(), &temporary, &path)?;
+        }
+        Ok(ids.to_vec())
     }
 
     fn remove_leftovers(&self) -> Result<(), StoreError> {
@@ -256,6 +312,10 @@ impl Drop for Temporary<'_> {
         let _ = tree::remove(self.store.root.as_fd(), &self.name, &self.store.path);
     }
 }
+
+mod uses;
+
+pub use uses::Pruned;
 
 #[cfg(test)]
 mod tests;

@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// No real tree is deeper; each level holds two descriptors.
-const DEPTH: usize = 128;
+pub const DEPTH: usize = 128;
 
 /// What a pass found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,9 +44,14 @@ pub struct Found {
 /// Digests the tree at `source`; copies it to `target`, an empty directory.
 pub fn pass(source: &Path, target: Option<BorrowedFd<'_>>) -> Result<Found, StoreError> {
     let directory = openat(CWD, source, DIRECTORY, Mode::empty()).doing("opening", source)?;
+    pass_open(&directory, source, target)
+}
+
+/// The same for a directory that is open.
+pub fn pass_open(directory: &OwnedFd, source: &Path, target: Option<BorrowedFd<'_>>) -> Result<Found, StoreError> {
     let buffer = vec![0; 256 << 10];
     let mut pass = Pass { digest: Sha256::new(), size: 0, links: HashMap::new(), target, buffer };
-    pass.directory(&directory, target, Path::new(""), 0)?;
+    pass.directory(directory, target, Path::new(""), 0)?;
     let id = hex::encode(pass.digest.finalize());
     let id = LayerId::try_from(id).map_err(|_| StoreError::Changed { path: source.to_owned() })?;
     Ok(Found { id, size: pass.size })
@@ -122,7 +127,7 @@ impl Pass<'_> {
         }
         match target {
             // last, since each entry that is made changes the time
-            Some(target) => meta::apply(target, &stat, &xattrs, path),
+            Some(target) => meta::apply(target, &(&stat).into(), &xattrs, path),
             None => Ok(()),
         }
     }
@@ -188,7 +193,7 @@ impl Pass<'_> {
         self.field(to.to_bytes());
         let Some(target) = place.target else { return Ok(()) };
         symlinkat(to.as_c_str(), target, place.name).doing("making", place.path)?;
-        meta::apply_at(target, place.name, stat, place.path)
+        meta::apply_at(target, place.name, &stat.into(), place.path)
     }
 
     fn fifo(&mut self, place: &Place<'_>, stat: &Stat) -> Result<(), StoreError> {
@@ -196,7 +201,7 @@ impl Pass<'_> {
         let Some(target) = place.target else { return Ok(()) };
         let mode = Mode::from_raw_mode(stat.st_mode);
         mkfifoat(target, place.name, mode).doing("making", place.path)?;
-        meta::apply_at(target, place.name, stat, place.path)?;
+        meta::apply_at(target, place.name, &stat.into(), place.path)?;
         // the umask took part in making it
         rustix::fs::chmodat(target, place.name, mode, AtFlags::empty()).doing("setting the mode of", place.path)
     }
@@ -241,7 +246,7 @@ impl Pass<'_> {
         }
         self.size += size;
         match target {
-            Some(target) => meta::apply(target.as_fd(), &stat, &xattrs, place.path),
+            Some(target) => meta::apply(target.as_fd(), &(&stat).into(), &xattrs, place.path),
             None => Ok(()),
         }
     }
@@ -258,7 +263,7 @@ fn write_all(file: BorrowedFd<'_>, mut bytes: &[u8]) -> rustix::io::Result<()> {
     Ok(())
 }
 
-fn names(directory: &OwnedFd, path: &Path) -> Result<Vec<CString>, StoreError> {
+pub fn names(directory: &OwnedFd, path: &Path) -> Result<Vec<CString>, StoreError> {
     let mut names = Vec::new();
     for entry in Dir::read_from(directory).doing("reading", path)? {
         let entry = entry.doing("reading", path)?;

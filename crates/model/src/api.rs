@@ -20,7 +20,7 @@ pub struct ApplyRequest {
 }
 
 /// One spec file.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct SpecFile {
     /// Its name, for messages.
     pub name: String,
@@ -29,6 +29,9 @@ pub struct SpecFile {
     /// What the `env_file`s hold that it names, by their paths as they are written there.
     #[serde(default)]
     pub env_files: BTreeMap<String, String>,
+    /// For each archive and directory that it names as an image, as it is written there: the image it is.
+    #[serde(default)]
+    pub images: crate::image::SentImages,
 }
 
 /// Answer to `POST /v1/apply`.
@@ -282,6 +285,34 @@ pub struct BuildRequest {
     /// Build again although it is there.
     #[serde(default)]
     pub refresh: bool,
+}
+
+/// `POST /v1/images/prune`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PruneRequest {
+    /// Only say what would be removed.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Answer to `POST /v1/images/prune`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PruneAnswer {
+    /// Images that no spec names.
+    pub images: Vec<String>,
+    /// Ids of layers that nothing uses.
+    pub layers: Vec<String>,
+}
+
+/// Answer to `POST /v1/images/{reference}/verify`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VerifyAnswer {
+    /// The image.
+    pub image: String,
+    /// Each damaged or missing layer, and what is wrong with it.
+    pub damaged: BTreeMap<String, String>,
+    /// What mends it.
+    pub next: Option<String>,
 }
 
 /// `GET /v1/routes`

@@ -47,6 +47,7 @@ pub fn default_config() -> HostConfig {
         cgroup: None,
         layers: None,
         faults: Vec::new(),
+        images: ImageLimits::default(),
         designated: all.into_iter().map(|vps| (name(&vps), vps)).collect(),
     }
 }
@@ -79,11 +80,29 @@ pub struct HostConfig {
     pub cgroup: Option<String>,
     /// Where image layers are; none: `layers` under the root. Hosts may share one.
     pub layers: Option<PathBuf>,
+    /// What an archive that is sent as an image may hold.
+    #[serde(default)]
+    pub images: ImageLimits,
     /// The designated VPSs.
     pub designated: BTreeMap<VpsName, Designated>,
     /// What of host.toml is not in force, and why; for persons.
     #[serde(default)]
     pub faults: Vec<String>,
+}
+
+/// What an archive that is sent as an image may hold at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageLimits {
+    /// Bytes, unpacked.
+    pub size: u64,
+    /// Files, directories and links.
+    pub files: u64,
+}
+
+impl Default for ImageLimits {
+    fn default() -> Self {
+        Self { size: 16 << 30, files: 1_000_000 }
+    }
 }
 
 /// What tenants never get.

@@ -25,7 +25,7 @@ mod volumes;
 pub use env_file::{beside, env_files, parse_env};
 pub use jobs::Job;
 pub(crate) use parse::read_limits;
-pub use parse::{parse, parse_with};
+pub use parse::{image_paths, parse, parse_with};
 pub use problem::Problem;
 pub use render::render;
 

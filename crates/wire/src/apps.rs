@@ -1,6 +1,8 @@
 //! `io.bailiwick.Apps`: what `control` asks of the apps service.
 
-use model::{ImageRef, image::ImageInfo};
+use std::collections::BTreeSet;
+
+use model::{ImageRef, LayerId, image::ImageInfo};
 use serde::{Deserialize, Serialize};
 
 use crate::{method, varlink::Empty};
@@ -14,6 +16,40 @@ method! {
         /// Build again although it is there.
         refresh: bool,
     } = "io.bailiwick.Apps.Build" -> BuildStep
+}
+method! {
+    /// With `more`, and with the descriptor of a pipe: builds an image of the archive that comes out of it, and says how it
+    /// goes on. Nothing is read when it is there already.
+    Send {
+        /// Which: its digest is the archive's.
+        image: ImageRef,
+        /// Unpack it although it is there.
+        refresh: bool,
+    } = "io.bailiwick.Apps.Send" -> BuildStep
+}
+method! {
+    /// Says which images the specs of this host name, whatever becomes of them; in place of what was said before.
+    Use {
+        /// All of them.
+        images: BTreeSet<ImageRef>,
+    } = "io.bailiwick.Apps.Use" -> Empty
+}
+method! {
+    /// Removes the images that neither `keep` nor another host on this layer store names, and the layers that nothing
+    /// uses then. A layer that a VPS of any host was started with last stays.
+    Prune {
+        /// The images that this host's specs name.
+        keep: BTreeSet<ImageRef>,
+        /// Only say what would be removed.
+        dry_run: bool,
+    } = "io.bailiwick.Apps.Prune" -> Pruned
+}
+method! {
+    /// Reads every layer of an image and compares it with its name.
+    Verify {
+        /// Which.
+        image: ImageRef,
+    } = "io.bailiwick.Apps.Verify" -> Verified
 }
 method! {
     /// All images that are there.
@@ -49,4 +85,20 @@ pub enum BuildStep {
 pub struct ImageList {
     /// Each image.
     pub images: Vec<ImageInfo>,
+}
+
+/// Answer of `Prune`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Pruned {
+    /// Images that were removed.
+    pub images: Vec<ImageInfo>,
+    /// Layers that were removed.
+    pub layers: Vec<LayerId>,
+}
+
+/// Answer of `Verify`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Verified {
+    /// Each damaged or missing layer, and what is wrong with it, for a person.
+    pub damaged: Vec<(LayerId, String)>,
 }

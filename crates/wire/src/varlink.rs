@@ -323,7 +323,9 @@ pub async fn serve_listener<S: Service>(listener: UnixListener, service: Arc<S>,
         tokio::spawn(async move {
             let mut connection = Connection::new(stream).bounded(MAX_SERVICE_REQUEST);
             let served = async {
-                let Some((peer, _)) = connection.recv::<Peer>().await? else { return Ok(()) };
+                let Some((peer, fds)) = connection.recv::<Peer>().await? else { return Ok(()) };
+                // the kernel may give what came with the first call together with this
+                connection.fds.extend(fds);
                 serve_connection(&mut connection, &peer, &*service).await
             };
             if let Err(error) = served.await {
@@ -441,8 +443,17 @@ impl Client {
 
     /// Calls `method` with `more` on a connection of its own.
     pub async fn stream<M: Method>(&self, method: &M) -> Result<ReplyStream<M>, Fault> {
+        self.stream_with_fds(method, &[]).await
+    }
+
+    /// The same, with descriptors.
+    pub async fn stream_with_fds<M: Method>(
+        &self,
+        method: &M,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<ReplyStream<M>, Fault> {
         let mut connection = self.dial().await?;
-        connection.send(&CallOut { method: M::NAME, parameters: method, more: true }, &[]).await?;
+        connection.send(&CallOut { method: M::NAME, parameters: method, more: true }, fds).await?;
         Ok(ReplyStream { connection, ended: false, method: std::marker::PhantomData })
     }
 }

@@ -165,7 +165,9 @@ async fn start(
     format::migrate(&paths.state)?;
     cgroups.bound(config.reserve.memory).map_err(explained)?;
     let place = Place::open(&paths, config.ids)?;
-    open_layers(&config::layer_store(&config, &paths))?;
+    let store = config::layer_store(&config, &paths);
+    open_layers(&store)?;
+    crate::layers::open(&store, &paths).context("saying in the layer store that it is used")?;
     let table = load(&config, &place)?;
     let uplink = Uplink::of(&config, &paths);
     match uplink::prepare(&config, &paths).await {

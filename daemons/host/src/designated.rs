@@ -113,7 +113,7 @@ impl Host {
         let filter = std::env::var("BAILIWICK_LOG").ok().map(|filter| ("BAILIWICK_LOG".to_owned(), filter));
         let run = RunSpec {
             command,
-            env: filter.into_iter().collect(),
+            env: filter.into_iter().chain([("BAILIWICK_HOST".to_owned(), crate::layers::host(&self.paths))]).collect(),
             limits: designated.limits.clone(),
             link: self.link(name, designated)?,
             resolvers: self.config.network.resolvers.clone(),

@@ -16,6 +16,7 @@ mod held;
 mod host;
 mod ids;
 mod keeper;
+mod layers;
 mod life;
 mod listeners;
 mod place;

@@ -7,6 +7,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::fs::MetadataExt,
     },
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -42,6 +43,8 @@ const GONE: Duration = Duration::from_secs(5);
 #[derive(Debug, PartialEq, Eq)]
 struct Frame {
     root: Root,
+    /// The directories that the layers were: one that was damaged is replaced by another of the same name.
+    layers: Vec<Option<(u64, u64)>>,
     link: Option<Link>,
     nesting: bool,
     network: Network,
@@ -50,14 +53,20 @@ struct Frame {
 }
 
 impl Frame {
-    fn of(launch: &Launch) -> Self {
+    fn of(launch: &Launch, store: &Path) -> Self {
         let run = &launch.run;
+        let identity = |path: &Path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
         let identified = |bind: &HostBind| {
             let source = if bind.volume { bind.source.join("data") } else { bind.source.clone() };
-            (bind.clone(), std::fs::metadata(source).ok().map(|found| (found.dev(), found.ino())))
+            (bind.clone(), identity(&source))
+        };
+        let layers = match &run.root {
+            Root::Layers(ids) => ids.iter().map(|id| identity(&crate::layers::path(store, id))).collect(),
+            Root::Bare => Vec::new(),
         };
         Self {
             root: run.root.clone(),
+            layers,
             link: run.link.clone(),
             nesting: run.nesting,
             network: launch.network,
@@ -79,9 +88,9 @@ pub struct Prepared {
 
 impl Prepared {
     /// Whether this start can go on from here.
-    fn serves(&self, launch: &Launch) -> bool {
+    fn serves(&self, launch: &Launch, store: &Path) -> bool {
         let limits = self.limits == launch.run.limits || self.limits == Limits::default();
-        launch.listeners.is_empty() && limits && !self.ended() && self.frame == Frame::of(launch)
+        launch.listeners.is_empty() && limits && !self.ended() && self.frame == Frame::of(launch, store)
     }
 
     /// Whether its shim is gone, which is heard a moment later.
@@ -108,6 +117,10 @@ impl Host {
             return Ok(());
         }
         let site = self.startable(&launch)?;
+        if let Root::Layers(ids) = &launch.run.root {
+            let noted = crate::layers::started(&self.layers, &self.paths, &name, ids);
+            noted.map_err(|e| Fault::new(ErrorKind::Failed, format!("vps \"{name}\": {e}")))?;
+        }
         let (prepared, framed) = self.begin_frame(launch, &site, Owner::Vps(name.clone()))?;
         self.table().get_mut(&name)?.prepared = Some(prepared);
         match framed.await {
@@ -135,7 +148,7 @@ impl Host {
             self.drop_spare(number).await;
         }
         self.await_gone(name).await;
-        let serves = |vps: &Vps| vps.prepared.as_ref().is_none_or(|prepared| prepared.serves(launch));
+        let serves = |vps: &Vps| vps.prepared.as_ref().is_none_or(|prepared| prepared.serves(launch, &self.layers));
         if !serves(self.table().get(name)?) {
             debug!(vps = %name, "what was prepared is not what is needed");
             self.discard(name).await;
@@ -216,7 +229,7 @@ impl Host {
         site: &Site,
         owner: Owner,
     ) -> Result<(Prepared, oneshot::Receiver<Framed>), Fault> {
-        let (frame, limits) = (Frame::of(&launch), launch.run.limits.clone());
+        let (frame, limits) = (Frame::of(&launch, &self.layers), launch.run.limits.clone());
         let link = launch.run.link.as_ref().map(|link| link.name.clone());
         let built = self.build(launch, site, Opening::Prepare).map_err(|error| {
             self.unbuild(&site.label, link.as_deref());

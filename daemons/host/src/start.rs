@@ -132,6 +132,9 @@ impl Host {
         }
         let site = self.startable(&launch)?;
         let failed = |error: StartError| Fault::new(ErrorKind::Failed, format!("vps \"{name}\": {}", error.0));
+        if let Root::Layers(ids) = &launch.run.root {
+            crate::layers::started(&self.layers, &self.paths, &name, ids).map_err(|e| failed(e.into()))?;
+        }
         let run = self.place.next_run(&name).map_err(|e| failed(e.into()))?;
         let prepared = self.table().get_mut(&name)?.prepared.take();
         let (grace_ms, link) = (launch.run.stop.grace_ms, launch.link().map(str::to_owned));
@@ -224,8 +227,11 @@ impl Host {
             Network::Host => Some(begin_namespaces(shim, range, false)?),
             Network::Pinned => None,
         };
+        if let Root::Layers(ids) = &run.root {
+            crate::layers::look(&self.layers, ids).map_err(StartError)?;
+        }
         let layers: Vec<PathBuf> = match &run.root {
-            Root::Layers(ids) => ids.iter().map(|id| self.layers.join("layers").join(id.as_str())).collect(),
+            Root::Layers(ids) => ids.iter().map(|id| crate::layers::path(&self.layers, id)).collect(),
             Root::Bare => Vec::new(),
         };
         let mapped = !layers.is_empty() || binds.iter().any(|bind| bind.layer_map);

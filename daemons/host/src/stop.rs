@@ -136,6 +136,7 @@ impl Host {
         let removed = self.place.delete(name);
         removed.map_err(|e| Fault::new(ErrorKind::Failed, format!("vps \"{name}\": removing its files: {e}")))?;
         Record::remove(&self.paths.run, name);
+        crate::layers::forget(&self.layers, &self.paths, name);
         if let Some(vps) = table.vps.remove(name) {
             lock(&self.layer_maps).remove(&vps.allocation.range(&self.config.ids).first);
             self.events.changed(name, vps.tenant());

@@ -1,16 +1,17 @@
 //! Builds that are going on: those of one image are shared, and one runs at a time.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
+    os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use image::Store;
-use model::{ImageRef, image::ImageInfo};
+use image::{Limits, Store};
+use model::{ImageRef, LayerId, image::ImageInfo};
 use tokio::sync::watch;
 use wire::Fault;
 
-use crate::{BuildError, Debian};
+use crate::{BuildError, Debian, sent};
 
 /// How a build goes on.
 #[derive(Debug, Clone)]
@@ -61,6 +62,9 @@ pub struct Builds {
 struct Inner {
     store: Arc<Store>,
     debian: Debian,
+    /// This host's name among those that share the store.
+    host: String,
+    limits: Limits,
     going: Mutex<HashMap<ImageRef, watch::Receiver<State>>>,
     /// Held by who changes the store.
     turn: tokio::sync::Mutex<()>,
@@ -74,8 +78,17 @@ impl Inner {
 
 impl Builds {
     /// None is going on.
-    pub fn new(store: Arc<Store>, debian: Debian) -> Self {
-        Self { inner: Arc::new(Inner { store, debian, going: Mutex::default(), turn: tokio::sync::Mutex::default() }) }
+    pub fn new(store: Arc<Store>, debian: Debian, host: String, limits: Limits) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                store,
+                debian,
+                host,
+                limits,
+                going: Mutex::default(),
+                turn: tokio::sync::Mutex::default(),
+            }),
+        }
     }
 
     /// The layer store.
@@ -85,6 +98,11 @@ impl Builds {
 
     /// The image when it is there, or its build: the one that goes on, or a new one. It ends although nobody waits.
     pub fn build(&self, image: ImageRef, refresh: bool) -> Result<watch::Receiver<State>, BuildError> {
+        if let ImageRef::Sent { .. } = image {
+            let found = self.inner.store.image(&image)?.filter(|_| !refresh);
+            let info = found.ok_or_else(|| BuildError::NotSent(image.to_string()))?;
+            return Ok(watch::channel(State::Ended(Ok(info))).1);
+        }
         let mut going = self.inner.going();
         if let Some(state) = going.get(&image) {
             return Ok(state.clone());
@@ -107,9 +125,61 @@ impl Builds {
         Ok(state)
     }
 
+    /// Builds an image of the archive that comes out of `input`. It has no turn: how long it takes is up to who sends.
+    pub fn receive(
+        &self,
+        image: ImageRef,
+        refresh: bool,
+        input: OwnedFd,
+    ) -> Result<watch::Receiver<State>, BuildError> {
+        if !refresh && let Some(info) = self.inner.store.image(&image)? {
+            return Ok(watch::channel(State::Ended(Ok(info))).1);
+        }
+        let (progress, state) = Progress::new();
+        let inner = self.inner.clone();
+        tokio::task::spawn_blocking(move || {
+            let ended = sent::receive(&inner.store, &inner.limits, &image, input, &progress).map_err(Fault::from);
+            match &ended {
+                Ok(_) => tracing::info!(%image, "unpacked"),
+                Err(error) => tracing::warn!(%image, %error, "not unpacked"),
+            }
+            progress.0.send_replace(State::Ended(ended));
+        });
+        Ok(state)
+    }
+
+    /// What this host's specs name.
+    pub fn use_images(&self, images: &BTreeSet<ImageRef>) -> Result<(), BuildError> {
+        Ok(self.inner.store.use_images(&self.inner.host, images)?)
+    }
+
+    /// Removes what nobody uses.
+    pub async fn prune(&self, keep: BTreeSet<ImageRef>, dry_run: bool) -> Result<image::Pruned, BuildError> {
+        // a build that goes on holds the turn
+        let _turn = self.inner.turn.try_lock().map_err(|_| image::StoreError::Busy)?;
+        let inner = self.inner.clone();
+        let pruned = tokio::task::spawn_blocking(move || inner.store.prune(&inner.host, &keep, dry_run)).await;
+        Ok(pruned.map_err(|_| BuildError::Lost)??)
+    }
+
+    /// Reads all layers of an image; each damaged one with what is wrong.
+    pub async fn verify(&self, image: &ImageRef) -> Result<Vec<(LayerId, String)>, BuildError> {
+        let known = self.inner.store.images()?.into_iter().find(|info| info.reference == *image);
+        let info = known.ok_or_else(|| BuildError::NoImage(image.to_string()))?;
+        let store = self.inner.store.clone();
+        let look = move || {
+            let check = |id: LayerId| store.verify(&id).err().map(|error| (id, error.to_string()));
+            info.layers.into_iter().filter_map(check).collect()
+        };
+        tokio::task::spawn_blocking(look).await.map_err(|_| BuildError::Lost)
+    }
+
     /// Removes an image, and the layers that no other has.
     pub async fn remove(&self, image: &ImageRef) -> Result<(), BuildError> {
         let _turn = self.inner.turn.lock().await;
+        if self.inner.store.used_images(&self.inner.host)?.contains(image) {
+            return Err(BuildError::UsedElsewhere(image.to_string()));
+        }
         if !self.inner.store.remove(image)? {
             return Err(BuildError::NoImage(image.to_string()));
         }
@@ -122,7 +192,7 @@ impl Inner {
         let _turn = self.turn.lock().await;
         let info = {
             let _lock = self.store.build_lock()?;
-            let ImageRef::Debian(packages) = image;
+            let ImageRef::Debian(packages) = image else { return Err(BuildError::NotSent(image.to_string())) };
             let info = self.debian.build(packages, refresh, progress).await?;
             self.store.put_image(&info)?;
             info

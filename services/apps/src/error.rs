@@ -49,6 +49,15 @@ pub enum BuildError {
     /// No such image.
     #[error("no image {0}")]
     NoImage(String),
+    /// Its content must be sent.
+    #[error("the content of image {0} is not here: build it from its file or directory")]
+    NotSent(String),
+    /// The file changed while it was sent, or the sender went away.
+    #[error("what was sent is not {0}: it ended early, or changed while it was read")]
+    OtherContent(String),
+    /// Another host on the same layer store.
+    #[error("image {0} is used by another host on this layer store")]
+    UsedElsewhere(String),
     /// The task that built it is gone.
     #[error("the build ended without a result; try again")]
     Lost,
@@ -72,8 +81,14 @@ fn next(said: &str) -> &'static str {
 impl From<BuildError> for Fault {
     fn from(error: BuildError) -> Self {
         let kind = match error {
-            BuildError::NoPackage { .. } | BuildError::NoImage(_) => ErrorKind::NotFound,
+            BuildError::NoPackage { .. } | BuildError::NoImage(_) | BuildError::NotSent(_) => ErrorKind::NotFound,
             BuildError::NoProgram { .. } | BuildError::NotDebian => ErrorKind::Lacking,
+            BuildError::UsedElsewhere(_) | BuildError::Store(StoreError::Busy) => ErrorKind::Conflict,
+            BuildError::OtherContent(_) => ErrorKind::Invalid,
+            BuildError::Store(StoreError::Archive(_) | StoreError::Refused { .. } | StoreError::TooLarge { .. }) => {
+                ErrorKind::Invalid
+            }
+            BuildError::Store(ref error) if error.is_full() => ErrorKind::Lacking,
             BuildError::Lost => ErrorKind::Unavailable,
             _ => ErrorKind::Failed,
         };

@@ -8,6 +8,7 @@ mod builds;
 mod debian;
 mod error;
 mod program;
+mod sent;
 mod sources;
 mod suggest;
 
@@ -15,9 +16,10 @@ use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use image::Store;
+use tokio::sync::watch;
 use wire::{
     Fault, Peer, Replier, Request,
-    apps::{Build, BuildStep, ImageList, Images, Remove},
+    apps::{Build, BuildStep, ImageList, Images, Prune, Pruned, Remove, Send, Use, Verified, Verify},
     varlink::{Empty, Method, Service},
 };
 
@@ -28,12 +30,26 @@ pub use error::BuildError;
 /// Where the layer store is in the designated VPS.
 pub const LAYERS: &str = "/layers";
 
+/// Variable with this host's name in the layer store.
+const HOST: &str = "BAILIWICK_HOST";
+
+/// What an archive may hold: sizes of `host.toml`, and its share of the disk that stays free.
+fn limits(store: &Store, config: &model::HostConfig) -> Result<image::Limits, image::StoreError> {
+    let free = store.size()?.saturating_mul(u64::from(config.reserve.disk_percent)) / 100;
+    // of a large disk that is rather full already, a little is enough for everybody
+    let free = free.min(1 << 30);
+    Ok(image::Limits { bytes: config.images.size, entries: config.images.files, free })
+}
+
 /// Serves `io.bailiwick.Apps` until the end.
 pub async fn run(context: service::Context) -> anyhow::Result<()> {
     let store = Arc::new(Store::open(Path::new(LAYERS)).context("opening the layer store")?);
     let debian = Debian::open(store.clone(), &context.data).context("preparing the work directory")?;
+    // the daemon gives each host that may share the store a name there
+    let host = std::env::var(HOST).unwrap_or_else(|_| "host".to_owned());
+    let limits = limits(&store, &context.config)?;
     context.ready();
-    context.serve(Arc::new(Apps { builds: Builds::new(store, debian) })).await
+    context.serve(Arc::new(Apps { builds: Builds::new(store, debian, host, limits) })).await
 }
 
 struct Apps {
@@ -48,6 +64,27 @@ impl Service for Apps {
                 let images = self.builds.store().images().map_err(BuildError::from)?;
                 Ok(replier.done::<Images>(&ImageList { images }, &[]).await?)
             }
+            Send::NAME => {
+                let Send { image, refresh } = request.parse()?;
+                let missing = || Fault::new(model::api::ErrorKind::Invalid, "Send needs the descriptor of a pipe");
+                let mut request = request;
+                let input = request.fds.pop().ok_or_else(missing)?;
+                let state = self.builds.receive(image, refresh, input)?;
+                follow::<Send>(state, request.more, replier).await
+            }
+            Use::NAME => {
+                self.builds.use_images(&request.parse::<Use>()?.images)?;
+                Ok(replier.done::<Use>(&Empty {}, &[]).await?)
+            }
+            Prune::NAME => {
+                let Prune { keep, dry_run } = request.parse()?;
+                let image::Pruned { images, layers } = self.builds.prune(keep, dry_run).await?;
+                Ok(replier.done::<Prune>(&Pruned { images, layers }, &[]).await?)
+            }
+            Verify::NAME => {
+                let damaged = self.builds.verify(&request.parse::<Verify>()?.image).await?;
+                Ok(replier.done::<Verify>(&Verified { damaged }, &[]).await?)
+            }
             Remove::NAME => {
                 let image = request.parse::<Remove>()?.image;
                 self.builds.remove(&image).await?;
@@ -61,23 +98,28 @@ impl Service for Apps {
 impl Apps {
     async fn build(&self, request: Request, replier: &mut Replier<'_>) -> Result<(), Fault> {
         let Build { image, refresh } = request.parse()?;
-        let mut state = self.builds.build(image, refresh)?;
-        loop {
-            let now = state.borrow_and_update().clone();
-            match now {
-                State::Ended(ended) => {
-                    return Ok(replier.done::<Build>(&BuildStep::Done(ended?), &[]).await?);
-                }
-                State::Going { step, done, total } if request.more => {
-                    replier.more::<Build>(&BuildStep::Progress { step, done, total }).await?;
-                }
-                State::Going { .. } => {}
+        follow::<Build>(self.builds.build(image, refresh)?, request.more, replier).await
+    }
+}
+
+/// Says how a build goes on until it ends; without a listener it goes on alone.
+async fn follow<M: Method<Reply = BuildStep>>(
+    mut state: watch::Receiver<State>,
+    more: bool,
+    replier: &mut Replier<'_>,
+) -> Result<(), Fault> {
+    loop {
+        let now = state.borrow_and_update().clone();
+        match now {
+            State::Ended(ended) => return Ok(replier.done::<M>(&BuildStep::Done(ended?), &[]).await?),
+            State::Going { step, done, total } if more => {
+                replier.more::<M>(&BuildStep::Progress { step, done, total }).await?;
             }
-            tokio::select! {
-                changed = state.changed() => changed.map_err(|_| BuildError::Lost)?,
-                // the build goes on
-                () = replier.gone() => return Ok(()),
-            }
+            State::Going { .. } => {}
+        }
+        tokio::select! {
+            changed = state.changed() => changed.map_err(|_| BuildError::Lost)?,
+            () = replier.gone() => return Ok(()),
         }
     }
 }

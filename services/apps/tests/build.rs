@@ -72,7 +72,10 @@ async fn wait(mut state: tokio::sync::watch::Receiver<State>) -> (Vec<String>, R
 fn open(directory: &Path) -> (Arc<Store>, Builds) {
     let store = Arc::new(Store::open(&directory.join("layers")).expect("a store"));
     let debian = Debian::open(store.clone(), &directory.join("data")).expect("a work directory");
-    (store.clone(), Builds::new(store, debian))
+    (
+        store.clone(),
+        Builds::new(store, debian, "test".to_owned(), image::Limits { bytes: 1 << 30, entries: 1000, free: 0 }),
+    )
 }
 
 fn image(reference: &str) -> ImageRef {

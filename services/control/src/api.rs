@@ -10,9 +10,12 @@ mod jobs;
 mod lists;
 pub mod openapi;
 mod secrets;
+mod send;
 mod stream;
 mod volumes;
 mod vps;
+
+pub use send::mend;
 
 use std::sync::Arc;
 
@@ -52,6 +55,9 @@ fn router(control: Arc<Control>) -> Router {
         .route("/v1/vps/{name}/{action}", post(vps::act))
         .route("/v1/images", get(build::images))
         .route("/v1/images/build", post(build::build))
+        .route("/v1/images/prune", post(send::prune))
+        .route("/v1/images/{reference}/content", post(send::send))
+        .route("/v1/images/{reference}/verify", post(send::verify))
         .route("/v1/images/{reference}", axum::routing::delete(build::remove))
         .route("/v1/volumes", get(volumes::list))
         .route("/v1/volumes/{tenant}/{name}", get(volumes::get).delete(volumes::remove))

@@ -99,7 +99,7 @@ fn refusal(mut found: Vec<(ErrorKind, Problem)>) -> Refusal {
 impl<'a> Check<'a> {
     fn read(&mut self, files: &'a [SpecFile]) {
         for file in files {
-            let spec = match model::spec::parse_with(&file.name, &file.text, &file.env_files) {
+            let spec = match model::spec::parse_with(file) {
                 Ok(spec) => spec,
                 Err(problems) => {
                     self.found.extend(problems.into_iter().map(|problem| (ErrorKind::Invalid, problem)));
@@ -281,9 +281,7 @@ pub fn listen_problems(request: &ApplyRequest, plan: &Plan, faults: &[(ListenAdd
         let claims = plan.specs.iter().flat_map(|(name, spec)| spec.routes.keys().map(move |route| (name, route)));
         let claim = claims.into_iter().find(|(_, route)| route.listen() == *address);
         let Some((name, route)) = claim else { continue };
-        let holds = |file: &&SpecFile| {
-            model::spec::parse_with(&file.name, &file.text, &file.env_files).is_ok_and(|s| s.vps.contains_key(name))
-        };
+        let holds = |file: &&SpecFile| model::spec::parse_with(file).is_ok_and(|s| s.vps.contains_key(name));
         let Some(file) = request.files.iter().find(holds) else { continue };
         // What is said may name the next step already.
         let hint = (!reason.contains("; ")).then(|| "choose another port".to_owned());

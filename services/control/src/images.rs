@@ -2,7 +2,7 @@
 //! `apps` even after a restart.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, RwLock, RwLockReadGuard},
     time::Duration,
 };
@@ -74,10 +74,26 @@ pub async fn layers(control: &Arc<Control>, image: &ImageRef, limit: Duration) -
     control.images.layers_of(image).ok_or_else(missing)
 }
 
+/// The images that specs name, and those of VPSs that are being deleted.
+pub fn in_use(control: &Control) -> BTreeSet<ImageRef> {
+    let mut used: BTreeSet<_> = control.specs().into_values().map(|spec| spec.image.clone()).collect();
+    used.extend(control.deleting().values().map(|vps| vps.spec().image.clone()));
+    used
+}
+
+/// Tells `apps` what is in use here, so that another host on the same layer store keeps it.
+pub async fn tell(control: Arc<Control>) {
+    let images = in_use(&control);
+    if let Err(fault) = insist(&control.apps, &apps::Use { images }, Duration::from_secs(60)).await {
+        tracing::warn!(%fault, "other hosts on this layer store do not know which images are used here");
+    }
+}
+
 /// Asks `apps` once it is there.
 pub async fn watch(control: Arc<Control>) {
     while let Err(fault) = refresh(&control, Duration::from_secs(60)).await {
         tracing::warn!(%fault, "the images are not known yet");
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
+    tell(control).await;
 }

@@ -6,6 +6,7 @@ use model::{VpsSpec, api::ErrorKind, run::Link};
 use wire::{Fault, host, network};
 
 use crate::{
+    api::mend,
     calls::{PATIENCE, insist, insist_with},
     driver::Vps,
     images,
@@ -152,7 +153,11 @@ async fn start(control: &Arc<Control>, vps: &Arc<Vps>, link: &Link, limit: Durat
                 let stop = host::Stop { name: vps.name.clone(), grace_ms: Some(0) };
                 let _ = insist(&control.host, &stop, UNDO).await;
             }
-            Err(failure("its start", &fault))
+            let mut failure = failure("its start", &fault);
+            if fault.message.contains("image layer sha256:") {
+                failure.what = format!("{} of image {}; run `{}`", failure.what, spec.image, mend(&spec.image));
+            }
+            Err(failure)
         }
     }
 }

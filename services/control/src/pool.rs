@@ -90,6 +90,20 @@ impl Pool {
     }
 }
 
+/// Takes down the spares of images that are to go, or to change. One that is just being made goes when it is there.
+pub async fn forget(control: &Arc<Control>, which: impl Fn(&ImageRef) -> bool) -> Result<(), Fault> {
+    let mut spares = Vec::new();
+    control.pool.change(|shelf| spares = shelf.forget(which));
+    while let Some(spare) = spares.last() {
+        if let Err(fault) = drop_spare(control, spare).await {
+            control.pool.change(|shelf| shelf.unwanted.append(&mut spares));
+            return Err(fault);
+        }
+        spares.pop();
+    }
+    Ok(())
+}
+
 /// Prepares what is to be, without an end.
 pub async fn keep(control: Arc<Control>) {
     // Spares that a former process asked for, with addresses that nobody knows any more.

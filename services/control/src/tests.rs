@@ -169,8 +169,7 @@ async fn apply(control: &Arc<Control>) -> VpsName {
 async fn apply_with(control: &Arc<Control>, more: &str) -> VpsName {
     let text = "tenant = \"acme\"\n[vps.a]\nimage = \"debian:nginx-light\"\ncommand = [\"nginx\"]\n\
                 routes = { \"http://a.example\" = 80 }\n";
-    let files =
-        vec![SpecFile { name: "a.toml".to_owned(), text: format!("{text}{more}"), env_files: Default::default() }];
+    let files = vec![SpecFile { name: "a.toml".to_owned(), text: format!("{text}{more}"), ..Default::default() }];
     let request = ApplyRequest { files, dry_run: false, take_routes: false };
     let body = Bytes::from(serde_json::to_vec(&request).unwrap());
     let answer = api::apply::apply(State(control.clone()), body).await.unwrap();

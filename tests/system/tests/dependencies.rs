@@ -20,7 +20,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("gateway", &["model", "wire", "service"]),
     ("network", &["model", "wire", "service"]),
     ("apps", &["model", "wire", "service", "image"]),
-    ("cli", &["model", "wire", "service", "sys", "archive", "control", "gateway", "network", "apps"]),
+    ("cli", &["model", "wire", "service", "sys", "archive", "image", "control", "gateway", "network", "apps"]),
     ("system-tests", &["model"]),
     ("kernel-tests", &["model", "wire", "sys", "isolation"]),
     ("bench", &["system-tests"]),

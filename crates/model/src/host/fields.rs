@@ -122,6 +122,15 @@ static POOL: Fields = Fields {
     otherwise: &[("size", "write: memory = \"32MiB\"")],
 };
 
+static IMAGES: Fields = Fields {
+    fields: &[
+        Field::new("size", Kind::Word(words::MEMORY), "Bytes, unpacked.").default("\"16GiB\""),
+        Field::new("files", Kind::Integer(1, 100_000_000), "Files, directories and links.").default("1000000"),
+    ],
+    later: &[],
+    otherwise: &[],
+};
+
 static NETWORK: Fields = Fields {
     fields: &[
         Field::new(
@@ -189,6 +198,7 @@ pub(super) static FILE: Fields = Fields {
         Field::new("ids", Kind::Table(&IDS), "Ids of VPSs on the host."),
         Field::new("cgroup", Kind::Word(CGROUP), "Name of this host's cgroup.").default("\"bailiwick\""),
         Field::new("layers", Kind::Word(words::PATH), "Where image layers are.").default("`layers` beside the VPSs"),
+        Field::new("images", Kind::Table(&IMAGES), "What an archive that is sent as an image may hold."),
         Field::new(
             "designated",
             Kind::Map(words::VPS_NAME, &Kind::Table(&DESIGNATED), 14),

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, ops::Range};
 
 use toml::de::DeTable;
 
-use super::{Designated, DesignatedNetwork, HostConfig, Ids, NetworkConfig, Reserve, fields};
+use super::{Designated, DesignatedNetwork, HostConfig, Ids, ImageLimits, NetworkConfig, Reserve, fields};
 use crate::{
     VpsName,
     document::{Get, Problems, Source, check},
@@ -129,6 +129,13 @@ fn read(root: &DeTable<'_>) -> HostConfig {
     }
     config.cgroup = root.text("cgroup").map(str::to_owned);
     config.layers = root.text("layers").map(Into::into);
+    if let Some(images) = root.table("images") {
+        let default = &config.images;
+        config.images = ImageLimits {
+            size: images.text("size").and_then(|text| parse_bytes(text).ok()).unwrap_or(default.size),
+            files: images.integer("files").and_then(|n| n.try_into().ok()).unwrap_or(default.files),
+        };
+    }
     if let Some(designated) = root.table("designated") {
         let one = |(name, vps): (&toml::Spanned<toml::de::DeString<'_>>, &crate::document::Value<'_>)| {
             Some((name.get_ref().parse::<VpsName>().ok()?, read_designated(vps.get_ref().as_table()?)))

@@ -187,7 +187,7 @@ fn double(value: &str) -> Result<String, Wrong> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::parse_with;
+    use crate::{api::SpecFile, spec::parse_with};
 
     #[test]
     fn every_form_of_a_line() {
@@ -231,11 +231,17 @@ mod tests {
     #[test]
     fn env_wins_and_what_is_stored_holds_all() {
         assert_eq!(env_files(SPEC), ["b.env"]);
+        let with = |env_files| SpecFile {
+            name: "d/s.toml".to_owned(),
+            text: SPEC.to_owned(),
+            env_files,
+            ..Default::default()
+        };
         let contents = BTreeMap::from([("b.env".to_owned(), "A=file\nB=file\n".to_owned())]);
-        let spec = parse_with("d/s.toml", SPEC, &contents).expect("a good spec");
+        let spec = parse_with(&with(contents)).expect("a good spec");
         let env: Vec<_> = spec.vps["b"].env.iter().map(|(k, v)| format!("{k}={v}")).collect();
         assert_eq!(env, ["A=own", "B=file"]);
-        let told = |contents| parse_with("d/s.toml", SPEC, &contents).expect_err("refused")[0].to_string();
+        let told = |contents| parse_with(&with(contents)).expect_err("refused")[0].to_string();
         assert!(told(BTreeMap::new()).contains("s.toml:5:12  the content of `b.env` did not come"));
         assert!(told([("b.env".to_owned(), "B=1\nx\n".to_owned())].into()).contains("d/b.env:2:1  a line without `=`"));
     }

@@ -1,10 +1,11 @@
 //! The fields of a spec file.
 
 use crate::{
-    Allow, ImageRef, Route,
+    Allow, Route,
     document::{Field, Fields, Kind, Word, words},
     ignore,
     ignore::Pattern,
+    image::ImageSource,
     limits::{self, parse_duration_ms},
     run,
     schedule::{Cron, TimeOfDay},
@@ -14,9 +15,9 @@ use crate::{
 pub(super) const BLOCK: i64 = 65_536;
 
 const IMAGE: Word = Word {
-    expected: "an image such as \"debian:nginx-light\"",
-    pattern: Some("^debian:([a-z0-9][a-z0-9+.-]+(,[a-z0-9][a-z0-9+.-]+)*)?$"),
-    check: |text| text.parse::<ImageRef>().map(|_| ()).map_err(|error| error.to_string()),
+    expected: "an image such as \"debian:nginx-light\", \"tar:app.tar.zst\" or \"dir:./rootfs\"",
+    pattern: Some("^(debian:([a-z0-9][a-z0-9+.-]+(,[a-z0-9][a-z0-9+.-]+)*)?|(tar|dir):.+)$"),
+    check: |text| text.parse::<ImageSource>().map(|_| ()).map_err(|error| error.to_string()),
 };
 const ROUTE: Word = Word {
     expected: "a route such as \"http://HOST[:PORT][/PREFIX]\" or \"tcp://ADDRESS:PORT\"",

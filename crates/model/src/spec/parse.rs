@@ -8,8 +8,10 @@ use super::{
     Idle, IdleAction, Problem, ReadySpec, Restart, Spec, VpsSpec, env_file, fields, jobs, routes, secrets, volumes,
 };
 use crate::{
-    Allow, Limits, Route, RouteTarget, TenantName, VpsName,
+    Allow, ImageRef, Limits, Route, RouteTarget, TenantName, VpsName,
+    api::SpecFile,
     document::{Get, Problems, Source, Value, check, number},
+    image::{ImageSource, SentImages, SentKind},
     limits::{parse_bytes, parse_duration_ms},
     run::{ReadyCheck, Stop, signal_number},
 };
@@ -29,11 +31,15 @@ const MAX_CHECK: usize = 4 << 10;
 /// # Errors
 /// All problems that were found, in the order of the file.
 pub fn parse(file: &str, text: &str) -> Result<Spec, Vec<Problem>> {
-    parse_with(file, text, &BTreeMap::new())
+    parse_with(&SpecFile { name: file.to_owned(), text: text.to_owned(), ..Default::default() })
 }
 
-/// The same with the contents of the `env_file`s that it names, by their paths as they are written there.
-pub fn parse_with(file: &str, text: &str, env_files: &BTreeMap<String, String>) -> Result<Spec, Vec<Problem>> {
+/// The same, where who sent the file has read what it names beside it: variables, archives and directories.
+///
+/// # Errors
+/// As `parse`.
+pub fn parse_with(sent: &SpecFile) -> Result<Spec, Vec<Problem>> {
+    let SpecFile { name: file, text, env_files, images } = sent;
     let mut beside = Vec::new();
     let source = Source { file, text };
     let document = source.parse()?;
@@ -46,6 +52,7 @@ pub fn parse_with(file: &str, text: &str, env_files: &BTreeMap<String, String>) 
         for value in vpss.values().filter_map(|v| v.get_ref().as_table()) {
             within(&mut problems, value);
             routes::within(&mut problems, value);
+            self::sent(&mut problems, value, images);
             volumes::within(&mut problems, value);
             secrets::within(&mut problems, value);
             env_file::within(&mut problems, file, value, env_files, &mut beside);
@@ -53,7 +60,7 @@ pub fn parse_with(file: &str, text: &str, env_files: &BTreeMap<String, String>) 
         }
         volumes::unused(&mut problems, document, vpss);
     }
-    match problems.or(|| read(document, env_files)) {
+    match problems.or(|| read(document, env_files, images)) {
         Ok(spec) if beside.is_empty() => Ok(spec),
         Ok(_) => Err(beside),
         Err(own) => Err(own.into_iter().chain(beside).collect()),
@@ -98,6 +105,40 @@ fn about_others(problems: &mut Problems<'_>, document: &DeTable<'_>, vpss: &DeTa
             problems.tell(rule.span(), format!("neither `{from}` nor `{to}` is a vps of this file"), Some(hint));
         }
     }
+}
+
+/// The paths that a file names as images. A file that can't be parsed names none.
+pub fn image_paths(text: &str) -> Vec<(String, SentKind, String)> {
+    let source = Source { file: "", text };
+    let Ok(document) = source.parse() else { return Vec::new() };
+    let mut found = Vec::new();
+    for vps in document.get_ref().table("vps").into_iter().flat_map(|vpss| vpss.values()) {
+        let written = vps.get_ref().as_table().and_then(|vps| vps.text("image"));
+        if let Some(written) = written
+            && let Ok(ImageSource::Path(kind, path)) = written.parse()
+        {
+            found.push((written.to_owned(), kind, path));
+        }
+    }
+    found
+}
+
+/// A path must have been read by who sent the file: nothing here opens it.
+fn sent(problems: &mut Problems<'_>, vps: &DeTable<'_>, images: &SentImages) {
+    let Some(written) = vps.text("image") else { return };
+    if let Ok(ImageSource::Path(kind, _)) = written.parse()
+        && !image_of(written, images).is_some_and(|image| matches!(image, ImageRef::Sent { kind: k, .. } if k == kind))
+    {
+        let span = vps.get_key_value("image").map_or(0..0, |(_, value)| value.span());
+        let message = format!("`{written}` was not sent with this file");
+        let hint =
+            "apply it with `bailiwick apply`, or build the image first and write its name, as `image ls` shows it";
+        problems.tell(span, message, Some(hint.to_owned()));
+    }
+}
+
+fn image_of(written: &str, images: &SentImages) -> Option<ImageRef> {
+    images.get(written).cloned().or_else(|| written.parse().ok())
 }
 
 /// What is wrong in one VPS beyond the types of its fields.
@@ -172,7 +213,7 @@ pub(super) fn texts_of<'t>(table: &'t DeTable<'_>) -> impl Iterator<Item = (&'t 
     table.iter().filter_map(|(key, value)| Some((key.get_ref().as_ref(), value.get_ref().as_str()?)))
 }
 
-fn read(document: &DeTable<'_>, env_files: &BTreeMap<String, String>) -> Option<Spec> {
+fn read(document: &DeTable<'_>, env_files: &BTreeMap<String, String>, images: &SentImages) -> Option<Spec> {
     let tenant: TenantName = document.parsed("tenant")?;
     let vpss = document.table("vps")?;
     let rules: Vec<Allow> = document.texts("allow").unwrap_or_default().iter().filter_map(|r| r.parse().ok()).collect();
@@ -190,14 +231,14 @@ fn read(document: &DeTable<'_>, env_files: &BTreeMap<String, String>) -> Option<
             }
         }
         let volumes = volumes::read(document, table);
-        let spec = read_vps(&tenant, table, !admits.is_empty())?;
+        let spec = read_vps(&tenant, table, !admits.is_empty(), images)?;
         let env = env_file::read(table, env_files);
         vps.insert(name, VpsSpec { env, volumes, admits, reaches, ..spec });
     }
     Some(Spec { tenant, vps })
 }
 
-fn read_vps(tenant: &TenantName, table: &DeTable<'_>, admits: bool) -> Option<VpsSpec> {
+fn read_vps(tenant: &TenantName, table: &DeTable<'_>, admits: bool, images: &SentImages) -> Option<VpsSpec> {
     let owned = |name: &str, default: &str| table.text(name).unwrap_or(default).to_owned();
     let map = |name: &str| -> BTreeMap<String, String> {
         let entries = table.table(name).into_iter().flat_map(|t| texts_of(t));
@@ -213,7 +254,7 @@ fn read_vps(tenant: &TenantName, table: &DeTable<'_>, admits: bool) -> Option<Vp
     let jobs = jobs::read(table)?;
     Some(VpsSpec {
         tenant: tenant.clone(),
-        image: table.parsed("image")?,
+        image: image_of(table.text("image")?, images)?,
         command: table.texts("command")?,
         cwd: owned("cwd", "/"),
         user: owned("user", "root"),

@@ -103,7 +103,7 @@ fn all_problems_are_told_with_their_places() {
 s.toml:1:10  `Acme` is not a name: use a-z, 0-9 and `-`, beginning and ending with a letter or digit
   1 | tenant = \"Acme\"
     |          ^^^^^^
-s.toml:3:9  `nginx` names no image: write \"debian:PACKAGE[,PACKAGE]\"
+s.toml:3:9  `nginx` names no image: write \"debian:PACKAGE[,PACKAGE]\", \"tar:FILE\" or \"dir:DIRECTORY\"
   3 | image = \"nginx\"
     |         ^^^^^^^
 s.toml:4:1  unknown field `memory` in [vps.blog]

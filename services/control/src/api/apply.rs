@@ -165,6 +165,7 @@ fn take_over(control: &Arc<Control>, plan: &Plan) {
     }
     control.publish_table();
     control.jobs.changed();
+    tokio::spawn(images::tell(control.clone()));
     for change in &plan.changes {
         let fields = || change.fields.iter().map(|field| field.field.as_str()).collect::<Vec<_>>().join(", ");
         match change.kind {

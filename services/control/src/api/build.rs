@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     calls::{PATIENCE, insist},
-    images,
+    images, pool,
     shared::Control,
 };
 
@@ -33,7 +33,7 @@ const RESUMES: u32 = 3;
 /// Pause before that.
 const PAUSE: Duration = Duration::from_millis(500);
 
-fn image_ref(text: &str) -> Result<ImageRef, ApiError> {
+pub(super) fn image_ref(text: &str) -> Result<ImageRef, ApiError> {
     text.parse().map_err(|error: model::image::ImageRefError| ApiError::new(ErrorKind::Invalid, error.to_string()))
 }
 
@@ -86,15 +86,19 @@ pub async fn build(State(control): State<Arc<Control>>, body: Bytes) -> Result<R
     Ok(stream::lines(receiver))
 }
 
-fn failed(image: &ImageRef, fault: Fault) -> ErrorAnswer {
+pub(super) fn failed(image: &ImageRef, fault: Fault) -> ErrorAnswer {
     let next = "see bailiwick logs apps".to_owned();
     let message = format!("image {image} could not be built: {fault}");
     ErrorAnswer { message, next: Some(next), problems: Vec::new(), kind: fault.kind }
 }
 
-async fn done(control: &Arc<Control>, info: ImageInfo) -> BuildLine {
+pub(super) async fn done(control: &Arc<Control>, info: ImageInfo) -> BuildLine {
     if let Err(fault) = images::refresh(control, PATIENCE).await {
         tracing::warn!(%fault, "the images are not known");
+    }
+    // Those there are may be of the layers it had before.
+    if let Err(fault) = pool::forget(control, |image| *image == info.reference).await {
+        tracing::warn!(%fault, "spares of what an image was before are left");
     }
     control.history.record(None, "built", info.reference.to_string(), ACTOR);
     let all = control.images.all();
@@ -150,6 +154,7 @@ pub async fn remove(State(control): State<Arc<Control>>, Path(name): Path<String
         let message = format!("image {image} is used by {}", names.join(", "));
         return Err(ApiError::new(ErrorKind::Conflict, message).next(format!("bailiwick delete {first}")));
     }
+    pool::forget(&control, |other| *other == image).await?;
     insist(&control.apps, &apps::Remove { image: image.clone() }, PATIENCE).await?;
     images::refresh(&control, PATIENCE).await?;
     control.history.record(None, "removed", image.to_string(), ACTOR);

@@ -27,7 +27,7 @@ impl House {
 }
 
 fn file(name: &str, tenant: &str, vps: &str) -> SpecFile {
-    SpecFile { name: name.to_owned(), text: format!("tenant = \"{tenant}\"\n{vps}"), env_files: Default::default() }
+    SpecFile { name: name.to_owned(), text: format!("tenant = \"{tenant}\"\n{vps}"), ..Default::default() }
 }
 
 fn vps(name: &str, more: &str) -> String {

@@ -65,7 +65,7 @@ async fn import(control: &Arc<Control>, wanted: Wanted, members: &mut Members) -
     let there = insist(&control.host, &host::Volumes {}, LIMIT).await?.volumes;
     let there = there.into_iter().map(|volume| (volume.tenant, volume.name)).collect();
     let Adapted { name, spec, volumes, left_out } = adapt(control, &manifest, wanted, &there)?;
-    let spec_file = SpecFile { name: MANIFEST.to_owned(), text: render(&name, &spec), env_files: BTreeMap::new() };
+    let spec_file = SpecFile { name: MANIFEST.to_owned(), text: render(&name, &spec), ..Default::default() };
     let request = ApplyRequest { files: vec![spec_file], dry_run: false, take_routes: false };
     {
         let _one_at_a_time = control.changing.lock().await;

@@ -41,12 +41,14 @@ pub struct Shelf {
     sleepers: BTreeMap<VpsName, Sleeper>,
     /// By image, the one that a VPS was made of last in front.
     spares: VecDeque<(ImageRef, Vec<Spare>)>,
+    /// Of images that were forgotten; to be taken down.
+    pub(super) unwanted: Vec<Spare>,
 }
 
 impl Shelf {
     /// With so many places.
     pub fn new(places: usize) -> Self {
-        Self { places, clock: 0, sleepers: BTreeMap::new(), spares: VecDeque::new() }
+        Self { places, clock: 0, sleepers: BTreeMap::new(), spares: VecDeque::new(), unwanted: Vec::new() }
     }
 
     /// A VPS fell asleep, or is new. Of more than there are places for, who slept first is forgotten.
@@ -78,6 +80,7 @@ impl Shelf {
     pub fn found(&mut self, prepared: impl Iterator<Item = VpsName>) {
         self.sleepers.values_mut().for_each(|sleeper| sleeper.prepared = false);
         self.spares.iter_mut().for_each(|(_, spares)| spares.clear());
+        self.unwanted.clear();
         for name in prepared {
             self.sleepers.entry(name).or_insert(Sleeper { slept: 0, prepared: false }).prepared = true;
         }
@@ -96,8 +99,16 @@ impl Shelf {
             (Some(at), Some(spare)) => self.spares[at].1.push(spare),
             // No more of what fails, until a VPS is made of it again.
             (Some(at), None) if self.spares[at].1.is_empty() => drop(self.spares.remove(at)),
-            _ => {}
+            (None, Some(spare)) => self.unwanted.push(spare),
+            (_, None) => {}
         }
+    }
+
+    /// No more spares of these images, until a VPS is made of one again; those that there were.
+    pub fn forget(&mut self, which: impl Fn(&ImageRef) -> bool) -> Vec<Spare> {
+        let (forgotten, kept) = self.spares.drain(..).partition(|(image, _)| which(image));
+        self.spares = kept;
+        VecDeque::into_iter(forgotten).flat_map(|(_, spares)| spares).collect()
     }
 
     /// A spare of `image`; from now on there are to be some.
@@ -116,6 +127,9 @@ impl Shelf {
 
     /// What is to be done next. It counts as done; who prepares or makes says how that went.
     pub fn job(&mut self) -> Option<Job> {
+        if let Some(spare) = self.unwanted.pop() {
+            return Some(Job::Drop(spare));
+        }
         while self.spares.len() > IMAGES {
             match self.spares.back_mut().and_then(|(_, spares)| spares.pop()) {
                 Some(spare) => return Some(Job::Drop(spare)),

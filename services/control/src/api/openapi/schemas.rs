@@ -36,6 +36,7 @@ const TYPES: &[(&str, &str, &[Field])] = &[
             ("name", Text, Always, "Its name, for messages."),
             ("text", Text, Always, "Its content, TOML."),
             ("env_files", Strings, Default, "What the env_files hold that it names, by their paths as written there."),
+            ("images", Strings, Default, "Images of the archives and directories it names, as they are written there."),
         ],
     ),
     (
@@ -181,6 +182,24 @@ const TYPES: &[(&str, &str, &[Field])] = &[
         &[
             ("image", Text, Always, "Such as debian:nginx-light."),
             ("refresh", Bool, Default, "Build again although it is there."),
+        ],
+    ),
+    ("PruneRequest", "What to remove.", &[("dry_run", Bool, Default, "Only say what would be removed.")]),
+    (
+        "PruneAnswer",
+        "What was removed.",
+        &[
+            ("images", Texts, Always, "Images that no spec names."),
+            ("layers", Texts, Always, "Ids of layers that nothing uses."),
+        ],
+    ),
+    (
+        "VerifyAnswer",
+        "Whether an image is whole.",
+        &[
+            ("image", Text, Always, "Which."),
+            ("damaged", Strings, Always, "Ids of damaged layers, and what is wrong with each."),
+            ("next", Text, Nullable, "What mends it."),
         ],
     ),
     (

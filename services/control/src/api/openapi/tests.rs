@@ -60,7 +60,7 @@ fn schemas_hold_what_the_types_write() {
     let change = FieldChange { field: text(), old: None, new: None };
     let error = ErrorAnswer { message: text(), next: None, problems: vec![problem.clone()], kind: ErrorKind::Failed };
     let vps = || "a".parse().unwrap();
-    holds("SpecFile", SpecFile { name: text(), text: text(), env_files: Default::default() });
+    holds("SpecFile", SpecFile { name: text(), text: text(), ..Default::default() });
     holds("ApplyRequest", ApplyRequest { files: Vec::new(), dry_run: false, take_routes: false });
     holds("ApplyAnswer", ApplyAnswer { changes: Vec::new(), missing_images: Vec::new(), warnings: Vec::new() });
     holds("FieldChange", change.clone());

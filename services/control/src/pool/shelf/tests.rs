@@ -88,3 +88,20 @@ fn what_fails_is_not_tried_for_ever() {
     shelf.made(&image, None);
     assert_eq!(shelf.job(), None);
 }
+
+#[test]
+fn of_a_forgotten_image_nothing_stays() {
+    let mut shelf = Shelf::new(16);
+    let image = |text: &str| -> ImageRef { text.parse().unwrap() };
+    let (gone, stays) = (image("debian:gone"), image("debian:stays"));
+    shelf.take_spare(&gone);
+    shelf.take_spare(&stays);
+    assert_eq!(settle(&mut shelf).len(), 4);
+    assert!(shelf.take_spare(&gone).is_some());
+    // One is being made while the image goes.
+    assert_eq!(shelf.job(), Some(Job::Make(gone.clone())));
+    assert_eq!(shelf.forget(|image| *image == gone).len(), 1);
+    shelf.made(&gone, Some(spare(9)));
+    assert_eq!(settle(&mut shelf), [Job::Drop(spare(9))]);
+    assert!(shelf.take_spare(&stays).is_some());
+}

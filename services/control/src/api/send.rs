@@ -1,0 +1,153 @@
+//! Images that are sent, and the upkeep of all: `content`, `prune`, `verify`.
+
+use std::{os::fd::AsFd, sync::Arc, time::Duration};
+
+use axum::{
+    Json,
+    body::{Body, Bytes},
+    extract::{Path, Query, State},
+    response::Response,
+};
+use futures_util::StreamExt as _;
+use model::{
+    ImageRef,
+    api::{BuildLine, ErrorKind, PruneAnswer, PruneRequest, VerifyAnswer},
+    image::ImageInfo,
+};
+use rustix::pipe::{PipeFlags, pipe_with};
+use serde::Deserialize;
+use tokio::{io::AsyncWriteExt as _, net::unix::pipe, sync::mpsc};
+use wire::{Fault, apps};
+
+use super::{
+    ACTOR,
+    build::{done, failed, image_ref},
+    error::{ApiError, parse},
+    stream,
+};
+use crate::{
+    calls::{PATIENCE, insist},
+    images, pool,
+    shared::Control,
+};
+
+/// How long a look at all layers of an image may take.
+const VERIFY: Duration = Duration::from_secs(600);
+
+/// What is asked beside the content.
+#[derive(Debug, Deserialize)]
+pub struct Wanted {
+    #[serde(default)]
+    refresh: bool,
+}
+
+/// `POST /v1/images/{reference}/content`: the body is the archive. It goes through, and is kept nowhere on the way.
+pub async fn send(
+    State(control): State<Arc<Control>>,
+    Path(name): Path<String>,
+    Query(wanted): Query<Wanted>,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let image = image_ref(&name)?;
+    if !matches!(image, ImageRef::Sent { .. }) {
+        let message = format!("image {image} is built, not sent");
+        return Err(ApiError::new(ErrorKind::Invalid, message).next(format!("bailiwick image build {image}")));
+    }
+    let (sender, receiver) = mpsc::channel(stream::WAITING);
+    tokio::spawn(async move {
+        let last = match pass_on(&control, &image, wanted.refresh, body, &sender).await {
+            Ok(info) => done(&control, info).await,
+            Err(fault) => {
+                control.history.record(None, "build-failed", format!("{image}: {fault}"), ACTOR);
+                BuildLine::Failed(failed(&image, fault))
+            }
+        };
+        let _ = sender.send(last).await;
+    });
+    Ok(stream::lines(receiver))
+}
+
+async fn pass_on(
+    control: &Control,
+    image: &ImageRef,
+    refresh: bool,
+    body: Body,
+    lines: &mpsc::Sender<BuildLine>,
+) -> Result<ImageInfo, Fault> {
+    let (theirs, ours) = pipe_with(PipeFlags::CLOEXEC).map_err(std::io::Error::from)?;
+    let send = apps::Send { image: image.clone(), refresh };
+    let mut steps = control.apps.stream_with_fds(&send, &[theirs.as_fd()]).await?;
+    drop(theirs);
+    let mut pipe = pipe::Sender::from_owned_fd(ours)?;
+    let pump = async move {
+        let mut body = body.into_data_stream();
+        while let Some(part) = body.next().await {
+            // a body that breaks off ends the pipe early; the digest shows it
+            let Ok(part) = part else { return };
+            if pipe.write_all(&part).await.is_err() {
+                return;
+            }
+        }
+    };
+    let follow = async {
+        loop {
+            match steps.next().await? {
+                Some(apps::BuildStep::Progress { step, done, total }) => {
+                    let _ = lines.send(BuildLine::Progress { step, done, total }).await;
+                }
+                Some(apps::BuildStep::Done(info)) => return Ok(info),
+                None => return Err(Fault::new(ErrorKind::Failed, "it ended without a result")),
+            }
+        }
+    };
+    tokio::pin!(pump, follow);
+    tokio::select! {
+        ended = &mut follow => ended,
+        () = &mut pump => follow.await,
+    }
+}
+
+/// `POST /v1/images/prune`
+pub async fn prune(State(control): State<Arc<Control>>, body: Bytes) -> Result<Json<PruneAnswer>, ApiError> {
+    let PruneRequest { dry_run } = parse(&body)?;
+    // An apply that wants one of these images must come before or after.
+    let _one_at_a_time = control.changing.lock().await;
+    let keep = images::in_use(&control);
+    if !dry_run {
+        pool::forget(&control, |image| !keep.contains(image)).await?;
+    }
+    let pruned = insist(&control.apps, &apps::Prune { keep, dry_run }, PATIENCE).await?;
+    let answer = PruneAnswer {
+        images: pruned.images.iter().map(|info| info.reference.to_string()).collect(),
+        layers: pruned.layers.iter().map(ToString::to_string).collect(),
+    };
+    if !dry_run {
+        images::refresh(&control, PATIENCE).await?;
+        for image in &answer.images {
+            control.history.record(None, "removed", image.clone(), ACTOR);
+        }
+    }
+    Ok(Json(answer))
+}
+
+/// `POST /v1/images/{reference}/verify`
+pub async fn verify(
+    State(control): State<Arc<Control>>,
+    Path(name): Path<String>,
+) -> Result<Json<VerifyAnswer>, ApiError> {
+    let image = image_ref(&name)?;
+    let found = insist(&control.apps, &apps::Verify { image: image.clone() }, VERIFY).await?;
+    let next = (!found.damaged.is_empty()).then(|| mend(&image));
+    let damaged = found.damaged.into_iter().map(|(id, what)| (id.to_string(), what)).collect();
+    Ok(Json(VerifyAnswer { image: image.to_string(), damaged, next }))
+}
+
+/// What makes an image whole again.
+pub fn mend(image: &ImageRef) -> String {
+    match image {
+        ImageRef::Debian(_) => format!("bailiwick image build --refresh {image}"),
+        ImageRef::Sent { kind, .. } => {
+            format!("bailiwick image build --refresh {}:PATH, where {image} came from", kind.as_str())
+        }
+    }
+}
