@@ -4,6 +4,7 @@
 mod api;
 mod app;
 mod cold;
+mod fleet;
 mod frozen;
 mod idle;
 mod many;
@@ -24,6 +25,7 @@ type Group = (&'static str, fn() -> Result<Vec<Measure>>);
 const GROUPS: &[Group] = &[
     ("start", start::run),
     ("cold", cold::run),
+    ("fleet", fleet::run),
     ("app", app::run),
     ("frozen", frozen::run),
     ("warm", warm::run),

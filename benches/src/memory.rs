@@ -13,10 +13,15 @@ pub fn pss(host: &Host, vps: &[&str]) -> Result<f64> {
     for name in vps {
         for pid in descendants(host.pid_of(name)?) {
             // One that has just ended has none.
-            let Ok(text) = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) else { continue };
-            let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).context("Pss in smaps_rollup")?;
-            sum += line.trim().trim_end_matches("kB").trim().parse::<f64>()? / 1024.0;
+            sum += pss_of(pid).unwrap_or_default();
         }
     }
     Ok(sum)
+}
+
+/// MiB of one process.
+pub fn pss_of(pid: i32) -> Result<f64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).context("Pss in smaps_rollup")?;
+    Ok(line.trim().trim_end_matches("kB").trim().parse::<f64>()? / 1024.0)
 }
