@@ -82,13 +82,13 @@ fn a_command_that_never_succeeds_is_told_by_why() -> Result<()> {
 image   = "debian:"
 command = ["sleep", "1000"]
 ready   = { run = ["sh", "-c", "echo the moon is not full; exit 7"] }
-start_deadline = "500ms"
+start_deadline = "3s"
 restart = "never"
 "#;
     host.apply("a.toml", spec)?;
     let answer = host.cli(&["start", "never"])?;
     ensure!(answer.code == 1 && answer.err.contains("did not succeed"), "{answer:?}");
     let why = host.run(&["why", "never"])?;
-    ensure!(why.contains("exit 7: the moon is not full") && why.contains("not ready within 500ms"), "{why}");
+    ensure!(why.contains("exit 7: the moon is not full") && why.contains("not ready within 3s"), "{why}");
     host.stop()
 }
