@@ -16,6 +16,8 @@ use bailiwick_system_tests::{
 use crate::measure::{Measure, Samples};
 
 const RUNS: usize = 30;
+/// With VPSs prepared ahead.
+const POOL: &str = "pool = { memory = \"32MiB\" }";
 pub const SPEC: &str = r#"
 tenant = "bench"
 [vps.web]
@@ -27,7 +29,7 @@ idle    = { after = "10m", then = "stop" }
 
 /// The group.
 pub fn run() -> Result<Vec<Measure>> {
-    let host = Host::start(HostOptions::default())?;
+    let host = Host::start(HostOptions { config: POOL.to_owned(), ..HostOptions::default() })?;
     host.apply("web.toml", SPEC)?;
     let directory = tempfile::Builder::new().prefix("bailiwick-bench-").tempdir_in("/var/tmp")?;
     let config = bare_configuration(directory.path(), 18081)?;

@@ -61,7 +61,7 @@ pub struct Host {
     pub moving: Mutex<BTreeSet<(TenantName, VolumeName)>>,
     /// Listening sockets by the keeper's name for them: `listen/…`, `service/…`, `host/…`, `api`.
     pub sockets: Mutex<BTreeMap<String, OwnedFd>>,
-    /// Told whenever something prepared is gone.
+    /// Told whenever something prepared is there or gone.
     pub taken_down: tokio::sync::Notify,
     table: Mutex<Table>,
     exec_id: AtomicU64,

@@ -124,18 +124,9 @@ impl Host {
         let (prepared, framed) = self.begin_frame(launch, &site, Owner::Vps(name.clone()))?;
         self.table().get_mut(&name)?.prepared = Some(prepared);
         match framed.await {
-            Ok(Framed::Failed(reason)) => {
-                self.discard(&name).await;
-                Err(Fault::new(ErrorKind::Failed, format!("vps \"{name}\": {reason}")))
-            }
-            Ok(Framed::Ready) => {
-                if let Some(prepared) = self.table().get_mut(&name)?.prepared.as_mut() {
-                    prepared.framed = true;
-                }
-                Ok(())
-            }
-            // A start that took it meanwhile says the rest.
-            Err(_) => Ok(()),
+            Ok(Framed::Failed(reason)) => Err(Fault::new(ErrorKind::Failed, format!("vps \"{name}\": {reason}"))),
+            // Without a word it was taken down, as something else was needed.
+            Ok(Framed::Ready) | Err(_) => Ok(()),
         }
     }
 
@@ -147,13 +138,23 @@ impl Host {
             // Its address was given to somebody else, since who keeps addresses was restarted.
             self.drop_spare(number).await;
         }
-        self.await_gone(name).await;
-        let serves = |vps: &Vps| vps.prepared.as_ref().is_none_or(|prepared| prepared.serves(launch, &self.layers));
-        if !serves(self.table().get(name)?) {
-            debug!(vps = %name, "what was prepared is not what is needed");
-            self.discard(name).await;
+        loop {
+            self.await_gone(name).await;
+            let changed = self.taken_down.notified();
+            let (framed, serves) = match &self.table().get(name)?.prepared {
+                None => return Ok(()),
+                Some(prepared) => (prepared.framed, prepared.serves(launch, &self.layers)),
+            };
+            match (framed, serves) {
+                (true, true) => return Ok(()),
+                // What the shim says of a frame that fails, its watcher alone hears.
+                (false, true) => changed.await,
+                (_, false) => {
+                    debug!(vps = %name, "what was prepared is not what is needed");
+                    self.discard(name).await;
+                }
+            }
         }
-        Ok(())
     }
 
     /// Waits until nothing of an earlier run or of what was prepared is left of a VPS.
@@ -182,6 +183,19 @@ impl Host {
             }
             self.taken_down.notify_waiters();
         }
+    }
+
+    /// A frame is there.
+    fn mark_framed(&self, owner: &Owner) {
+        let mut table = self.table();
+        let prepared = match owner {
+            Owner::Vps(name) => table.get_mut(name).ok().and_then(|vps| vps.prepared.as_mut()),
+            Owner::Spare(number) => table.spares.get_mut(number).and_then(|spare| spare.prepared.as_mut()),
+        };
+        if let Some(prepared) = prepared {
+            prepared.framed = true;
+        }
+        self.taken_down.notify_waiters();
     }
 
     /// Takes down all that is prepared.
@@ -282,11 +296,14 @@ async fn watch(host: Arc<Host>, owner: Owner, socket: ShimSocket, said: oneshot:
             }
         }
     });
-    if framed.await != Ok(true) {
-        return tell(Framed::Failed(reason));
+    if framed.await == Ok(true) {
+        host.mark_framed(&owner);
+        tell(Framed::Ready);
+        while matches!(receive(&socket).await, Ok(Some(_))) {}
+    } else {
+        warn!(reason, "a VPS can't be prepared");
+        tell(Framed::Failed(reason));
     }
-    tell(Framed::Ready);
-    while matches!(receive(&socket).await, Ok(Some(_))) {}
     // On a task of its own: taking it down aborts this one.
     tokio::spawn(async move {
         match owner {

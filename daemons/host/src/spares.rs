@@ -55,16 +55,8 @@ impl Host {
             (number, framed)
         };
         match framed.await {
-            Ok(Framed::Failed(reason)) => {
-                self.drop_spare(number).await;
-                Err(Fault::new(ErrorKind::Failed, format!("preparing a spare: {reason}")))
-            }
-            Ok(Framed::Ready) | Err(_) => {
-                if let Some(prepared) = self.table().spares.get_mut(&number).and_then(|s| s.prepared.as_mut()) {
-                    prepared.framed = true;
-                }
-                Ok(number)
-            }
+            Ok(Framed::Failed(reason)) => Err(Fault::new(ErrorKind::Failed, format!("preparing a spare: {reason}"))),
+            Ok(Framed::Ready) | Err(_) => Ok(number),
         }
     }
 

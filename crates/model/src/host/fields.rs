@@ -117,7 +117,7 @@ static RESERVE: Fields = Fields {
 
 static POOL: Fields = Fields {
     fields: &[Field::new("memory", Kind::Word(words::BYTES), "Memory they may take together; \"0B\" for none.")
-        .default("\"32MiB\"")],
+        .default("\"0B\"")],
     later: &[],
     otherwise: &[("size", "write: memory = \"32MiB\"")],
 };
