@@ -25,18 +25,28 @@ pub fn open(store: &Path, paths: &Paths) -> std::io::Result<()> {
         Ok(there) if there.is_dir() && std::os::unix::fs::MetadataExt::uid(&there) == 0 => {}
         // not made by a daemon
         Ok(_) => return Err(std::io::Error::other(format!("{} is not root's directory: remove it", hosts.display()))),
-        Err(_) => fs::create_dir(&hosts)?,
+        // Hosts that share a store may be starting side by side.
+        Err(_) => unless(ErrorKind::AlreadyExists, fs::create_dir(&hosts))?,
     }
     let own = hosts.join(host(paths));
     fs::create_dir_all(&own)?;
     fs::write(own.join(PLACE), paths.state.as_os_str().as_encoded_bytes())?;
     for entry in fs::read_dir(&hosts)?.flatten() {
         let Ok(place) = fs::read_to_string(entry.path().join(PLACE)) else { continue };
-        if !Path::new(&place).exists() {
-            fs::remove_dir_all(entry.path())?;
+        // An empty one is being written.
+        if !place.is_empty() && !Path::new(&place).exists() {
+            unless(ErrorKind::NotFound, fs::remove_dir_all(entry.path()))?;
         }
     }
     Ok(())
+}
+
+/// That something failed because another host did it first is no failure.
+fn unless(first: ErrorKind, done: std::io::Result<()>) -> std::io::Result<()> {
+    match done {
+        Err(error) if error.kind() == first => Ok(()),
+        done => done,
+    }
 }
 
 /// Holds the path of the host's state; no VPS has a name like that.
