@@ -6,6 +6,7 @@ pub mod cgroup;
 pub mod confine;
 pub mod link;
 pub mod namespaces;
+pub mod show;
 pub mod stage;
 pub mod uplink;
 
@@ -17,6 +18,7 @@ pub use link::Linker;
 pub use namespaces::{
     BLOCK, IdRange, LAYER_IDS, Namespaces, PendingNamespaces, begin_namespaces, layer_map, make_namespaces,
 };
+pub use show::{Found, Shown, find, show};
 pub use stage::{HostBind, ShimStart, detached, spawn_shim};
 pub use uplink::HostNetwork;
 
@@ -57,6 +59,14 @@ pub enum HostError {
         /// Why it failed.
         #[source]
         source: io::Error,
+    },
+    /// What host.toml names is none, or is another by now.
+    #[error("{} {what}", path.display())]
+    NotShown {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: &'static str,
     },
     /// Step 4.
     #[error("{action} {}", path.display())]

@@ -1,10 +1,13 @@
 //! `host.toml`: designated VPSs, grants, networks. Static, read at the start of a host.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Grant, Limits, ServiceName, VpsName};
+use crate::{DirectoryName, Grant, Limits, ServiceName, TenantName, VpsName};
 
 mod fields;
 mod parse;
@@ -48,6 +51,7 @@ pub fn default_config() -> HostConfig {
         layers: None,
         faults: Vec::new(),
         images: ImageLimits::default(),
+        directories: BTreeMap::new(),
         designated: all.into_iter().map(|vps| (name(&vps), vps)).collect(),
     }
 }
@@ -83,6 +87,9 @@ pub struct HostConfig {
     /// What an archive that is sent as an image may hold.
     #[serde(default)]
     pub images: ImageLimits,
+    /// Directories of this host's that VPSs may see.
+    #[serde(default)]
+    pub directories: BTreeMap<DirectoryName, AllowedDirectory>,
     /// The designated VPSs.
     pub designated: BTreeMap<VpsName, Designated>,
     /// What of host.toml is not in force, and why; for persons.
@@ -102,6 +109,56 @@ pub struct ImageLimits {
 impl Default for ImageLimits {
     fn default() -> Self {
         Self { size: 16 << 30, files: 1_000_000 }
+    }
+}
+
+/// A directory of the host's that VPSs may see: `[directory.NAME]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AllowedDirectory {
+    /// Where it is, absolute. No part of it may be a symbolic link.
+    pub path: PathBuf,
+    /// Whose VPSs may see it.
+    pub tenants: AllowedTenants,
+    /// Whether they may write there.
+    pub write: bool,
+    /// Whether programs may be run from there.
+    pub programs: bool,
+    /// Whether it may be written although it belongs to the host's root: who writes there makes files of root's.
+    pub root: bool,
+}
+
+/// Whose VPSs may see a directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AllowedTenants {
+    /// Everybody's: `["*"]`.
+    All,
+    /// Theirs.
+    Some(BTreeSet<TenantName>),
+}
+
+impl AllowedDirectory {
+    /// Why a VPS of `tenant` may not see it, or not write there if it is to `write`: what is so, and what of host.toml to
+    /// change.
+    pub fn refuses(&self, name: &DirectoryName, tenant: &TenantName, write: bool) -> Option<(String, String)> {
+        let allowed = match &self.tenants {
+            AllowedTenants::All => true,
+            AllowedTenants::Some(tenants) => tenants.contains(tenant),
+        };
+        if !allowed {
+            let what = format!("tenant {tenant} may not see the host's directory `{name}`");
+            return Some((what, format!("add \"{tenant}\" to `tenants` of [directory.{name}] in host.toml")));
+        }
+        (write && !self.write).then(|| {
+            let what = format!("VPSs may only read the host's directory `{name}`");
+            (what, format!("leave `write` out, or put write = true into [directory.{name}] in host.toml"))
+        })
+    }
+
+    /// What is said where host.toml has no directory of that name.
+    pub fn unknown(name: &DirectoryName) -> (String, String) {
+        let what = format!("this host shows VPSs no directory `{name}`");
+        (what, format!("add [directory.{name}] with `path` and `tenants` to host.toml, then restart the host"))
     }
 }
 
@@ -276,6 +333,30 @@ mod tests {
         );
         assert!(told.contains("host.toml:3:11  grant verb `fly` is not known"), "{told}");
         assert!(told.contains("host.toml:3:22  `mail` is not a service"), "{told}");
+    }
+
+    #[test]
+    fn directories_are_for_whom_they_name() {
+        let text = "[directory.photos]\npath = \"/srv/photos\"\ntenants = [\"acme\"]\n[directory.all]\npath = \"/srv/all\"\ntenants = [\"*\"]\nwrite = true\nprograms = false\n";
+        let config = parse("host.toml", text).expect("a good file");
+        let (acme, beta): (TenantName, TenantName) = ("acme".parse().unwrap(), "beta".parse().unwrap());
+        let refused =
+            |name: &str, tenant, write| config.directories[name].refuses(&name.parse().unwrap(), tenant, write);
+        assert_eq!((refused("photos", &acme, false), refused("all", &beta, true)), (None, None));
+        let (what, next) = refused("photos", &beta, false).expect("another tenant");
+        assert!(
+            what.contains("beta may not") && next.contains("`tenants` of [directory.photos] in host.toml"),
+            "{next}"
+        );
+        let (what, next) = refused("photos", &acme, true).expect("read-only");
+        assert!(what.contains("only read") && next.contains("write = true into [directory.photos]"), "{next}");
+        let told =
+            problems("[directory.a]\npath = \"srv\"\nnoexec = true\n[directory.b]\npath = \"/\"\ntenants = [\"A\"]\n");
+        for message in
+            ["not an absolute path", "programs = false", "missing", "`/` cannot be shown", "`A` is not a name"]
+        {
+            assert!(told.contains(message), "{message} in {told}");
+        }
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub use host::HostConfig;
 pub use ignore::Ignore;
 pub use image::{ImageRef, LayerId};
 pub use limits::Limits;
-pub use name::{JobName, SecretName, ServiceName, TenantName, VolumeName, VpsName};
+pub use name::{DirectoryName, JobName, SecretName, ServiceName, TenantName, VolumeName, VpsName};
 pub use route::{ClientAddress, ListenAddress, Route, RouteTarget};
 pub use run::RunSpec;
 pub use spec::{Spec, VpsSpec};

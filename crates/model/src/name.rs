@@ -99,6 +99,10 @@ name_type! {
     SecretName
 }
 name_type! {
+    /// A directory of the host's that VPSs may see, as host.toml calls it.
+    DirectoryName
+}
+name_type! {
     /// A program that is run inside a VPS at certain times; unique in that VPS.
     JobName
 }

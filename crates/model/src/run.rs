@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{LayerId, Limits, SecretName, VolumeName, VpsName};
+use crate::{DirectoryName, LayerId, Limits, SecretName, VolumeName, VpsName};
 
 /// One start of a VPS, said by `control` (a server VPS) or by the host daemon (a designated one).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,6 +36,9 @@ pub struct RunSpec {
     /// Volumes of its tenant's.
     #[serde(default)]
     pub volumes: BTreeMap<VolumeName, Volume>,
+    /// Directories of the host's, as far as host.toml allows them.
+    #[serde(default)]
+    pub directories: BTreeMap<DirectoryName, Directory>,
     /// Secrets: where the program reads each, absolute. What they say goes beside this, by descriptor
     /// (`Host.Start`), so that no message, record or log can hold it.
     #[serde(default)]
@@ -80,6 +83,7 @@ impl RunSpec {
             user: root_user(),
             files: BTreeMap::new(),
             volumes: BTreeMap::new(),
+            directories: BTreeMap::new(),
             secrets: BTreeMap::new(),
             limits: Limits::default(),
             link: None,
@@ -112,6 +116,19 @@ pub struct Volume {
     /// Bytes at most, where the file system can count them.
     #[serde(default)]
     pub size: Option<u64>,
+}
+
+/// How a VPS sees a directory of the host's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Directory {
+    /// Where, absolute.
+    pub path: String,
+    /// Whether it may write there.
+    #[serde(default)]
+    pub write: bool,
+    /// Who its owner and group on the host are inside; root where nothing is written.
+    #[serde(default)]
+    pub owner: (u32, u32),
 }
 
 /// Where a root filesystem comes from.

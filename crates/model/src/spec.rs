@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Allow, ClientAddress, Ignore, ImageRef, JobName, Limits, Route, RouteTarget, SecretName, TenantName, VolumeName,
-    VpsName,
-    run::{ReadyCheck, Stop, Volume},
+    Allow, ClientAddress, DirectoryName, Ignore, ImageRef, JobName, Limits, Route, RouteTarget, SecretName, TenantName,
+    VolumeName, VpsName,
+    run::{Directory, ReadyCheck, Stop, Volume},
 };
 
+mod directories;
 mod env_file;
 pub(crate) mod fields;
 mod jobs;
@@ -71,6 +72,9 @@ pub struct VpsSpec {
     /// Directories that outlive it.
     #[serde(default)]
     pub volumes: BTreeMap<VolumeName, Volume>,
+    /// Directories of the host's that it sees, as host.toml calls them.
+    #[serde(default)]
+    pub directories: BTreeMap<DirectoryName, Directory>,
     /// Secrets of its tenant, and the files that its program finds them in.
     #[serde(default)]
     pub secrets: BTreeMap<SecretName, String>,

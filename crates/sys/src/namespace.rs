@@ -41,18 +41,33 @@ pub fn enter(namespace: BorrowedFd<'_>, kind: LinkNameSpaceType) -> io::Result<(
     Ok(rustix::thread::move_into_link_name_space(namespace, Some(kind))?)
 }
 
+/// The maps of users' and of groups' ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Maps {
+    /// Users'.
+    pub users: IdMap,
+    /// Groups'.
+    pub groups: IdMap,
+}
+
+impl From<IdMap> for Maps {
+    fn from(map: IdMap) -> Self {
+        Self { users: map, groups: map }
+    }
+}
+
 /// A user namespace that a child is making.
 #[derive(Debug)]
 pub struct PendingUser {
     child: Child,
     socket: UnixStream,
-    map: IdMap,
+    maps: Maps,
     network: bool,
 }
 
-/// Begins a user namespace owned by `owner` (uid and gid), with `map` for uids and gids, and with `network` a network
+/// Begins a user namespace owned by `owner` (uid and gid), with `maps` for uids and gids, and with `network` a network
 /// namespace owned by it. The caller needs CAP_SETUID, CAP_SETGID and CAP_SYS_ADMIN.
-pub fn begin_user(owner: u32, map: IdMap, network: bool) -> io::Result<PendingUser> {
+pub fn begin_user(owner: u32, maps: impl Into<Maps>, network: bool) -> io::Result<PendingUser> {
     let (socket, mut theirs) = UnixStream::pair()?;
     let mut ours = Some(socket);
     let child = spawn_child(|| {
@@ -73,7 +88,7 @@ pub fn begin_user(owner: u32, map: IdMap, network: bool) -> io::Result<PendingUs
         0
     })?;
     let socket = ours.ok_or(io::ErrorKind::NotConnected)?;
-    Ok(PendingUser { child, socket, map, network })
+    Ok(PendingUser { child, socket, maps: maps.into(), network })
 }
 
 impl PendingUser {
@@ -81,7 +96,7 @@ impl PendingUser {
     pub fn finish(mut self) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
         let mut errno = [0; 4];
         let taken = self.socket.read_exact(&mut errno).and_then(|()| match i32::from_ne_bytes(errno) {
-            0 => take(self.child.pid, self.map, self.network),
+            0 => take(self.child.pid, self.maps, self.network),
             errno => Err(io::Error::from_raw_os_error(errno)),
         });
         self.child.kill();
@@ -90,18 +105,18 @@ impl PendingUser {
 }
 
 /// `begin_user` and `finish` in one.
-pub fn create_user(owner: u32, map: IdMap, network: bool) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
-    begin_user(owner, map, network)?.finish()
+pub fn create_user(owner: u32, maps: impl Into<Maps>, network: bool) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
+    begin_user(owner, maps, network)?.finish()
 }
 
-fn take(pid: Pid, map: IdMap, network: bool) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
-    let line = format!("{} {} {}", map.inside, map.outside, map.count);
+fn take(pid: Pid, maps: Maps, network: bool) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
     let directory = open(
         format!("/proc/{}", pid.as_raw_nonzero()),
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
-    for file in ["uid_map", "gid_map"] {
+    for (file, map) in [("uid_map", maps.users), ("gid_map", maps.groups)] {
+        let line = format!("{} {} {}", map.inside, map.outside, map.count);
         let file = rustix::fs::openat(&directory, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
         rustix::io::write(&file, line.as_bytes())?;
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use model::{
-    ExitStatus, HostConfig, LayerId, ListenAddress, RunSpec, TenantName, VolumeName, VpsName, VpsStatus,
+    DirectoryName, ExitStatus, HostConfig, LayerId, ListenAddress, RunSpec, TenantName, VolumeName, VpsName, VpsStatus,
     run::{Link, WindowSize},
 };
 use serde::{Deserialize, Serialize};
@@ -145,6 +145,10 @@ method! {
     } = "io.bailiwick.Host.ExportVolume" -> Moved
 }
 method! {
+    /// Which of the directories that host.toml shows to VPSs can't be shown as they are now. Grant: `watch`.
+    Directories {} = "io.bailiwick.Host.Directories" -> DirectoryFaults
+}
+method! {
     /// What is left of the disk that VPSs write to, and who writes. Grant: `watch`.
     Disk {} = "io.bailiwick.Host.Disk" -> DiskStatus
 }
@@ -267,6 +271,15 @@ pub struct Moved {
     pub left_out: u64,
     /// Files that changed while they were read.
     pub changed: u64,
+}
+
+/// Answer of `Directories`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct DirectoryFaults {
+    /// What is wrong with each that can't be seen.
+    pub seen: BTreeMap<DirectoryName, String>,
+    /// What is wrong with each that can't be written, though host.toml allows it.
+    pub written: BTreeMap<DirectoryName, String>,
 }
 
 /// One volume.

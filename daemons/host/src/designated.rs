@@ -159,6 +159,7 @@ impl Host {
             writable,
             layer_map: false,
             volume: false,
+            shown: None,
         };
         let mut binds = vec![
             bind(program, "/bailiwick", false),

@@ -11,9 +11,9 @@ use tracing::{debug, warn};
 use wire::{
     Connection, Fault, Method, Peer, Replier, Request, host,
     host::{
-        Config, Connect, Create, Delete, DeleteVolume, Discard, Disk, DropSpare, Events, Exec, ExportVolume, Freeze,
-        ImportVolume, List, Listen, Listening, Logs, MakeSpare, Narrow, Prepare, Start, Statuses, Stop, Thaw, Unlisten,
-        Volumes,
+        Config, Connect, Create, Delete, DeleteVolume, Directories, Discard, Disk, DropSpare, Events, Exec,
+        ExportVolume, Freeze, ImportVolume, List, Listen, Listening, Logs, MakeSpare, Narrow, Prepare, Start, Statuses,
+        Stop, Thaw, Unlisten, Volumes,
     },
     varlink::{Empty, MAX_REQUEST, Service, serve_connection},
 };
@@ -26,6 +26,7 @@ use crate::{
     table::{Table, Vps},
 };
 
+mod directories;
 mod inside;
 mod sockets;
 mod transfers;
@@ -148,7 +149,10 @@ impl Capability {
         }
         let lacking = |fault: Fault| Fault::new(fault.kind, format!("vps \"{}\": {}", run.name, fault.message));
         self.host.check_room().map_err(lacking)?;
-        let binds = self.volumes(&run)?;
+        // The outer before what is in it.
+        let mut binds = self.volumes(&run)?;
+        binds.extend(self.directories(&run)?);
+        binds.sort_by(|a, b| a.target.cmp(&b.target));
         let state = self.host.place.vps(&run.name).join("state");
         self.host.place.limit(&state, run.limits.disk);
         Ok(Launch { run, binds, listeners: Vec::new(), secrets: None, network: Network::Own })
@@ -276,6 +280,10 @@ impl Service for Capability {
             }
             ImportVolume::NAME => self.import_volume(&request, replier).await?,
             ExportVolume::NAME => self.export_volume(&request, replier).await?,
+            Directories::NAME => {
+                self.grants.check_any(Verb::Watch)?;
+                replier.done::<Directories>(&self.host.directory_faults(), &[]).await?;
+            }
             Disk::NAME => {
                 let disk = self.disk()?;
                 replier.done::<Disk>(&disk, &[]).await?;

@@ -8,7 +8,7 @@ use std::{
 
 use isolation::host::{
     BLOCK, Cgroup, HostBind, HostError, IdRange, Linker, Namespaces, ShimStart, begin_namespaces, detached, layer_map,
-    make_namespaces, spawn_shim,
+    make_namespaces, show, spawn_shim,
 };
 use model::{
     RunSpec,
@@ -238,6 +238,8 @@ impl Host {
         let map = if mapped { Some(self.layer_map(range.first)?) } else { None };
         let cgroup = self.cgroups.create(label, &run.limits, shim)?;
         let shim_cgroup = cgroup.shim_directory()?;
+        let shown = |bind: &HostBind| bind.shown.as_ref().map(|how| show(&bind.source, how, bind.writable)).transpose();
+        let shown = binds.iter().map(shown).collect::<Result<Vec<_>, _>>()?;
         let start = ShimStart {
             binary: self.shim.as_fd(),
             socket: theirs.as_fd(),
@@ -249,6 +251,7 @@ impl Host {
             layer_map: map.as_ref().map(AsFd::as_fd),
             state: &directory.join("state"),
             binds: &binds,
+            shown: &shown,
         };
         let child = spawn_shim(&start, |error| {
             let _ = wire::shim::send(theirs.as_fd(), &FromShim::NotStarted { reason: error.explain() }, &[]);
@@ -282,7 +285,7 @@ impl Host {
         };
         let seen = |bind: &HostBind| Bind {
             target: bind.target.clone(),
-            directory: bind.source.is_dir(),
+            directory: bind.shown.is_some() || bind.source.is_dir(),
             volume: bind.volume,
         };
         let (run, fds_of, binds) = (Box::new(run), descriptors, binds.iter().map(seen).collect());

@@ -6,10 +6,12 @@ use std::{
 };
 
 use model::{
-    ImageRef, ListenAddress, Route, SecretName, VpsName, VpsSpec,
+    DirectoryName, ImageRef, ListenAddress, Route, SecretName, VpsName, VpsSpec,
     api::{ApplyRequest, Change, ChangeKind, ErrorKind, SpecFile},
+    host::AllowedDirectory,
     spec::Problem,
 };
+use wire::host::DirectoryFaults;
 
 use crate::{
     diff,
@@ -31,6 +33,10 @@ pub struct World<'a> {
     pub up: &'a BTreeMap<VpsName, u64>,
     /// Secrets that are set, and when they were.
     pub secrets: &'a BTreeMap<SecretId, u64>,
+    /// Directories of the host's that VPSs may see.
+    pub directories: &'a BTreeMap<DirectoryName, AllowedDirectory>,
+    /// Which of them the host can't show.
+    pub unshown: &'a DirectoryFaults,
     /// What the machine has.
     pub machine: Machine,
 }
@@ -76,6 +82,7 @@ pub fn plan(world: &World<'_>, request: &ApplyRequest) -> Result<Plan, Refusal> 
     check.limits(world);
     check.neighbours(world);
     check.secrets(world);
+    check.directories(world);
     let taken = check.routes(world, request.take_routes);
     check.listeners(world, &taken);
     let Check { found, sent } = check;
@@ -199,6 +206,35 @@ impl<'a> Check<'a> {
             let target = Target::Entry("secrets", id.name.as_str());
             let hint = format!("bailiwick secret set {id}");
             self.add(ErrorKind::NotFound, &vps, target, format!("secret `{id}` is not set"), hint);
+        }
+    }
+
+    /// What host.toml does not allow, or the host can't show. The host looks again at each start.
+    fn directories(&mut self, world: &World<'_>) {
+        let refused = |spec: &VpsSpec, name: &DirectoryName, write: bool| {
+            let allowed = world.directories.get(name);
+            let refusal = match allowed {
+                None => Some(AllowedDirectory::unknown(name)),
+                Some(allowed) => allowed.refuses(name, &spec.tenant, write),
+            };
+            let unshown = || world.unshown.seen.get(name).or_else(|| world.unshown.written.get(name).filter(|_| write));
+            let split = |fault: &String| {
+                let (what, next) = fault.split_once("; ").unwrap_or((fault, "see host.toml"));
+                (what.to_owned(), next.to_owned())
+            };
+            refusal
+                .map(|refusal| (ErrorKind::Denied, refusal))
+                .or_else(|| Some((ErrorKind::NotFound, split(unshown()?))))
+        };
+        let mut found = Vec::new();
+        for (vps, sent) in &self.sent {
+            for (name, directory) in &sent.spec.directories {
+                let refusal = refused(&sent.spec, name, directory.write);
+                found.extend(refusal.map(|(kind, (what, next))| (kind, vps.clone(), name.clone(), what, next)));
+            }
+        }
+        for (kind, vps, name, what, next) in found {
+            self.add(kind, &vps, Target::Entry("directories", name.as_str()), what, next);
         }
     }
 

@@ -18,6 +18,7 @@ pub fn spec(tenant: &str, routes: &[(&str, u16)]) -> VpsSpec {
         env: Default::default(),
         volumes: Default::default(),
         files: Default::default(),
+        directories: Default::default(),
         secrets: Default::default(),
         routes: routes.iter().map(|(route, port)| (route.parse().unwrap(), (*port).into())).collect(),
         ignore: Default::default(),

@@ -21,6 +21,7 @@ pub fn run_spec(name: &VpsName, spec: &VpsSpec, layers: &[LayerId], link: &Link)
         user: spec.user.clone(),
         files: spec.files.clone(),
         volumes: spec.volumes.clone(),
+        directories: spec.directories.clone(),
         secrets: spec.secrets.clone(),
         limits: spec.limits.clone(),
         link: Some(link.clone()),

@@ -146,6 +146,7 @@ impl Builder {
                 layer_map: Some(map.as_fd()),
                 state: &at("state"),
                 binds: &self.binds,
+                shown: &[],
             },
             |error| note(&error.explain()),
         )

@@ -212,6 +212,7 @@ fn a_bare_root_is_read_only_and_holds_what_is_bound() {
         writable: false,
         layer_map: false,
         volume: false,
+        shown: None,
     };
     builder.binds = ["sh", "sleep", "ls", "touch", "cat", "ip"].map(busybox).into();
     builder.run.files.insert("/etc/a/b".into(), "hello".into());

@@ -23,7 +23,7 @@ use sys::{
     process::{Child, close_on_exec_from, drop_bounding_set, exec_fd, place_fd, spawn_child_in},
 };
 
-use super::HostError;
+use super::{HostError, Shown};
 
 /// The descriptor under which the shim finds the daemon's socket.
 pub const SHIM_SOCKET: i32 = 3;
@@ -56,6 +56,8 @@ pub struct ShimStart<'a> {
     pub state: &'a Path,
     /// Come to `/binds/0`, `/binds/1`…
     pub binds: &'a [HostBind],
+    /// Of those with `HostBind::shown`, what `show` made.
+    pub shown: &'a [Option<OwnedFd>],
 }
 
 /// A file or directory of the host that a VPS sees.
@@ -71,6 +73,8 @@ pub struct HostBind {
     pub layer_map: bool,
     /// Whether it is a volume (`Step::Volume`).
     pub volume: bool,
+    /// Of a directory that host.toml allows: what was found there, and how it is shown.
+    pub shown: Option<Shown>,
 }
 
 /// Forks the shim. What fails in the child is given to `report` there, before it exits.
@@ -129,6 +133,12 @@ fn stage_root(start: &ShimStart<'_>) -> Result<OwnedFd, HostError> {
     let state = clone_tree(start.state, state_flags, None).and_then(|tree| attach(&tree, root.as_fd(), "state"));
     state.map_err(fault("mounting", start.state))?;
     for (n, b) in start.binds.iter().enumerate() {
+        if let Some(Some(tree)) = start.shown.get(n) {
+            let target = format!("binds/{n}");
+            let attached = mkdirat(&root, &target, Mode::from(0o755)).map_err(io::Error::from);
+            attached.and_then(|()| attach(tree, root.as_fd(), target)).map_err(fault("mounting", &b.source))?;
+            continue;
+        }
         let flags = if b.writable { state_flags } else { state_flags | Attributes::RDONLY };
         let map = start.layer_map.filter(|_| b.layer_map);
         bind(&root, &b.source, &format!("binds/{n}"), flags, map).map_err(fault("mounting", &b.source))?;

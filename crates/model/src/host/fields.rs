@@ -189,6 +189,43 @@ static DESIGNATED: Fields = Fields {
     otherwise: &[],
 };
 
+const TENANT: Word = Word {
+    expected: "a tenant's name, or \"*\"",
+    pattern: Some("^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?|\\*)$"),
+    check: |text| if text == "*" { Ok(()) } else { (words::TENANT_NAME.check)(text) },
+};
+
+const SHOWN: Word = Word {
+    check: |text| match (words::PATH.check)(text) {
+        Ok(()) if text.trim_end_matches('/').is_empty() => Err("`/` cannot be shown to VPSs".to_owned()),
+        checked => checked,
+    },
+    ..words::PATH
+};
+
+static DIRECTORY: Fields = Fields {
+    fields: &[
+        Field::new("path", Kind::Word(SHOWN), "Where it is. No part of it may be a symbolic link.").required(),
+        Field::new("tenants", Kind::List(&Kind::Word(TENANT), 256), "Whose VPSs may see it; \"*\": everybody's.")
+            .required(),
+        Field::new("write", Kind::Boolean, "Whether VPSs may write there.").default("false"),
+        Field::new("programs", Kind::Boolean, "Whether VPSs may run programs from there.").default("true"),
+        Field::new(
+            "root",
+            Kind::Boolean,
+            "Whether VPSs may write there although it belongs to the host's root: their files are root's then.",
+        )
+        .default("false"),
+    ],
+    later: &[],
+    otherwise: &[
+        ("tenant", "write: tenants = [\"acme\"]"),
+        ("noexec", "write: programs = false"),
+        ("readonly", "leave it out: VPSs can't write without write = true"),
+        ("read_only", "leave it out: VPSs can't write without write = true"),
+    ],
+};
+
 /// All of host.toml.
 pub(super) static FILE: Fields = Fields {
     fields: &[
@@ -199,6 +236,11 @@ pub(super) static FILE: Fields = Fields {
         Field::new("cgroup", Kind::Word(CGROUP), "Name of this host's cgroup.").default("\"bailiwick\""),
         Field::new("layers", Kind::Word(words::PATH), "Where image layers are.").default("`layers` beside the VPSs"),
         Field::new("images", Kind::Table(&IMAGES), "What an archive that is sent as an image may hold."),
+        Field::new(
+            "directory",
+            Kind::Map(words::DIRECTORY_NAME, &Kind::Table(&DIRECTORY), 64),
+            "Directories of the host's that specs may name; there are no others.",
+        ),
         Field::new(
             "designated",
             Kind::Map(words::VPS_NAME, &Kind::Table(&DESIGNATED), 14),

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, ops::Range};
 
 use toml::de::DeTable;
 
-use super::{Designated, DesignatedNetwork, HostConfig, Ids, ImageLimits, NetworkConfig, Reserve, fields};
+use super::{
+    AllowedDirectory, AllowedTenants, Designated, DesignatedNetwork, HostConfig, Ids, ImageLimits, NetworkConfig,
+    Reserve, fields,
+};
 use crate::{
     VpsName,
     document::{Get, Problems, Source, check},
@@ -136,6 +139,11 @@ fn read(root: &DeTable<'_>) -> HostConfig {
             files: images.integer("files").and_then(|n| n.try_into().ok()).unwrap_or(default.files),
         };
     }
+    let directories = root.table("directory").into_iter().flatten();
+    let one = |(name, value): (&toml::Spanned<toml::de::DeString<'_>>, &crate::document::Value<'_>)| {
+        Some((name.get_ref().parse().ok()?, read_directory(value.get_ref().as_table()?)?))
+    };
+    config.directories = directories.filter_map(one).collect();
     if let Some(designated) = root.table("designated") {
         let one = |(name, vps): (&toml::Spanned<toml::de::DeString<'_>>, &crate::document::Value<'_>)| {
             Some((name.get_ref().parse::<VpsName>().ok()?, read_designated(vps.get_ref().as_table()?)))
@@ -143,6 +151,20 @@ fn read(root: &DeTable<'_>) -> HostConfig {
         config.designated = designated.iter().filter_map(one).collect();
     }
     config
+}
+
+fn read_directory(table: &DeTable<'_>) -> Option<AllowedDirectory> {
+    let tenants = table.texts("tenants")?;
+    Some(AllowedDirectory {
+        path: table.text("path")?.into(),
+        tenants: match tenants.iter().any(|tenant| tenant == "*") {
+            true => AllowedTenants::All,
+            false => AllowedTenants::Some(tenants.iter().filter_map(|tenant| tenant.parse().ok()).collect()),
+        },
+        write: table.boolean("write").unwrap_or(false),
+        programs: table.boolean("programs").unwrap_or(true),
+        root: table.boolean("root").unwrap_or(false),
+    })
 }
 
 fn read_designated(table: &DeTable<'_>) -> Designated {

@@ -248,6 +248,36 @@ static VOLUME: Fields = Fields {
     otherwise: &[("path", "write: volumes = { NAME = \"/path\" } in [vps.NAME]")],
 };
 
+const OWNER: Word = Word {
+    expected: "ids such as \"33:33\"",
+    pattern: Some("^[0-9]+(:[0-9]+)?$"),
+    check: |text| {
+        super::directories::owner(text)
+            .map(|_| ())
+            .ok_or_else(|| format!("`{text}` is not a user's and a group's id such as \"33:33\""))
+    },
+};
+
+static DIRECTORY: Fields = Fields {
+    fields: &[
+        Field::new("path", Kind::Word(words::PATH), "Where it is seen.").required(),
+        Field::new("write", Kind::Boolean, "Whether its programs may write there.").default("false"),
+        Field::new(
+            "owner",
+            Kind::Word(OWNER),
+            "Who inside owns what the directory's owner and group on the host own: user's and group's id.",
+        )
+        .default("\"0:0\", root"),
+    ],
+    later: &[],
+    otherwise: &[
+        ("readonly", "leave it out: nothing can be written without write = true"),
+        ("read_only", "leave it out: nothing can be written without write = true"),
+        ("user", "write: owner = \"33:33\""),
+        ("target", "write: path = \"/path\""),
+    ],
+};
+
 static VPS: Fields = Fields {
     fields: &[
         Field::new("image", Kind::Word(IMAGE), "Where its root filesystem comes from.").required(),
@@ -270,6 +300,12 @@ static VPS: Fields = Fields {
             "volumes",
             Kind::Map(words::VOLUME_NAME, &Kind::Word(words::PATH), 32),
             "Directories that outlive it: volume to path. On its first use a volume gets what the image has there.",
+        ),
+        Field::new(
+            "directories",
+            Kind::Map(words::DIRECTORY_NAME, &Kind::Either(&[Kind::Word(words::PATH), Kind::Table(&DIRECTORY)]), 32),
+            "Directories of the host's, as [directory.NAME] of its host.toml allows: name to path. Read-only where not \
+             `write = true`.",
         ),
         Field::new(
             "secrets",
@@ -332,6 +368,8 @@ static VPS: Fields = Fields {
         ("timeout", "write: start_deadline = \"30s\""),
         ("jobs", "write [[vps.NAME.job]] and its fields under it"),
         ("schedule", "write it in [[vps.NAME.job]], with run = [\"program\", \"argument\"]"),
+        ("binds", "write: directories = { NAME = \"/path\" }; host.toml says which there are"),
+        ("mounts", "write: directories = { NAME = \"/path\" }; host.toml says which there are"),
         ("depends_on", "leave it out: a connection wakes what it needs"),
     ],
 };

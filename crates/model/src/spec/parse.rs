@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Idle, IdleAction, Problem, ReadySpec, Restart, Spec, VpsSpec, env_file, fields, jobs, routes, secrets, volumes,
+    Idle, IdleAction, Problem, ReadySpec, Restart, Spec, VpsSpec, directories, env_file, fields, jobs, routes, secrets,
+    volumes,
 };
 use crate::{
     Allow, ImageRef, Limits, Route, RouteTarget, TenantName, VpsName,
@@ -54,6 +55,7 @@ pub fn parse_with(sent: &SpecFile) -> Result<Spec, Vec<Problem>> {
             routes::within(&mut problems, value);
             self::sent(&mut problems, value, images);
             volumes::within(&mut problems, value);
+            directories::within(&mut problems, value);
             secrets::within(&mut problems, value);
             env_file::within(&mut problems, file, value, env_files, &mut beside);
             jobs::within(&mut problems, value);
@@ -264,6 +266,7 @@ fn read_vps(tenant: &TenantName, table: &DeTable<'_>, admits: bool, images: &Sen
         volumes: BTreeMap::new(),
         admits: BTreeMap::new(),
         reaches: BTreeMap::new(),
+        directories: directories::read(table),
         secrets: secrets::read(table),
         limits: table.table("limits").map(read_limits).unwrap_or_default(),
         ids: u32::try_from(table.integer("ids").unwrap_or(fields::BLOCK)).ok()?,

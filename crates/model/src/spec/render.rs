@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Idle, IdleAction, Job, ReadySpec, Restart, VpsSpec, fields, jobs};
+use super::{Idle, IdleAction, Job, ReadySpec, Restart, VpsSpec, directories, fields, jobs};
 use crate::{
     ClientAddress, Ignore, RouteTarget, VpsName,
     run::{ReadyCheck, Stop, signal_name},
@@ -49,6 +49,8 @@ fn fields(spec: &VpsSpec) -> Vec<(&'static str, String)> {
     add("hostname", spec.hostname.is_some(), quoted(spec.hostname.as_ref().map_or("", VpsName::as_str)));
     let volumes = spec.volumes.iter().map(|(name, volume)| (name.to_string(), quoted(&volume.path)));
     add("volumes", !spec.volumes.is_empty(), table(volumes));
+    let directories = spec.directories.iter().map(|(name, about)| (name.to_string(), directories::render(about)));
+    add("directories", !spec.directories.is_empty(), table(directories));
     let secrets = spec.secrets.iter().map(|(name, path)| (name.to_string(), quoted(path)));
     add("secrets", !spec.secrets.is_empty(), table(secrets));
     let routes = spec.routes.iter().map(|(route, port)| (quoted(&route.to_string()), target(port)));
@@ -205,7 +207,7 @@ fn content(text: &str) -> String {
     quoted(text)
 }
 
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
     for c in text.chars() {

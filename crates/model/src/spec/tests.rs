@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     ClientAddress, JobName,
     limits::parse_bytes,
-    run::{ReadyCheck, SIGNALS, Volume},
+    run::{Directory, ReadyCheck, SIGNALS, Volume},
     schedule::Schedule,
 };
 
@@ -363,6 +363,7 @@ prop_compose! {
         stop in (0..SIGNALS.len(), 0u64..31_622_400_000).prop_map(|(i, grace_ms)| Stop { signal: SIGNALS[i].1, grace_ms }),
         volumes in btree_map("[a-z]{1,9}", option::of(1u64..1 << 20), 0..4),
         secrets in btree_map("[a-z]{1,9}", Just(()), 0..4),
+        directories in btree_map("[a-z]{1,9}", (any::<bool>(), option::of((0u32..65_536, 0u32..65_536))), 0..4),
         jobs in btree_map(name(), job(), 0..3),
         busy in prop::collection::vec("[a-z]{1,5}", 0..3),
         flags in any::<(bool, bool)>(),
@@ -395,6 +396,10 @@ prop_compose! {
             }).collect(),
             admits: rules.0,
             reaches: rules.1,
+            directories: directories.into_iter().enumerate().map(|(n, (name, (write, owner)))| {
+                let directory = Directory { path: format!("/mnt/{n}"), write, owner: owner.unwrap_or_default() };
+                (name.parse().expect("a name"), directory)
+            }).collect(),
             secrets: secrets.into_keys().enumerate().map(|(n, name)| {
                 (name.parse().expect("a name"), format!("/run/secrets/{n}"))
             }).collect(),
@@ -527,4 +532,22 @@ fn secrets_have_files_of_their_own() {
     let told =
         problems("tenant = \"a\"\nsecrets = { a = \"/run/a\" }\n[vps.b]\nimage = \"debian:\"\ncommand = [\"true\"]\n");
     assert!(told.contains("unknown field `secrets`") && told.contains("[vps.NAME]"), "{told}");
+}
+
+#[test]
+fn directories_of_the_host_have_places_of_their_own() {
+    let told = in_vps(
+        "volumes = { v = \"/srv/v\" }\nsecrets = { s = \"/etc/s\" }\ndirectories = { a = \"/\", b = \"/run/b\", c = \"/c\", d = \"/c/\", e = \"/srv/v\", f = \"/etc/s\", g = { path = \"/g\", owner = \"70000\" }, h = { path = \"/h\", owner = \"www-data\" } }",
+    );
+    for message in [
+        "directory `a` cannot be the whole root",
+        "directory `b` cannot be below /run",
+        "directory `c` is at /c already",
+        "a volume is at /srv/v already",
+        "a secret is at /etc/s already",
+        "`owner` of directory `g` is none of its ids, 0 to 65535",
+        "`www-data` is not a user's and a group's id",
+    ] {
+        assert!(told.contains(message), "{message} in {told}");
+    }
 }

@@ -11,7 +11,7 @@ use super::Capability;
 use crate::table::Vps;
 
 impl Capability {
-    /// What a start mounts of its tenant's, the outer before what is in it.
+    /// The volumes that a start mounts.
     pub(super) fn volumes(&self, run: &RunSpec) -> Result<Vec<HostBind>, Fault> {
         let name = &run.name;
         if run.volumes.is_empty() {
@@ -30,9 +30,15 @@ impl Capability {
                 Fault::new(ErrorKind::Failed, format!("vps \"{name}\": volume `{tenant}/{volume}`: {error}"))
             })?;
             self.host.place.limit(&source, at.size);
-            binds.push(HostBind { source, target: at.path.clone(), writable: true, layer_map: true, volume: true });
+            binds.push(HostBind {
+                source,
+                target: at.path.clone(),
+                writable: true,
+                layer_map: true,
+                volume: true,
+                shown: None,
+            });
         }
-        binds.sort_by(|a, b| a.target.cmp(&b.target));
         Ok(binds)
     }
 

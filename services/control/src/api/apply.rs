@@ -11,7 +11,7 @@ use model::{
     VpsName, VpsSpec,
     api::{ApplyAnswer, ApplyRequest, ChangeKind, ErrorKind, State},
 };
-use wire::gateway;
+use wire::{gateway, host};
 
 use super::{
     ACTOR,
@@ -41,7 +41,7 @@ pub async fn apply(
         return Err(ApiError::new(ErrorKind::Invalid, format!("an apply needs 1 to {FILES} spec files")));
     }
     let _one_at_a_time = control.changing.lock().await;
-    let plan = planned(&control, &request)?;
+    let plan = planned(&control, &request).await?;
     let missing = missing_images(&control, &plan).await?;
     let warnings = warnings(&control, &plan).await;
     if request.dry_run {
@@ -72,18 +72,24 @@ pub async fn carry_out(control: &Arc<Control>, request: &ApplyRequest, plan: &Pl
 }
 
 /// What a request would change. For who holds `Control::changing`.
-pub fn planned(control: &Arc<Control>, request: &ApplyRequest) -> Result<Plan, ApiError> {
+pub async fn planned(control: &Arc<Control>, request: &ApplyRequest) -> Result<Plan, ApiError> {
     let specs = control.specs();
     let designated: BTreeSet<_> = control.config.designated.keys().cloned().collect();
     let deleting: BTreeSet<_> = control.deleting().keys().cloned().collect();
     let secrets = control.secrets.all();
     let up: BTreeMap<_, _> = control.all().values().filter(|vps| vps.is_up()).map(since).collect();
+    let unshown = match control.config.directories.is_empty() {
+        true => host::DirectoryFaults::default(),
+        false => insist(&control.host, &host::Directories {}, PATIENCE).await?,
+    };
     let world = World {
         specs: &specs,
         designated: &designated,
         deleting: &deleting,
         up: &up,
         secrets: &secrets,
+        directories: &control.config.directories,
+        unshown: &unshown,
         machine: control.machine,
     };
     plan(&world, request).map_err(|refusal| ApiError::problems(refusal.kind, refusal.problems))
@@ -116,7 +122,7 @@ async fn warnings(control: &Control, plan: &Plan) -> Vec<String> {
     if sized.is_empty() {
         return Vec::new();
     }
-    match insist(&control.host, &wire::host::Disk {}, PATIENCE).await.map(|disk| disk.uncounted) {
+    match insist(&control.host, &host::Disk {}, PATIENCE).await.map(|disk| disk.uncounted) {
         Ok(Some(why)) => sized.iter().map(|what| format!("{what} is not enforced: {why}")).collect(),
         _ => Vec::new(),
     }

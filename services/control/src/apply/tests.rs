@@ -1,11 +1,14 @@
 use super::*;
 use crate::fixtures::spec;
 
+#[derive(Default)]
 struct House {
     specs: BTreeMap<VpsName, Arc<VpsSpec>>,
     up: BTreeMap<VpsName, u64>,
     secrets: BTreeMap<SecretId, u64>,
     deleting: BTreeSet<VpsName>,
+    directories: BTreeMap<DirectoryName, AllowedDirectory>,
+    unshown: DirectoryFaults,
 }
 
 fn name(text: &str) -> VpsName {
@@ -15,14 +18,16 @@ fn name(text: &str) -> VpsName {
 impl House {
     fn with(vps: &[(&str, VpsSpec)]) -> Self {
         let specs = vps.iter().map(|(n, spec)| (name(n), Arc::new(spec.clone()))).collect();
-        Self { specs, up: BTreeMap::new(), secrets: BTreeMap::new(), deleting: BTreeSet::new() }
+        Self { specs, ..Self::default() }
     }
 
     fn plan(&self, request: &ApplyRequest) -> Result<Plan, Refusal> {
         let designated = BTreeSet::from([name("gateway")]);
         let machine = Machine { memory: 1 << 30, cpus: 2 };
         let (specs, up, secrets, deleting) = (&self.specs, &self.up, &self.secrets, &self.deleting);
-        plan(&World { specs, designated: &designated, deleting, up, secrets, machine }, request)
+        let (directories, unshown) = (&self.directories, &self.unshown);
+        let designated = &designated;
+        plan(&World { specs, designated, deleting, up, secrets, directories, unshown, machine }, request)
     }
 }
 
@@ -189,4 +194,25 @@ fn a_secret_that_is_not_set_is_refused_where_it_is_named() {
     let second = house.plan(&site).unwrap();
     assert_eq!((second.changes[0].kind, second.changes[0].secrets[0].as_str()), (ChangeKind::None, "key"));
     assert_eq!(second.changes[0].secrets.len(), 1);
+}
+
+#[test]
+fn a_directory_of_the_host_is_refused_with_what_host_toml_would_have_to_say() {
+    let text = "[directory.photos]\npath = \"/srv/photos\"\ntenants = [\"acme\"]\n[directory.gone]\npath = \"/gone\"\ntenants = [\"*\"]\nwrite = true\n";
+    let config = model::host::parse("host.toml", text).unwrap();
+    let mut house = House { directories: config.directories, ..House::default() };
+    house.unshown.written.insert("gone".parse().unwrap(), "it belongs to root; give it away".to_owned());
+    let with = |tenant: &str, lines: &str| request(vec![file("a.toml", tenant, &vps("a", lines))]);
+    assert!(house.plan(&with("acme", "directories = { photos = \"/photos\", gone = \"/gone\" }")).is_ok());
+    let asked = "directories = { photos = { path = \"/p\", write = true }, gone = { path = \"/g\", write = true }, no = \"/no\" }";
+    let (_, told) = refused(house.plan(&with("acme", asked)));
+    let expected = [
+        "a.toml:6:17 VPSs may only read the host's directory `photos`",
+        "a.toml:6:57 it belongs to root",
+        "a.toml:6:95 this host shows VPSs no directory `no`",
+    ];
+    assert_eq!(told, expected);
+    let (kind, told) = refused(house.plan(&with("beta", "directories = { photos = \"/photos\" }")));
+    assert_eq!(kind, ErrorKind::Denied);
+    assert_eq!(told, ["a.toml:6:17 tenant beta may not see the host's directory `photos`"]);
 }

@@ -181,7 +181,7 @@ async fn check(control: &Arc<Control>, name: &VpsName, request: &ApplyRequest) -
         let message = format!("there is a vps \"{name}\" already; nothing was changed");
         return Err(ApiError::new(ErrorKind::Conflict, message).next("import it under another name: --name NEW"));
     }
-    let plan = planned(control, request).map_err(|error| {
+    let plan = planned(control, request).await.map_err(|error| {
         let taken = error.0.problems.iter().any(|problem| problem.message.starts_with("route "));
         if taken { error.next("import it without its routes: --no-routes") } else { error }
     })?;
