@@ -156,7 +156,7 @@ impl Source {
         let fed = match self {
             Self::Directory(directory) => {
                 let mut packed = io::BufWriter::with_capacity(CHUNK, &mut *sending);
-                let counts = archive::pack(directory.as_fd(), &mut packed, &mut |_| Ok(()));
+                let counts = archive::pack(directory.as_fd(), &mut packed, archive::Pack::Volume, &mut |_| Ok(()));
                 counts.map(|counts| counts.left_out).map_err(io::Error::other)
             }
             Self::Plain(from, _) => copy(from, sending).map(|()| 0),

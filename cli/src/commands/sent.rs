@@ -4,9 +4,11 @@
 use std::{
     fs::File,
     io::{self, Read, Write},
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
 
+use archive::Pack;
 use bytes::Bytes;
 use hyper::body::Frame;
 use model::{
@@ -71,7 +73,15 @@ fn wrong(kind: SentKind, path: &Path, error: &io::Error) -> Failure {
 
 fn write(kind: SentKind, path: &Path, mut output: impl Write) -> io::Result<()> {
     match kind {
-        SentKind::Dir => image::pack(path, io::BufWriter::with_capacity(256 << 10, output)).map_err(io::Error::other),
+        SentKind::Dir => {
+            let directory = File::open(path)?;
+            if !directory.metadata()?.is_dir() {
+                return Err(io::Error::other("it is no directory"));
+            }
+            let output = io::BufWriter::with_capacity(256 << 10, output);
+            let packed = archive::pack(directory.as_fd(), output, Pack::Image, &mut |_| Ok(()));
+            packed.map(drop).map_err(io::Error::other)
+        }
         SentKind::Tar => {
             let mut file = File::open(path)?;
             if !file.metadata()?.is_file() {

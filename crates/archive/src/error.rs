@@ -63,6 +63,9 @@ pub enum Refusal {
     /// A file where a directory with something in it is.
     #[error("would take the place of a directory that is not empty")]
     InTheWay,
+    /// Somebody wrote to it while it was read.
+    #[error("changed while it was read")]
+    Changed,
     /// Ids that no VPS has.
     #[error("belongs to id {0}; those of a VPS end at 65535 (give all of it one owner)")]
     Owner(u64),

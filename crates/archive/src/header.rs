@@ -3,9 +3,10 @@
 use crate::BLOCK;
 
 /// What a member is, by its letter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Kind {
     /// `0`, NUL, `7`
+    #[default]
     File,
     /// `1`
     Hard,
@@ -31,6 +32,27 @@ pub enum Kind {
     Label,
     /// Another letter.
     Other(u8),
+}
+
+impl Kind {
+    /// The letter that is written for it.
+    pub fn letter(self) -> u8 {
+        match self {
+            Self::File => b'0',
+            Self::Hard => b'1',
+            Self::Symlink => b'2',
+            Self::Device => b'3',
+            Self::Directory => b'5',
+            Self::Fifo => b'6',
+            Self::Sparse => b'S',
+            Self::Pax => b'x',
+            Self::PaxGlobal => b'g',
+            Self::LongPath => b'L',
+            Self::LongLink => b'K',
+            Self::Label => b'V',
+            Self::Other(letter) => letter,
+        }
+    }
 }
 
 /// A header block.
@@ -64,8 +86,6 @@ impl Header {
     /// What it is.
     pub fn kind(&self) -> Kind {
         match self.letter() {
-            // Before there was a letter for them, directories had a slash at the end.
-            b'0' | 0 if self.text(0..100).ends_with(b"/") => Kind::Directory,
             b'0' | 0 | b'7' => Kind::File,
             b'1' => Kind::Hard,
             b'2' => Kind::Symlink,
@@ -73,7 +93,7 @@ impl Header {
             b'5' | b'D' => Kind::Directory,
             b'6' => Kind::Fifo,
             b'S' => Kind::Sparse,
-            b'x' => Kind::Pax,
+            b'x' | b'X' => Kind::Pax,
             b'g' => Kind::PaxGlobal,
             b'L' => Kind::LongPath,
             b'K' => Kind::LongLink,

@@ -11,11 +11,14 @@ mod pack;
 mod pax;
 mod read;
 mod unpack;
+mod write;
 
 pub use error::{ArchiveError, Refusal};
 pub use header::{Header, Kind};
-pub use pack::pack;
+pub use pack::{Pack, pack};
+pub use read::{Attributes, Member, Members};
 pub use unpack::{Unpack, unpack};
+pub use write::Writer;
 
 /// What has been moved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -31,13 +34,14 @@ pub struct Counts {
 }
 
 /// Bytes of a path at most (PATH_MAX, without the end).
-const PATH: usize = 4095;
+pub const PATH: usize = 4095;
 /// Bytes of a block of a tar stream.
 pub const BLOCK: usize = 512;
 /// Bytes that are read or written at once.
 const CHUNK: usize = 256 << 10;
 
-/// Which attributes travel: access lists, and what users note. File capabilities mean nothing where setuid does not.
+/// Which attributes travel with a volume: access lists, and what users note. File capabilities mean nothing where setuid
+/// does not.
 fn travels(attribute: &[u8]) -> bool {
     attribute.starts_with(b"user.") || attribute.starts_with(b"system.posix_acl_")
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    ffi::CStr,
+    ffi::{CStr, CString},
     io::Write,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
@@ -16,23 +16,31 @@ use rustix::{
 };
 
 use crate::{
-    ArchiveError, BLOCK, CHUNK, Counts, PATH, Refusal,
+    ArchiveError, CHUNK, Counts, PATH, Refusal,
     error::Doing,
-    header::Header,
-    pax::{Pax, RECORDS},
+    header::Kind,
+    pax::RECORDS,
+    read::{Attributes, Member},
     travels,
+    write::Writer,
 };
 
 const DEPTH: usize = 512;
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// Bytes of the list of a file's attributes, and of one value, at most (xattr(7)).
 const ATTRIBUTE: usize = 64 << 10;
-/// What a header can say by itself.
-const NAME: usize = 100;
-const SIZE: u64 = 1 << 33;
-const ID: u32 = 1 << 21;
 /// Extents of a sparse file that are told apart; what follows is one more.
 const EXTENTS: usize = 16 << 10;
+
+/// What a directory is packed as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pack {
+    /// Data that is in use: what changes or goes meanwhile is counted, devices are left out.
+    Volume,
+    /// A root filesystem: with file capabilities, in the order of names, so that the same tree always gives the same bytes.
+    /// Devices are there for the reader to refuse, what is mounted on a directory is not, and nothing may change.
+    Image,
+}
 
 /// Packs what is in `root`, and what it is itself. `heard` is told how it goes on, and ends it by an error.
 ///
@@ -41,18 +49,23 @@ const EXTENTS: usize = 16 << 10;
 pub fn pack(
     root: BorrowedFd<'_>,
     output: impl Write,
+    how: Pack,
     heard: &mut dyn FnMut(&Counts) -> std::io::Result<()>,
 ) -> Result<Counts, ArchiveError> {
     let root = openat(root, ".", DIRECTORY, Mode::empty()).doing("opening", b".")?;
-    let mut this = Packing { output, heard, counts: Counts::default(), links: HashMap::new(), buffer: vec![0; CHUNK] };
+    let device = fstat(&root).doing("looking at", b".")?.st_dev;
+    let (writer, links) = (Writer::new(output), HashMap::new());
+    let mut this = Packing { writer, how, device, heard, counts: Counts::default(), links, buffer: vec![0; CHUNK] };
     this.directory(&root, b"", 0)?;
-    this.output.write_all(&[0; 2 * BLOCK])?;
-    this.output.flush()?;
+    this.writer.finish()?;
     Ok(this.counts)
 }
 
 struct Packing<'a, W> {
-    output: W,
+    writer: Writer<W>,
+    how: Pack,
+    /// The file system that `root` is on.
+    device: u64,
     heard: &'a mut dyn FnMut(&Counts) -> std::io::Result<()>,
     counts: Counts,
     /// The first path of each file that has several.
@@ -68,61 +81,82 @@ impl<W: Write> Packing<'_, W> {
         }
         let stat = fstat(directory).doing("looking at", path)?;
         let own = if path.is_empty() { b"./".to_vec() } else { [path, b"/"].concat() };
-        self.header(b'5', &own, b"", &stat, 0, attributes(directory.as_fd(), path)?)?;
-        for entry in Dir::read_from(directory).doing("reading", path)? {
-            let entry = entry.doing("reading", path)?;
-            let name = entry.file_name();
-            if matches!(name.to_bytes(), b"." | b"..") {
-                continue;
-            }
-            let path = if path.is_empty() { name.to_bytes().to_vec() } else { [path, b"/", name.to_bytes()].concat() };
-            if path.len() >= PATH {
-                return Err(refused(Refusal::Path));
-            }
-            match self.entry(directory.as_fd(), name, &path, depth) {
-                // Whoever uses the directory removed it meanwhile.
-                Err(ArchiveError::System { source: Errno::NOENT, .. }) => {}
-                done => done?,
-            }
-            (self.heard)(&self.counts)?;
+        let attributes = self.attributes(directory.as_fd(), path)?;
+        self.put(&Member { kind: Kind::Directory, attributes, ..member(own, &stat) })?;
+        if self.how == Pack::Image && stat.st_dev != self.device {
+            return Ok(());
         }
-        Ok(())
+        let entries = Dir::read_from(directory).doing("reading", path)?.filter_map(|entry| match entry {
+            Ok(entry) if matches!(entry.file_name().to_bytes(), b"." | b"..") => None,
+            entry => Some(entry.map(|entry| entry.file_name().to_owned()).doing("reading", path)),
+        });
+        let inner = |this: &mut Self, name: Result<CString, ArchiveError>| this.name(directory, &name?, path, depth);
+        if self.how == Pack::Image {
+            let mut names: Vec<_> = entries.collect::<Result<_, _>>()?;
+            names.sort_unstable();
+            names.into_iter().try_for_each(|name| inner(self, Ok(name)))
+        } else {
+            // There may be millions.
+            entries.into_iter().try_for_each(|name| inner(self, name))
+        }
+    }
+
+    fn name(&mut self, at: &OwnedFd, name: &CStr, above: &[u8], depth: usize) -> Result<(), ArchiveError> {
+        let path = if above.is_empty() { name.to_bytes().to_vec() } else { [above, b"/", name.to_bytes()].concat() };
+        if path.len() >= PATH {
+            return Err(ArchiveError::Member { path: above.to_vec(), why: Refusal::Path });
+        }
+        match self.entry(at.as_fd(), name, &path, depth) {
+            // Whoever uses the directory removed it meanwhile.
+            Err(ArchiveError::System { source: Errno::NOENT, .. }) if self.how == Pack::Volume => {}
+            done => done?,
+        }
+        Ok((self.heard)(&self.counts)?)
     }
 
     fn entry(&mut self, at: BorrowedFd<'_>, name: &CStr, path: &[u8], depth: usize) -> Result<(), ArchiveError> {
         let stat = statat(at, name, AtFlags::SYMLINK_NOFOLLOW).doing("looking at", path)?;
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        if matches!(kind, FileType::Directory) {
-            let directory = openat(at, name, DIRECTORY, Mode::empty()).doing("opening", path)?;
-            return self.directory(&directory, path, depth + 1);
-        }
-        if !matches!(kind, FileType::RegularFile | FileType::Symlink | FileType::Fifo) {
-            self.counts.left_out += 1;
-            return Ok(());
-        }
+        let member = member(path.to_vec(), &stat);
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => {
+                let directory = openat(at, name, DIRECTORY, Mode::empty()).doing("opening", path)?;
+                return self.directory(&directory, path, depth + 1);
+            }
+            FileType::RegularFile => Kind::File,
+            FileType::Symlink => Kind::Symlink,
+            FileType::Fifo => Kind::Fifo,
+            FileType::CharacterDevice | FileType::BlockDevice if self.how == Pack::Image => {
+                return self.put(&Member { kind: Kind::Device, ..member });
+            }
+            _ => {
+                self.counts.left_out += 1;
+                return Ok(());
+            }
+        };
         let id = (stat.st_dev, stat.st_ino);
         if stat.st_nlink > 1
             && let Some(first) = self.links.get(&id).cloned()
         {
-            return self.header(b'1', path, &first, &stat, 0, Pax::default());
+            return self.put(&Member { kind: Kind::Hard, link: first, ..member });
         }
         match kind {
-            FileType::Symlink => {
-                let target = readlinkat(at, name, Vec::new()).doing("reading", path)?;
-                self.header(b'2', path, target.to_bytes(), &stat, 0, Pax::default())?;
+            Kind::Symlink => {
+                let link = readlinkat(at, name, Vec::new()).doing("reading", path)?.into_bytes();
+                self.put(&Member { kind, link, ..member })?;
             }
-            FileType::Fifo => self.header(b'6', path, b"", &stat, 0, Pax::default())?,
-            _ => {
+            Kind::File => {
                 // NONBLOCK: it may have become a pipe meanwhile.
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
                 let file = openat(at, name, flags, Mode::empty()).doing("opening", path)?;
                 let stat = fstat(&file).doing("looking at", path)?;
                 if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+                    self.changed(path)?;
                     self.counts.left_out += 1;
                     return Ok(());
                 }
                 self.file(&file, path, &stat)?;
             }
+            _ => self.put(&Member { kind, ..member })?,
         }
         if stat.st_nlink > 1 {
             self.links.insert(id, path.to_vec());
@@ -132,30 +166,17 @@ impl<W: Write> Packing<'_, W> {
 
     fn file(&mut self, file: &OwnedFd, path: &[u8], stat: &Stat) -> Result<(), ArchiveError> {
         let size = u64::try_from(stat.st_size).unwrap_or(0);
-        let mut pax = attributes(file.as_fd(), path)?;
+        let attributes = self.attributes(file.as_fd(), path)?;
         let full = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512) >= size;
         let extents = if full { vec![(0, size)] } else { extents(file, size, path)? };
-        if extents == [(0, size)] {
-            self.header(b'0', path, b"", stat, size, pax)?;
-        } else {
-            // GNU's form 1.0: the parts as decimal lines in blocks of their own, before the content.
-            let line = |(offset, length): &(u64, u64)| format!("{offset}\n{length}\n");
-            let mut map = format!("{}\n{}", extents.len(), extents.iter().map(line).collect::<String>()).into_bytes();
-            map.resize(map.len().next_multiple_of(BLOCK), 0);
-            pax.put(b"GNU.sparse.major", b"1");
-            pax.put(b"GNU.sparse.minor", b"0");
-            pax.put(b"GNU.sparse.name", path);
-            pax.put(b"GNU.sparse.realsize", size.to_string().as_bytes());
-            let stored = extents.iter().map(|(_, length)| length).sum::<u64>() + map.len() as u64;
-            self.header(b'0', path, b"", stat, stored, pax)?;
-            self.output.write_all(&map)?;
-        }
-        self.content(file, path, &extents)
+        let member = Member { size, extents, attributes, ..member(path.to_vec(), stat) };
+        self.put(&member)?;
+        self.content(file, path, &member.extents)
     }
 
     /// Writes these parts of a file, whatever becomes of it meanwhile: the header has said how long they are.
     fn content(&mut self, file: &OwnedFd, path: &[u8], extents: &[(u64, u64)]) -> Result<(), ArchiveError> {
-        let (mut changed, mut stored) = (false, 0u64);
+        let mut cut = false;
         for (offset, length) in extents {
             seek(file, SeekFrom::Start(*offset)).doing("reading", path)?;
             let mut left = *length;
@@ -166,63 +187,48 @@ impl<W: Write> Packing<'_, W> {
                     read => read.doing("reading", path)?,
                 };
                 if n == 0 {
-                    changed = true;
+                    self.changed(path)?;
+                    cut = true;
                     self.buffer[..most].fill(0);
                 }
                 let n = if n == 0 { most } else { n };
-                self.output.write_all(&self.buffer[..n])?;
+                self.writer.content(&self.buffer[..n])?;
                 left -= n as u64;
                 self.counts.bytes += n as u64;
                 (self.heard)(&self.counts)?;
             }
-            stored += length;
         }
-        self.counts.changed += u64::from(changed);
-        self.pad(stored)
-    }
-
-    fn pad(&mut self, size: u64) -> Result<(), ArchiveError> {
-        let padding = size.wrapping_neg() % BLOCK as u64;
-        Ok(self.output.write_all(&[0; BLOCK][..padding as usize])?)
-    }
-
-    fn header(
-        &mut self,
-        letter: u8,
-        path: &[u8],
-        link: &[u8],
-        stat: &Stat,
-        size: u64,
-        mut pax: Pax,
-    ) -> Result<(), ArchiveError> {
-        if path.len() > NAME {
-            pax.put(b"path", path);
-        }
-        if link.len() > NAME {
-            pax.put(b"linkpath", link);
-        }
-        if size >= SIZE {
-            pax.put(b"size", size.to_string().as_bytes());
-        }
-        if stat.st_uid >= ID {
-            pax.put(b"uid", stat.st_uid.to_string().as_bytes());
-        }
-        if stat.st_gid >= ID {
-            pax.put(b"gid", stat.st_gid.to_string().as_bytes());
-        }
-        if !pax.is_empty() {
-            let records = pax.render();
-            let header =
-                Header::new(b'x', b"./PaxHeaders/x", b"", 0o644, (0, 0), records.len() as u64, stat.st_mtime as _);
-            self.output.write_all(&header.0)?;
-            self.output.write_all(&records)?;
-            self.pad(records.len() as u64)?;
-        }
-        let owner = (stat.st_uid, stat.st_gid);
-        let header = Header::new(letter, path, link, stat.st_mode & 0o7777, owner, size, stat.st_mtime as _);
-        self.output.write_all(&header.0)?;
-        self.counts.entries += 1;
+        self.counts.changed += u64::from(cut);
         Ok(())
+    }
+
+    /// What is in use may change, an image may not.
+    fn changed(&self, path: &[u8]) -> Result<(), ArchiveError> {
+        match self.how {
+            Pack::Volume => Ok(()),
+            Pack::Image => Err(ArchiveError::Member { path: path.to_vec(), why: Refusal::Changed }),
+        }
+    }
+
+    fn attributes(&self, file: BorrowedFd<'_>, path: &[u8]) -> Result<Attributes, ArchiveError> {
+        let image = self.how == Pack::Image;
+        attributes(file, path, |name| travels(name) || image && name == b"security.capability")
+    }
+
+    fn put(&mut self, member: &Member) -> Result<(), ArchiveError> {
+        self.counts.entries += 1;
+        Ok(self.writer.member(member)?)
+    }
+}
+
+/// What all members have; a file's size and content are missing.
+fn member(path: Vec<u8>, stat: &Stat) -> Member {
+    Member {
+        path,
+        mode: stat.st_mode & 0o7777,
+        owner: (stat.st_uid.into(), stat.st_gid.into()),
+        modified: (stat.st_mtime, 0),
+        ..Member::default()
     }
 }
 
@@ -255,15 +261,15 @@ fn extents(file: &OwnedFd, size: u64, path: &[u8]) -> Result<Vec<(u64, u64)>, Ar
     Ok(extents)
 }
 
-fn attributes(file: BorrowedFd<'_>, path: &[u8]) -> Result<Pax, ArchiveError> {
-    let mut pax = Pax::default();
+fn attributes(file: BorrowedFd<'_>, path: &[u8], kept: impl Fn(&[u8]) -> bool) -> Result<Attributes, ArchiveError> {
+    let mut found = Vec::new();
     let mut names = vec![0; ATTRIBUTE];
     let length = match flistxattr(file, names.as_mut_slice()) {
-        Err(Errno::OPNOTSUPP) => return Ok(pax),
+        Err(Errno::OPNOTSUPP) => return Ok(found),
         length => length.doing("reading attributes of", path)?,
     };
     let (mut value, mut total) = (Vec::new(), 0);
-    for name in names[..length].split(|byte| *byte == 0).filter(|name| travels(name)) {
+    for name in names[..length].split(|byte| *byte == 0).filter(|name| kept(name)) {
         value.resize(ATTRIBUTE, 0);
         match fgetxattr(file, name, value.as_mut_slice()) {
             Err(Errno::NODATA) => {}
@@ -272,10 +278,10 @@ fn attributes(file: BorrowedFd<'_>, path: &[u8]) -> Result<Pax, ArchiveError> {
                 total += length + name.len() + 64;
                 // What a reader would refuse.
                 if total as u64 <= RECORDS / 2 {
-                    pax.put_attribute(name, &value[..length]);
+                    found.push((name.to_vec(), value[..length].to_vec()));
                 }
             }
         }
     }
-    Ok(pax)
+    Ok(found)
 }

@@ -2,8 +2,12 @@
 
 use std::collections::BTreeMap;
 
-/// Bytes of all records of one member at most.
-pub const RECORDS: u64 = 256 << 10;
+use crate::read::Attributes;
+
+/// Bytes of all records of one member at most: a few attributes of the kernel's largest size.
+pub const RECORDS: u64 = 1 << 20;
+/// Bytes of all records that are meant for every member at most: they are copied for each.
+pub const GLOBALS: u64 = 16 << 10;
 
 /// Records by their keys.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -12,8 +16,13 @@ pub struct Pax(BTreeMap<Vec<u8>, Vec<u8>>);
 const ATTRIBUTE: &[u8] = b"SCHILY.xattr.";
 
 impl Pax {
-    /// Adds the records in `text`; false: there is something else in it.
-    pub fn parse(&mut self, mut text: &[u8]) -> bool {
+    /// Adds the records in `text`; false: there is something else in it, or it makes them more than `limit` bytes.
+    pub fn parse(&mut self, mut text: &[u8], limit: u64) -> bool {
+        let size: usize = self.0.iter().map(|(key, value)| key.len() + value.len()).sum();
+        // One header after the other may add to them.
+        if (size + text.len()) as u64 > limit {
+            return false;
+        }
         while !text.is_empty() {
             let record = || {
                 let digits = text.iter().position(|byte| *byte == b' ')?;
@@ -44,13 +53,14 @@ impl Pax {
     pub fn modified(&self) -> Option<(i64, u32)> {
         let text = std::str::from_utf8(self.get("mtime")?).ok()?;
         let (seconds, part) = text.split_once('.').unwrap_or((text, ""));
-        let part = part.get(..9).unwrap_or(part);
-        let nanoseconds = part.parse::<u32>().unwrap_or(0) * 10u32.pow(9 - part.len() as u32);
+        let digit =
+            |at: usize| part.as_bytes().get(at).filter(|byte| byte.is_ascii_digit()).map_or(0, |byte| byte - b'0');
+        let nanoseconds = (0..9).fold(0, |sum, at| sum * 10 + u32::from(digit(at)));
         Some((seconds.parse().ok()?, nanoseconds))
     }
 
     /// Extended attributes.
-    pub fn attributes(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+    pub fn attributes(&self) -> Attributes {
         let attribute =
             |(key, value): (&Vec<u8>, &Vec<u8>)| Some((key.strip_prefix(ATTRIBUTE)?.to_vec(), value.clone()));
         self.0.iter().filter_map(attribute).collect()

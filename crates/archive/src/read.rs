@@ -5,7 +5,7 @@ use std::io::Read;
 use crate::{
     ArchiveError, BLOCK, CHUNK, PATH, Refusal,
     header::{Header, Kind, number},
-    pax::{Pax, RECORDS},
+    pax::{GLOBALS, Pax, RECORDS},
 };
 
 /// Extents of one file at most.
@@ -13,8 +13,11 @@ const EXTENTS: usize = 64 << 10;
 /// Bytes after the end at most: tar fills its last record.
 const TRAILER: u64 = 16 << 20;
 
+/// Extended attributes: names and values.
+pub type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// One member, without its content.
-#[derive(Debug)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Member {
     /// As it is written there.
     pub path: Vec<u8>,
@@ -33,10 +36,11 @@ pub struct Member {
     /// Where in the file its content goes, in order: offset and length.
     pub extents: Vec<(u64, u64)>,
     /// Extended attributes.
-    pub attributes: Vec<(Vec<u8>, Vec<u8>)>,
+    pub attributes: Attributes,
 }
 
 /// A stream.
+#[derive(Debug)]
 pub struct Members<R> {
     input: R,
     at: u64,
@@ -53,7 +57,10 @@ impl<R: Read> Members<R> {
         Self { input, at: 0, left: 0, padding: 0, globals: Pax::default() }
     }
 
-    /// The next member; none at the end, which has been read then.
+    /// The next member; none at the end, which has been read then. What was not read of the last one is passed over.
+    ///
+    /// # Errors
+    /// The stream is no archive, damaged or cut, or breaks.
     pub fn next(&mut self) -> Result<Option<Member>, ArchiveError> {
         let mut pax = self.globals.clone();
         let (mut path, mut link) = (None, None);
@@ -76,14 +83,14 @@ impl<R: Read> Members<R> {
             match header.kind() {
                 Kind::Pax => {
                     let text = self.small()?;
-                    if !pax.parse(&text) {
-                        return Err(self.damaged("its extended headers are no records"));
+                    if !pax.parse(&text, RECORDS) {
+                        return Err(self.damaged("its extended headers are no records, or too many"));
                     }
                 }
                 Kind::PaxGlobal => {
                     let text = self.small()?;
-                    if !self.globals.parse(&text) {
-                        return Err(self.damaged("its extended headers are no records"));
+                    if !self.globals.parse(&text, GLOBALS) {
+                        return Err(self.damaged("its global headers are no records, or too many"));
                     }
                     pax = self.globals.clone();
                 }
@@ -112,13 +119,15 @@ impl<R: Read> Members<R> {
         if let Kind::Other(letter) = kind {
             return Err(ArchiveError::Member { path, why: Refusal::Kind(letter) });
         }
+        // Before there was a letter for them, directories had a slash at the end.
+        let kind = if kind == Kind::File && path.ends_with(b"/") { Kind::Directory } else { kind };
         let (uid, gid) = header.owner();
         let file = matches!(kind, Kind::File | Kind::Sparse);
         // What is no file has no content, whatever size it says.
         self.content(match kind {
             Kind::File | Kind::Sparse => pax.number("size").or_else(|| header.size()).unwrap_or(0),
             // GNU's form for incremental backups lists the directory's names.
-            Kind::Directory if header.letter() == b'D' => header.size().unwrap_or(0),
+            Kind::Directory if header.letter() != b'5' => header.size().unwrap_or(0),
             _ => 0,
         });
         let (size, extents) = match kind {
@@ -132,7 +141,9 @@ impl<R: Read> Members<R> {
             _ if file => (self.left, vec![(0, self.left)]),
             _ => (0, Vec::new()),
         };
-        self.check(size, &extents)?;
+        if file {
+            self.check(size, &extents)?;
+        }
         Ok(Member {
             path,
             link,
@@ -231,6 +242,9 @@ impl<R: Read> Members<R> {
     }
 
     /// Some of the member's content; 0: that was all.
+    ///
+    /// # Errors
+    /// The stream is cut, or breaks.
     pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, ArchiveError> {
         let most = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
         if most == 0 {
@@ -307,7 +321,7 @@ impl<R: Read> Members<R> {
         let mut done = 0;
         while done < BLOCK {
             match self.input(&mut block[done..])? {
-                0 if self.at == 0 => return Err(ArchiveError::NotTar),
+                0 if self.at < BLOCK as u64 => return Err(ArchiveError::NotTar),
                 0 => return Err(ArchiveError::Ends(self.at)),
                 n => done += n,
             }

@@ -18,7 +18,7 @@ use crate::{
     ArchiveError, CHUNK, Counts, PATH, Refusal,
     error::Doing,
     header::Kind,
-    read::{Member, Members},
+    read::{Attributes, Member, Members},
     travels,
 };
 
@@ -73,7 +73,7 @@ struct Unpacking<'a> {
 struct Filling {
     path: Vec<u8>,
     directory: OwnedFd,
-    attributes: Vec<(Vec<u8>, Vec<u8>)>,
+    attributes: Attributes,
     modified: Option<(i64, u32)>,
 }
 

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use model::LayerId;
 use rustix::io::Errno;
 
-use crate::archive::ArchiveError;
+use archive::ArchiveError;
 
 /// Why the layer store refused or failed.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +52,9 @@ pub enum StoreError {
     /// An archive cannot be read.
     #[error("the archive can't be unpacked: {0}")]
     Archive(#[from] ArchiveError),
+    /// What an archive is compressed with is not known, or the stream broke at once.
+    #[error("the archive can't be unpacked: {0}")]
+    Compression(#[source] std::io::Error),
     /// An archive holds what no layer may.
     #[error("the archive can't be unpacked: {path} {what}")]
     Refused {

@@ -5,18 +5,14 @@
 //! under its name before all of it is on the disk.
 #![forbid(unsafe_code)]
 
-mod archive;
 mod compression;
 mod error;
 mod meta;
-mod pack;
 mod store;
 mod tree;
 mod unpack;
 
-pub use archive::{ArchiveError, Entry, Kind, Writer};
 pub use error::StoreError;
-pub use pack::pack;
 pub use store::{BuildLock, Pruned, Store};
 pub use tree::remove_tree;
 pub use unpack::{Limits, unpack};

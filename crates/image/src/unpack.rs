@@ -11,13 +11,16 @@ use std::{
     path::Path,
 };
 
+use archive::{Kind, Member, Members, PATH};
 use rustix::{
-    fs::{AtFlags, Mode, OFlags, ResolveFlags, linkat, mkdirat, mkfifoat, openat, openat2, symlinkat, unlinkat},
+    fs::{
+        AtFlags, Mode, OFlags, ResolveFlags, SeekFrom, ftruncate, linkat, mkdirat, mkfifoat, openat, openat2, seek,
+        symlinkat, unlinkat,
+    },
     io::{Errno, write},
 };
 
 use crate::{
-    archive::{Archive, Entry, Kind, PATH},
     compression::decompressed,
     error::{Doing, StoreError, shown},
     meta::{self, Meta, Xattrs},
@@ -31,7 +34,7 @@ use bounded::Bounded;
 /// What an archive may hold at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of the unpacked archive, headers and all.
+    /// Bytes of the unpacked archive, headers and all; and of its files, with their holes.
     pub bytes: u64,
     /// Entries.
     pub entries: u64,
@@ -54,9 +57,9 @@ const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::
 /// stays there for the caller to remove.
 pub fn unpack(input: impl Read, root: BorrowedFd<'_>, limits: Limits) -> Result<(), StoreError> {
     // the compressed stream too: one of empty frames unpacks to nothing without an end
-    let read = decompressed(Bounded::new(input, limits.bytes)).map_err(crate::ArchiveError::Read)?;
-    let mut archive = Archive::new(Bounded::new(read, limits.bytes));
-    let mut tree = Tree { root, parent: None, times: vec![(Vec::new(), 0)], names: 0, unlooked: 0, limits };
+    let read = decompressed(Bounded::new(input, limits.bytes)).map_err(StoreError::Compression)?;
+    let mut archive = Members::new(Bounded::new(read, limits.bytes));
+    let mut tree = Tree { root, parent: None, times: vec![(Vec::new(), 0)], names: 0, sizes: 0, unlooked: 0, limits };
     tree.look()?;
     rustix::fs::fchmod(root, Mode::from_raw_mode(0o755)).doing("setting the mode of", Path::new("/"))?;
     let mut entries = 0;
@@ -71,7 +74,6 @@ pub fn unpack(input: impl Read, root: BorrowedFd<'_>, limits: Limits) -> Result<
             error => error,
         })?;
     }
-    archive.rest().map_err(too_large)?;
     if entries == 0 {
         return Err(StoreError::TooLarge { what: "it is empty".to_owned() });
     }
@@ -85,6 +87,8 @@ struct Tree<'a> {
     /// Directories' times, set when nothing is made in them any more.
     times: Vec<(Vec<u8>, i64)>,
     names: usize,
+    /// Bytes of files so far, with their holes: whoever reads the layer reads those too.
+    sizes: u64,
     unlooked: u64,
     limits: Limits,
 }
@@ -125,7 +129,7 @@ fn parts(path: &[u8]) -> Result<Parts<'_>, StoreError> {
 }
 
 impl Tree<'_> {
-    fn add<R: Read>(&mut self, entry: &Entry, archive: &mut Archive<R>) -> Result<(), StoreError> {
+    fn add<R: Read>(&mut self, entry: &Member, archive: &mut Members<R>) -> Result<(), StoreError> {
         let parts = parts(&entry.path)?;
         let path = parts.whole();
         let meta = meta(entry)?;
@@ -165,7 +169,7 @@ impl Tree<'_> {
             Kind::File => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let file = openat(parent, &name, flags, Mode::RUSR | Mode::WUSR).doing("making", shown_path)?;
-                self.content(&file, archive, shown_path)?;
+                self.content(&file, entry, archive, shown_path)?;
                 meta::apply(file.as_fd(), &meta, &xattrs(entry)?, shown_path)
             }
             Kind::Symlink => {
@@ -182,7 +186,7 @@ impl Tree<'_> {
                 rustix::fs::chmodat(parent, &name, mode, AtFlags::empty()).doing("setting the mode of", shown_path)?;
                 meta::apply_at(parent, &name, &meta, shown_path)
             }
-            Kind::Link => self.link(entry, parent, &name, shown_path),
+            Kind::Hard => self.link(entry, parent, &name, shown_path),
             Kind::Directory => {
                 match mkdirat(parent, &name, Mode::RWXU) {
                     Ok(()) => replaced = false,
@@ -198,14 +202,15 @@ impl Tree<'_> {
                 meta::apply(directory.as_fd(), &meta, &xattrs(entry)?, shown_path)?;
                 self.remember(path, meta.mtime)
             }
-            Kind::Device => Ok(()),
+            // a device was dealt with above, and a member is of no other kind
+            _ => Ok(()),
         };
         // a path that led through what was replaced leads elsewhere now
         self.parent = (!replaced).then_some((parent_path, parent_fd));
         made
     }
 
-    fn link(&self, entry: &Entry, parent: BorrowedFd<'_>, name: &CString, path: &Path) -> Result<(), StoreError> {
+    fn link(&self, entry: &Member, parent: BorrowedFd<'_>, name: &CString, path: &Path) -> Result<(), StoreError> {
         let to = parts(&entry.link)?;
         let missing =
             || refused(&entry.path, format!("is a hard link to {}, which is no file before it", shown(&entry.link)));
@@ -218,26 +223,46 @@ impl Tree<'_> {
         }
     }
 
-    fn content<R: Read>(&mut self, file: &OwnedFd, archive: &mut Archive<R>, path: &Path) -> Result<(), StoreError> {
+    fn content<R: Read>(
+        &mut self,
+        file: &OwnedFd,
+        entry: &Member,
+        archive: &mut Members<R>,
+        path: &Path,
+    ) -> Result<(), StoreError> {
+        self.sizes = self.sizes.saturating_add(entry.size);
+        if self.sizes > self.limits.bytes {
+            let what = format!("its files are larger than {} bytes", self.limits.bytes);
+            return Err(StoreError::TooLarge { what });
+        }
         let mut buffer = vec![0; 64 << 10];
-        loop {
-            let read = archive.read(&mut buffer)?;
-            if read == 0 {
-                return Ok(());
+        for (offset, length) in &entry.extents {
+            if *offset > 0 {
+                seek(file, SeekFrom::Start(*offset)).doing("writing", path)?;
             }
-            self.unlooked += read as u64;
-            if self.unlooked > LOOK {
-                self.look()?;
-            }
-            let mut rest = &buffer[..read];
-            while !rest.is_empty() {
-                match write(file, rest) {
-                    Ok(written) => rest = &rest[written..],
-                    Err(Errno::INTR) => {}
-                    Err(error) => return Err(error).doing("writing", path),
+            let mut left = *length;
+            while left > 0 {
+                let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                let read = archive.read(&mut buffer[..most])?;
+                left -= read as u64;
+                self.unlooked += read as u64;
+                if self.unlooked > LOOK {
+                    self.look()?;
+                }
+                let mut rest = &buffer[..read];
+                while !rest.is_empty() {
+                    match write(file, rest) {
+                        Ok(written) => rest = &rest[written..],
+                        Err(Errno::INTR) => {}
+                        Err(error) => return Err(error).doing("writing", path),
+                    }
                 }
             }
         }
+        if entry.extents.last().map_or(0, |(offset, length)| offset + length) < entry.size {
+            ftruncate(file, entry.size).doing("writing", path)?;
+        }
+        Ok(())
     }
 
     /// Free space is for everybody: an archive may not take the last of it.
@@ -331,24 +356,24 @@ fn within(root: BorrowedFd<'_>, path: &[u8]) -> rustix::io::Result<OwnedFd> {
     openat2(root, path, DIRECTORY, Mode::empty(), resolve)
 }
 
-fn meta(entry: &Entry) -> Result<Meta, StoreError> {
+fn meta(entry: &Member) -> Result<Meta, StoreError> {
     let id = |id: u64, what: &str| match u32::try_from(id) {
         Ok(small) if id < IDS => Ok(small),
         _ => Err(refused(&entry.path, format!("belongs to {what} {id}; a layer's ids are 0 to {}", IDS - 1))),
     };
     Ok(Meta {
-        uid: id(entry.uid, "user")?,
-        gid: id(entry.gid, "group")?,
+        uid: id(entry.owner.0, "user")?,
+        gid: id(entry.owner.1, "group")?,
         mode: entry.mode,
         // what a file system of today can hold
-        mtime: entry.mtime.clamp(0, 0x3_7fff_ffff),
+        mtime: entry.modified.0.clamp(0, 0x3_7fff_ffff),
     })
 }
 
 /// The attributes that a layer keeps. Those of overlayfs would be read by the overlay that the layer becomes a part of.
-fn xattrs(entry: &Entry) -> Result<Xattrs, StoreError> {
+fn xattrs(entry: &Member) -> Result<Xattrs, StoreError> {
     let mut kept = Vec::new();
-    for (name, value) in &entry.xattrs {
+    for (name, value) in &entry.attributes {
         let Ok(name) = CString::new(name.as_slice()) else {
             return Err(refused(&entry.path, "has an attribute whose name is none"));
         };
@@ -363,7 +388,7 @@ fn xattrs(entry: &Entry) -> Result<Xattrs, StoreError> {
 
 /// A file's capabilities (capabilities(7)) for whoever is root where the layer is used: of revision 3, without whose root
 /// was meant.
-fn capability(entry: &Entry, value: &[u8]) -> Result<Vec<u8>, StoreError> {
+fn capability(entry: &Member, value: &[u8]) -> Result<Vec<u8>, StoreError> {
     let mut value = value.to_vec();
     match (value.len(), value.get(3)) {
         (20, Some(2)) => {}

@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use archive::{ArchiveError, Counts, Unpack, pack, unpack};
+use archive::{ArchiveError, Counts, Pack, Unpack, pack, unpack};
 use isolation::host::{BLOCK, Confine, spawn_confined};
 use model::api::ErrorKind;
 use rustix::{
@@ -138,7 +138,7 @@ fn moved(
         }
         Way::Out => {
             let data = openat(root, DATA, flags, Mode::empty()).map_err(system("opening"))?;
-            pack(data.as_fd(), std::io::BufWriter::with_capacity(64 << 10, stream), &mut heard)
+            pack(data.as_fd(), std::io::BufWriter::with_capacity(64 << 10, stream), Pack::Volume, &mut heard)
         }
     }
 }

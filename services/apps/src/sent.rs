@@ -49,7 +49,7 @@ pub fn receive(
 }
 
 fn is_cut(unpacked: &Result<(), StoreError>) -> bool {
-    matches!(unpacked, Err(StoreError::Archive(image::ArchiveError::Cut { .. })))
+    matches!(unpacked, Err(StoreError::Archive(archive::ArchiveError::Ends(_))))
 }
 
 /// A stream whose digest is taken on the way.

@@ -1,6 +1,8 @@
 use std::io::{self, Read};
 
-use crate::{archive::ArchiveError, error::StoreError};
+use archive::ArchiveError;
+
+use crate::error::StoreError;
 
 /// A stream that fails after so many bytes: an endless one does too.
 pub struct Bounded<R> {
@@ -38,7 +40,7 @@ impl<R: Read> Read for Bounded<R> {
 /// The error of a stream that was too long, as what it is.
 pub fn too_large(error: ArchiveError, limit: u64) -> StoreError {
     match &error {
-        ArchiveError::Read(read) if read.get_ref().is_some_and(|inner| inner.is::<Over>()) => {
+        ArchiveError::Stream(read) if read.get_ref().is_some_and(|inner| inner.is::<Over>()) => {
             StoreError::TooLarge { what: format!("it is larger than {limit} bytes") }
         }
         _ => error.into(),

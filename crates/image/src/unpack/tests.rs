@@ -4,36 +4,37 @@ use std::{
     path::PathBuf,
 };
 
+use archive::Writer;
 use proptest::prelude::*;
 use rustix::fs::getxattr;
 use tempfile::TempDir;
 
 use super::*;
-use crate::{Store, archive::Writer};
+use crate::Store;
 
 const LIMITS: Limits = Limits { bytes: 8 << 20, entries: 1000, free: 0 };
 
-fn file(path: &str) -> Entry {
-    Entry { path: path.into(), mode: 0o644, ..Entry::default() }
+fn file(path: &str) -> Member {
+    Member { path: path.into(), mode: 0o644, ..Member::default() }
 }
 
-fn link(path: &str, kind: Kind, to: &str) -> Entry {
-    Entry { path: path.into(), kind, link: to.into(), mode: 0o777, ..Entry::default() }
+fn link(path: &str, kind: Kind, to: &str) -> Member {
+    Member { path: path.into(), kind, link: to.into(), mode: 0o777, ..Member::default() }
 }
 
-fn directory(path: &str) -> Entry {
-    Entry { path: path.into(), kind: Kind::Directory, mode: 0o755, ..Entry::default() }
+fn directory(path: &str) -> Member {
+    Member { path: path.into(), kind: Kind::Directory, mode: 0o755, ..Member::default() }
 }
 
 /// An archive; a file's content is its path.
-fn archive(entries: &[Entry]) -> Vec<u8> {
+fn archive(entries: &[Member]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut writer = Writer::new(&mut bytes);
     for entry in entries {
         let content = if entry.kind == Kind::File { entry.path.clone() } else { Vec::new() };
-        writer.entry(&Entry { size: content.len() as u64, ..entry.clone() }).expect("written");
+        let size = content.len() as u64;
+        writer.member(&Member { size, extents: vec![(0, size)], ..entry.clone() }).expect("written");
         writer.content(&content).expect("written");
-        writer.pad(content.len() as u64).expect("written");
     }
     writer.finish().expect("written");
     bytes
@@ -60,7 +61,7 @@ impl Place {
         Ok(self.store.layer_path(&id))
     }
 
-    fn said(&self, entries: &[Entry]) -> String {
+    fn said(&self, entries: &[Member]) -> String {
         let error = self.unpack(&archive(entries)).expect_err("it is refused").to_string();
         assert!(!error.contains(char::is_control), "{error:?}");
         assert_eq!(
@@ -92,13 +93,13 @@ impl Place {
 #[test]
 fn an_archive_becomes_a_tree_with_what_it_says() {
     let place = place();
-    let su = Entry { mode: 0o4755, mtime: 1_700_000_000, ..file("./usr/bin/su") };
-    let attribute = Entry { xattrs: vec![(b"user.note".to_vec(), b"a\nb=c".to_vec())], ..file("noted") };
+    let su = Member { mode: 0o4755, modified: (1_700_000_000, 0), ..file("./usr/bin/su") };
+    let attribute = Member { attributes: vec![(b"user.note".to_vec(), b"a\nb=c".to_vec())], ..file("noted") };
     let entries = [
-        Entry { mtime: 7, ..directory("./") },
-        Entry { mtime: 8, mode: 0o2750, ..directory("./usr") },
+        Member { modified: (7, 0), ..directory("./") },
+        Member { modified: (8, 0), mode: 0o2750, ..directory("./usr") },
         su,
-        link("./usr/bin/other", Kind::Link, "./usr/bin/su"),
+        link("./usr/bin/other", Kind::Hard, "./usr/bin/su"),
         link("bin", Kind::Symlink, "usr/bin"),
         // through the link, as in trees whose /bin has moved
         file("bin/through"),
@@ -150,7 +151,8 @@ fn a_packed_directory_unpacks_to_itself() {
     symlink("/nowhere", tree.join("link")).expect("linked");
     let packed = || {
         let mut bytes = Vec::new();
-        crate::pack(&tree, &mut bytes).expect("packed");
+        let root = rustix::fs::open(&tree, DIRECTORY, Mode::empty()).expect("opened");
+        archive::pack(root.as_fd(), &mut bytes, archive::Pack::Image, &mut |_| Ok(())).expect("packed");
         bytes
     };
     let bytes = packed();
@@ -169,12 +171,12 @@ fn nothing_leads_out_of_a_layer() {
     let to = outside.to_str().expect("a path");
     assert!(place.said(&[file("../../outside/file")]).contains("`..`"));
     assert!(place.said(&[file("a/../../x")]).contains("`..`"));
-    assert!(place.said(&[link("x", Kind::Link, "../../outside/file")]).contains("`..`"));
+    assert!(place.said(&[link("x", Kind::Hard, "../../outside/file")]).contains("`..`"));
     // what is at these paths is looked for in the layer
-    assert!(place.said(&[link("x", Kind::Link, &format!("{to}/file"))]).contains("hard link"));
+    assert!(place.said(&[link("x", Kind::Hard, &format!("{to}/file"))]).contains("hard link"));
     assert!(place.said(&[link("d", Kind::Symlink, to), file("d/file")]).contains("link to nothing"));
     assert!(place.said(&[link("d", Kind::Symlink, "../../../../outside"), file("d/file")]).contains("link to nothing"));
-    assert!(place.said(&[link("d", Kind::Symlink, to), link("x", Kind::Link, "d/file")]).contains("hard link"));
+    assert!(place.said(&[link("d", Kind::Symlink, to), link("x", Kind::Hard, "d/file")]).contains("hard link"));
     assert!(place.said(&[link("loop", Kind::Symlink, "loop"), file("loop/x")]).contains("no directory"));
     // a directory becomes a link, then is written through
     assert!(place.said(&[directory("d"), link("d", Kind::Symlink, to), file("d/file")]).contains("link to nothing"));
@@ -190,15 +192,16 @@ fn nothing_leads_out_of_a_layer() {
 fn what_no_layer_may_hold_is_named() {
     let place = place();
     assert!(place.said(&[link("sda", Kind::Device, "")]).contains("`sda` is a device node"));
-    assert!(place.said(&[Entry { uid: 65_536, ..file("x") }]).contains("belongs to user 65536"));
-    assert!(place.said(&[Entry { gid: u64::MAX, ..file("x") }]).contains("belongs to group"));
+    assert!(place.said(&[Member { owner: (65_536, 0), ..file("x") }]).contains("belongs to user 65536"));
+    assert!(place.said(&[Member { owner: (0, u64::MAX), ..file("x") }]).contains("belongs to group"));
     assert!(place.said(&[file(&"d/".repeat(129).replace("d/", "d/d/"))]).contains("directories deep"));
     assert!(place.said(&[file(&"n".repeat(256))]).contains("255 bytes"));
-    assert!(place.said(&[Entry { uid: 70_000, ..file("new\nline\u{1b}[31m") }]).contains("new\\nline"));
+    assert!(place.said(&[Member { owner: (70_000, 0), ..file("new\nline\u{1b}[31m") }]).contains("new\\nline"));
     assert!(place.said(&[]).contains("empty"));
     let many: Vec<_> = (0..1001).map(|n| directory(&format!("{n}"))).collect();
     assert!(place.said(&many).contains("more than 1000 entries"));
-    let capability = |value: Vec<u8>| Entry { xattrs: vec![(b"security.capability".to_vec(), value)], ..file("x") };
+    let capability =
+        |value: Vec<u8>| Member { attributes: vec![(b"security.capability".to_vec(), value)], ..file("x") };
     assert!(place.said(&[capability(vec![1; 7])]).contains("unknown form"));
 }
 
@@ -214,7 +217,7 @@ fn attributes_of_overlayfs_and_of_the_hosts_are_left_out() {
         "security.ima",
     ];
     let xattrs = names.iter().map(|name| (name.as_bytes().to_vec(), b"y".to_vec())).collect();
-    let layer = place.unpack(&archive(&[Entry { xattrs, ..directory("d") }])).expect("unpacked");
+    let layer = place.unpack(&archive(&[Member { attributes: xattrs, ..directory("d") }])).expect("unpacked");
     let mut value = [0; 16];
     for name in names {
         assert!(getxattr(layer.join("d"), name, &mut value[..]).is_err(), "{name}");
@@ -226,9 +229,10 @@ fn large_cut_and_endless_archives_end() {
     let place = place();
     let mut huge = archive(&[file("x")]);
     huge.truncate(512);
-    let header = Entry { size: 1 << 50, ..file("huge") };
+    // what is read is bounded, before anything is believed
+    let header = Member { size: LIMITS.bytes, extents: vec![(0, LIMITS.bytes)], ..file("huge") };
     let mut bytes = Vec::new();
-    Writer::new(&mut bytes).entry(&header).expect("written");
+    Writer::new(&mut bytes).member(&header).expect("written");
     let endless = std::io::Read::chain(&bytes[..], std::io::repeat(0));
     let said = place.store.add_with(|root| unpack(endless, root, LIMITS)).expect_err("it ends").to_string();
     assert!(said.contains("larger than 8388608 bytes"), "{said}");
@@ -236,7 +240,7 @@ fn large_cut_and_endless_archives_end() {
     let ended = archive(&[file("x")]);
     let endless = std::io::Read::chain(&ended[..], std::io::repeat(0));
     assert!(place.store.add_with(|root| unpack(endless, root, LIMITS)).is_err());
-    assert!(place.unpack(&huge).expect_err("cut").to_string().contains("ends in the middle"));
+    assert!(place.unpack(&huge).expect_err("cut").to_string().contains("ends early"));
     assert!(place.unpack(b"hello").expect_err("no archive").to_string().contains("no tar archive"));
     assert!(place.unpack(&[7; 4096]).expect_err("no archive").to_string().contains("no tar archive"));
     let full = Limits { free: u64::MAX, ..LIMITS };
@@ -244,6 +248,29 @@ fn large_cut_and_endless_archives_end() {
         place.store.add_with(|root| unpack(&archive(&[file("x")])[..], root, full)).expect_err("full").to_string();
     assert!(said.contains("No space left"), "{said}");
     assert_eq!(fs::read_dir(place.directory.path().join("store/layers")).expect("layers").count(), 0);
+}
+
+#[test]
+fn holes_are_kept_and_counted() {
+    let place = place();
+    let sparse = |size, extents: &[(u64, u64)]| {
+        let mut bytes = Vec::new();
+        let mut writer = Writer::new(&mut bytes);
+        writer.member(&Member { size, extents: extents.to_vec(), ..file("sparse") }).expect("written");
+        for (_, length) in extents {
+            writer.content(&vec![7; *length as usize]).expect("written");
+        }
+        writer.finish().expect("written");
+        bytes
+    };
+    let layer = place.unpack(&sparse(6 << 20, &[(4096, 10), (4 << 20, 3)])).expect("unpacked");
+    let content = fs::read(layer.join("sparse")).expect("read");
+    assert_eq!((content.len(), &content[4094..4108]), (6 << 20, &[0, 0, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 0, 0][..]));
+    assert!(layer.join("sparse").metadata().expect("there").blocks() < 1000);
+    for size in [9 << 20, 1 << 50, i64::MAX as u64, u64::MAX] {
+        let said = place.unpack(&sparse(size, &[(0, 1)])).expect_err("too large").to_string();
+        assert!(said.contains("larger than 8388608 bytes") || said.contains("not that of its parts"), "{said}");
+    }
 }
 
 fn name() -> impl Strategy<Value = String> {
@@ -257,10 +284,10 @@ fn name() -> impl Strategy<Value = String> {
     proptest::collection::vec(word, 1..5).prop_map(|words| words.join("/"))
 }
 
-fn entry() -> impl Strategy<Value = Entry> {
+fn entry() -> impl Strategy<Value = Member> {
     let kind = prop_oneof![
         Just(Kind::File),
-        Just(Kind::Link),
+        Just(Kind::Hard),
         Just(Kind::Symlink),
         Just(Kind::Symlink),
         Just(Kind::Directory),
@@ -273,13 +300,13 @@ fn entry() -> impl Strategy<Value = Entry> {
         Just("../../outside".to_owned()),
         Just("../../outside/file".to_owned())
     ];
-    (name(), kind, to, 0u32..0o10000, 0u64..3).prop_map(|(path, kind, to, mode, uid)| Entry {
+    (name(), kind, to, 0u32..0o10000, 0u64..3).prop_map(|(path, kind, to, mode, uid)| Member {
         path: path.into(),
         kind,
         link: to.into(),
         mode,
-        uid,
-        ..Entry::default()
+        owner: (uid, 0),
+        ..Member::default()
     })
 }
 
@@ -306,7 +333,7 @@ proptest! {
 
     #[test]
     fn random_bytes_are_an_error_or_an_archive(
-        mut bytes in Just(archive(&[directory("a"), file("a/b"), link("c", Kind::Link, "a/b")])),
+        mut bytes in Just(archive(&[directory("a"), file("a/b"), link("c", Kind::Hard, "a/b")])),
         changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..20),
         mend in any::<bool>(),
     ) {
@@ -339,7 +366,8 @@ fn file_capabilities_and_owners_come_from_the_archive() {
     let mut value = vec![1, 0, 0, 3, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     value.extend(1000u32.to_le_bytes());
     let xattrs = vec![(b"security.capability".to_vec(), value.clone())];
-    let layer = place.unpack(&archive(&[Entry { uid: 33, gid: 44, xattrs, ..file("ping") }])).expect("unpacked");
+    let layer =
+        place.unpack(&archive(&[Member { owner: (33, 44), attributes: xattrs, ..file("ping") }])).expect("unpacked");
     let stat = layer.join("ping").metadata().expect("it is there");
     assert_eq!((stat.uid(), stat.gid()), (33, 44));
     let mut kept = [0; 64];
