@@ -61,7 +61,7 @@ impl<R: Read> Members<R> {
     ///
     /// # Errors
     /// The stream is no archive, damaged or cut, or breaks.
-    pub fn next(&mut self) -> Result<Option<Member>, ArchiveError> {
+    pub fn next_member(&mut self) -> Result<Option<Member>, ArchiveError> {
         let mut pax = self.globals.clone();
         let (mut path, mut link) = (None, None);
         loop {

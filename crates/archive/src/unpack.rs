@@ -49,7 +49,7 @@ pub fn unpack(
     let open = vec![Filling { path: Vec::new(), directory, attributes: Vec::new(), modified: None }];
     let mut this = Unpacking { how, heard, counts: Counts::default(), open, buffer: vec![0; CHUNK] };
     let mut members = Members::new(input);
-    while let Some(member) = members.next()? {
+    while let Some(member) = members.next_member()? {
         this.member(&member, &mut members)?;
         (this.heard)(&this.counts)?;
     }

@@ -64,7 +64,7 @@ pub fn unpack(input: impl Read, root: BorrowedFd<'_>, limits: Limits) -> Result<
     rustix::fs::fchmod(root, Mode::from_raw_mode(0o755)).doing("setting the mode of", Path::new("/"))?;
     let mut entries = 0;
     let too_large = |error| bounded::too_large(error, limits.bytes);
-    while let Some(entry) = archive.next().map_err(too_large)? {
+    while let Some(entry) = archive.next_member().map_err(too_large)? {
         entries += 1;
         if entries > limits.entries {
             return Err(StoreError::TooLarge { what: format!("it has more than {} entries", limits.entries) });
