@@ -9,6 +9,10 @@ use model::{
     image::{ImageName, ImageSource},
 };
 
+mod source;
+
+use source::Source;
+
 /// Runs many unmodified server programs, each in its own isolated VPS, on one Linux host.
 #[derive(Debug, Parser)]
 #[command(
@@ -139,8 +143,8 @@ Also: cwd, user, hostname, env, env_file, files, volumes, secrets, job, ids, res
         /// How many of its last lines, at most 10000 [default: 100]
         #[arg(long, short = 'n', value_name = "N")]
         lines: Option<u32>,
-        /// Only lines of these: out, err, log (/dev/log), vps (its supervisor)
-        #[arg(long, value_delimiter = ',', value_parser = ["out", "err", "log", "vps"])]
+        /// Only lines of these: out, err, log (/dev/log), file (files of `logs`), one such file's path, vps (its supervisor)
+        #[arg(long, value_delimiter = ',', value_parser = Source)]
         source: Vec<String>,
         /// Only lines since then: a time ago such as 10m, or a UTC time such as 2026-11-22T13:58:00Z or its beginning
         #[arg(long, value_name = "TIME")]

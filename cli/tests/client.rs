@@ -293,8 +293,8 @@ fn bash_completes_the_names_of_vpss() {
 
 #[test]
 fn streams_are_printed_line_by_line() {
-    let lines =
-        ["one", "two"].map(|text| json!({ "at": "2026-11-22T13:58:00.123456Z", "stream": "out", "text": text }));
+    let line = |text: &str| model::api::LogLine::parse(format!("2026-11-22T13:58:00.123456Z out {text}").as_bytes());
+    let lines = ["one", "two"].map(|text| json!(line(text)));
     let body = lines.iter().map(|line| format!("{line}\n")).collect::<String>();
     let host = Host::play(
         [

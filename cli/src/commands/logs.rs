@@ -33,7 +33,7 @@ pub async fn run(host: &Host, name: &VpsName, which: Which, form: Form) -> Resul
     let Which { follow, lines, source, since } = which;
     let mut filter = String::new();
     if !source.is_empty() {
-        filter.push_str(&format!("&source={}", source.join(",")));
+        filter.push_str(&format!("&source={}", segment(&source.join(","))));
     }
     if let Some(since) = since {
         let since = match model::limits::parse_duration_ms(&since) {
@@ -67,8 +67,7 @@ impl Timed for LogLine {
 }
 
 fn show(line: &LogLine) -> String {
-    let LogLine { at, stream, text } = line;
-    format!("{} {stream:<3} {text}", to_the_millisecond(at))
+    format!("{} {:<3} {}", to_the_millisecond(&line.at), line.stream, line.shown())
 }
 
 /// A time without what is finer. RFC 3339 in UTC has 23 characters up to there.
@@ -82,7 +81,9 @@ mod tests {
 
     #[test]
     fn a_line_has_its_time_and_its_stream() {
-        let line = LogLine { at: "2026-11-22T13:58:00.123456Z".into(), stream: "err".into(), text: "no".into() };
+        let line = LogLine::parse(b"2026-11-22T13:58:00.123456Z err no");
         assert_eq!(show(&line), "2026-11-22T13:58:00.123Z err no");
+        let line = LogLine::parse(b"2026-11-22T13:58:00.123456Z log daemon.err sshd[12]: no");
+        assert_eq!(show(&line), "2026-11-22T13:58:00.123Z log daemon.err sshd[12]: no");
     }
 }

@@ -485,12 +485,28 @@ pub struct ExecRequest {
 }
 
 /// `GET /v1/vps/{name}/logs?lines=N&follow=true` answers a stream of these, one JSON object a line.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogLine {
     /// RFC 3339, UTC, microseconds.
     pub at: String,
-    /// `out` or `err` of the program, `log` for `/dev/log` (`FACILITY.SEVERITY TAG: TEXT`), `vps` for what its shim says.
+    /// `out` or `err` of the program, `log` for `/dev/log`, `file` for a file of the spec's `logs`, `vps` for what its
+    /// shim says.
     pub stream: String,
-    /// The line without its end.
+    /// Which file.
+    #[serde(default)]
+    pub file: Option<String>,
+    /// Of a message of `/dev/log`, as syslog(3) calls it: `daemon`, `mail`.
+    #[serde(default)]
+    pub facility: Option<String>,
+    /// Of a message of `/dev/log`, as syslog(3) calls it: `err`, `info`.
+    #[serde(default)]
+    pub severity: Option<String>,
+    /// What the program of such a message calls itself.
+    #[serde(default)]
+    pub tag: Option<String>,
+    /// The process that such a message names.
+    #[serde(default)]
+    pub pid: Option<u32>,
+    /// The line without its end, and without what the other fields hold.
     pub text: String,
 }

@@ -12,6 +12,7 @@ pub mod host;
 pub mod ignore;
 pub mod image;
 pub mod limits;
+pub mod log;
 pub mod name;
 pub mod route;
 pub mod run;

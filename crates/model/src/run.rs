@@ -33,6 +33,9 @@ pub struct RunSpec {
     /// Small files that are written into the root before the program starts; absolute path to content.
     #[serde(default)]
     pub files: BTreeMap<String, String>,
+    /// Files inside whose lines are part of its log (as `VpsSpec::logs`).
+    #[serde(default)]
+    pub logs: Vec<String>,
     /// Volumes of its tenant's.
     #[serde(default)]
     pub volumes: BTreeMap<VolumeName, Volume>,
@@ -82,6 +85,7 @@ impl RunSpec {
             cwd: root_directory(),
             user: root_user(),
             files: BTreeMap::new(),
+            logs: Vec::new(),
             volumes: BTreeMap::new(),
             directories: BTreeMap::new(),
             secrets: BTreeMap::new(),

@@ -69,6 +69,9 @@ pub struct VpsSpec {
     pub env: BTreeMap<String, String>,
     /// Small files written before the program starts: absolute path to content.
     pub files: BTreeMap<String, String>,
+    /// Files inside whose lines are part of its log: absolute paths, in which `*` and `?` stand for characters of a name.
+    #[serde(default)]
+    pub logs: Vec<String>,
     /// Directories that outlive it.
     #[serde(default)]
     pub volumes: BTreeMap<VolumeName, Volume>,

@@ -45,8 +45,9 @@ pub enum ToInit {
 /// From init to the shim.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum FromInit {
-    /// The inside is built. Descriptors: the seccomp listener, the notify socket and `/dev/log`, as far as there are such.
-    Built { listener: bool, notify: bool, syslog: bool },
+    /// The inside is built. Descriptors: the seccomp listener, the notify socket and `/dev/log`, and where lines
+    /// of files come, as far as there are such.
+    Built { listener: bool, notify: bool, syslog: bool, files: bool },
     /// The program was executed.
     Started,
     /// It could not be built or executed.

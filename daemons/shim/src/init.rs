@@ -21,7 +21,10 @@ use rustix::{
 };
 use sys::process::{child_events, close_all_but, place_fd, send_signal};
 
-use crate::channel::{self, FromInit, Received, ToInit, bounded};
+use crate::{
+    channel::{self, FromInit, Received, ToInit, bounded},
+    follow::Following,
+};
 
 /// Init's ends of what leads to the shim.
 pub struct Streams<'a> {
@@ -42,6 +45,8 @@ pub struct Task<'a> {
     pub listeners: &'a [(String, OwnedFd)],
     /// What its secrets say ([`wire::secrets`]).
     pub secrets: Option<&'a OwnedFd>,
+    /// How far the files of `logs` were taken before.
+    pub known: &'a [u8],
 }
 
 /// Runs as init; the exit code.
@@ -59,6 +64,7 @@ struct Init<'a> {
     shim: BorrowedFd<'a>,
     children: OwnedFd,
     programs: Vec<Running>,
+    following: Option<Following>,
 }
 
 /// A program of the VPS or of an `Exec`.
@@ -72,7 +78,7 @@ struct Running {
 }
 
 fn begin<'a>(task: &Task<'_>, streams: &Streams<'a>) -> Result<Init<'a>, String> {
-    let Task { run, setting, ahead, listeners, secrets } = *task;
+    let Task { run, setting, ahead, listeners, secrets, known } = *task;
     let fault = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
     // After the last change of ids, which would undo it. Should the shim have died before, the socket says so.
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| fault("binding init to its shim")(e.into()))?;
@@ -101,15 +107,18 @@ fn begin<'a>(task: &Task<'_>, streams: &Streams<'a>) -> Result<Init<'a>, String>
     let second = null().map_err(Into::into).and_then(standard).map_err(fault("opening /dev/null of the VPS"))?;
     // One of the two may be one of the three.
     std::mem::forget((first, second));
+    let following = (!run.logs.is_empty()).then(|| Following::start(&run.logs, known)).transpose();
+    let (following, files) = following.map_err(fault("following the files of `logs`"))?.unzip();
     let fds: Vec<BorrowedFd<'_>> =
-        live.listener.iter().chain(&live.notify).chain(&live.syslog).map(AsFd::as_fd).collect();
+        live.listener.iter().chain(&live.notify).chain(&live.syslog).chain(&files).map(AsFd::as_fd).collect();
     let built = FromInit::Built {
         listener: live.listener.is_some(),
         notify: live.notify.is_some(),
         syslog: live.syslog.is_some(),
+        files: files.is_some(),
     };
     channel::send(streams.shim, &built, &fds).map_err(fault("answering the shim"))?;
-    drop(live);
+    drop((live, files));
 
     let children = child_events().map_err(fault("watching children"))?;
     let mut env = run.env.clone();
@@ -129,18 +138,20 @@ fn begin<'a>(task: &Task<'_>, streams: &Streams<'a>) -> Result<Init<'a>, String>
     .map_err(fault("forking the program"))?;
     drop(input);
     // The program's from here on: whoever holds them keeps the log, or a socket, open.
-    close_all_but(&[
-        std::io::stdin().as_fd(),
-        std::io::stdout().as_fd(),
-        std::io::stderr().as_fd(),
+    let (null_in, null_out, null_err) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let mut keep = vec![
+        null_in.as_fd(),
+        null_out.as_fd(),
+        null_err.as_fd(),
         streams.shim.as_fd(),
         children.as_fd(),
         starting.child.pidfd.as_fd(),
         starting.outcome.as_fd(),
-    ])
-    .map_err(fault("closing descriptors"))?;
+    ];
+    keep.extend(following.iter().flat_map(Following::descriptors));
+    close_all_but(&keep).map_err(fault("closing descriptors"))?;
     let program = Running { exec: None, pid: starting.child.pid, starting: Some(starting), error: None };
-    Ok(Init { shim: streams.shim.as_fd(), children, programs: vec![program] })
+    Ok(Init { shim: streams.shim.as_fd(), children, programs: vec![program], following })
 }
 
 /// Where each secret is in what came: never in this process's memory.
@@ -195,6 +206,9 @@ impl Init<'_> {
             }
             self.outcomes();
             if let Some(status) = self.reap() {
+                if let Some(following) = self.following.take() {
+                    following.finish();
+                }
                 self.say(&FromInit::Ended { status });
                 return status.shell_code();
             }

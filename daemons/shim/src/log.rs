@@ -17,6 +17,8 @@ use crate::syslog;
 const MAX_FILE: u64 = 8 << 20;
 /// Bytes of a line; a longer one goes on in the next.
 pub const MAX_LINE: usize = 8 << 10;
+/// Bytes before a line's text.
+const STAMP: usize = 34;
 /// Bytes that are read from a stream at once.
 const CHUNK: usize = 4 << 10;
 /// Bytes that are gathered before they are written.
@@ -33,6 +35,8 @@ pub enum Source {
     Vps,
     /// `/dev/log`.
     Log,
+    /// A file of `logs`.
+    File,
 }
 
 impl Source {
@@ -42,6 +46,7 @@ impl Source {
             Self::Err => "err",
             Self::Vps => "vps",
             Self::Log => "log",
+            Self::File => "file",
         }
     }
 }
@@ -76,6 +81,11 @@ impl Log {
         log
     }
 
+    /// Where it is.
+    pub fn directory(&self) -> &OwnedFd {
+        &self.directory
+    }
+
     fn reopen(&mut self) {
         let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         self.file = openat(&self.directory, "log", flags, Mode::from(0o644)).ok();
@@ -91,6 +101,21 @@ impl Log {
     /// Adds a message of `/dev/log`; `flush` writes it.
     pub fn syslog(&mut self, message: &[u8]) {
         self.line(Source::Log, &syslog::line(message), SystemTime::now());
+    }
+
+    /// Adds lines of a file; `flush` writes them. How many bytes that is.
+    pub fn file(&mut self, path: &[u8], text: &[u8]) -> usize {
+        let (word, now) = (model::log::stored_path(path), SystemTime::now());
+        let mut bytes = 0;
+        for line in text.strip_suffix(b"\n").unwrap_or(text).split(|b| *b == b'\n').filter(|_| !text.is_empty()) {
+            // What is empty is a line, too.
+            for piece in line.chunks(MAX_LINE).chain(line.is_empty().then_some(line)) {
+                let line = [word.as_bytes(), b" ", piece].concat();
+                bytes += line.len() + STAMP;
+                self.line(Source::File, &line, now);
+            }
+        }
+        bytes
     }
 
     /// Reads once from a stream that does not block, and writes the lines that are complete.

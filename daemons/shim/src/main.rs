@@ -7,6 +7,8 @@
 
 mod channel;
 mod check;
+mod files;
+mod follow;
 mod init;
 mod listen;
 mod log;

@@ -16,7 +16,7 @@ use sys::process::{spawn_child_in, spawn_sibling};
 use wire::shim::{Bind, ToShim};
 
 use crate::{
-    channel,
+    channel, files,
     init::{self, Streams, Task},
 };
 
@@ -91,7 +91,8 @@ pub fn start(request: Request) -> Result<Vps, String> {
     let binds: Vec<_> = request.binds.iter().map(prepared).collect();
     let setting = Setting { network: request.entrance.network.is_some(), binds: &binds };
     let Request { run, ahead, listeners, secrets, .. } = &request;
-    let task = Task { run, setting, ahead: *ahead, listeners, secrets: secrets.as_ref() };
+    let known = files::known(&request.log);
+    let task = Task { run, setting, ahead: *ahead, listeners, secrets: secrets.as_ref(), known: &known };
     let streams = Streams { shim: &theirs, output: &output_writer, errors: &errors_writer };
     let entering = spawn_child_in(request.cgroup.as_fd(), || {
         let entered = enter(&request.entrance)

@@ -17,6 +17,7 @@ use wire::shim::{FromShim, ShimState, ToShim, VERSION, recv, send};
 use crate::{
     channel::{self, FROM_INIT, FromInit, Received, ToInit},
     check::{self, Check, Due},
+    files::Files,
     init::exit_status,
     listen::{self, Heard},
     log::{Log, MAX_LINE, Pumped, Source},
@@ -39,6 +40,7 @@ enum From {
     Err,
     Check,
     Syslog,
+    Files,
 }
 
 /// Supervises one VPS.
@@ -53,6 +55,7 @@ pub struct Supervisor {
     held: Option<OwnedFd>,
     notify: Option<OwnedFd>,
     syslog: Option<OwnedFd>,
+    files: Option<Files>,
     budget: Budget,
     log: Log,
     ready: Ready,
@@ -81,6 +84,7 @@ impl Supervisor {
             held: None,
             notify: None,
             syslog: None,
+            files: None,
             budget: Budget::default(),
             log: Log::open(vps.log),
             check: Check::of(&vps.run),
@@ -108,6 +112,7 @@ impl Supervisor {
                     From::Held => self.hear_held(),
                     From::Notify => self.hear_notify(),
                     From::Syslog => self.hear_syslog(),
+                    From::Files => self.hear_files(TURN),
                     From::Out | From::Err => self.pump(from),
                     From::Check => self.check.iter_mut().for_each(|check| check.hear()),
                 }
@@ -132,11 +137,13 @@ impl Supervisor {
             (From::Err, &self.err),
         ];
         sources.extend(optional.into_iter().filter_map(|(from, fd)| Some((from, fd.as_ref()?))));
+        sources.extend(self.files.iter().filter_map(|files| Some((From::Files, files.socket()?))));
         sources.extend(check.and_then(|check| check.output()).map(|output| (From::Check, output)));
         // Last, so that what init said before its end is heard first.
         sources.push((From::InitEnd, &self.pidfd));
         let mut fds: Vec<_> = sources.iter().map(|(_, fd)| PollFd::new(*fd, PollFlags::IN)).collect();
-        let next = self.deadline.into_iter().chain(check.and_then(|check| check.at())).min();
+        let files = self.files.as_ref().and_then(|files| files.at()).filter(|at| *at > Instant::now());
+        let next = self.deadline.into_iter().chain(check.and_then(|check| check.at())).chain(files).min();
         let left = next.map(|at| at.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
         let timeout = left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
         match poll(&mut fds, timeout.as_ref()) {
@@ -288,12 +295,14 @@ impl Supervisor {
 
     fn believe(&mut self, message: FromInit, fds: Vec<OwnedFd>) {
         match message {
-            FromInit::Built { listener, notify, syslog } => {
+            FromInit::Built { listener, notify, syslog, files } => {
                 let mut fds = fds.into_iter();
                 self.held = if listener { fds.next() } else { None };
                 let mut quick = |there: bool| fds.next().filter(|fd| there && ioctl_fionbio(fd, true).is_ok());
                 self.notify = if notify { quick(true) } else { None };
                 self.syslog = if syslog { quick(true) } else { None };
+                self.files =
+                    if files { quick(true).and_then(|socket| Files::new(socket, self.log.directory())) } else { None };
             }
             // `Go` may have come before.
             FromInit::Framed if self.ahead => self.enter(ShimState::Prepared),
@@ -371,6 +380,15 @@ impl Supervisor {
         self.log.flush();
     }
 
+    fn hear_files(&mut self, most: usize) {
+        let Some(mut files) = self.files.take() else { return };
+        if files.hear(&mut self.log, most) {
+            self.files = Some(files);
+        } else if !files.is_done() && self.state != ShimState::Stopping {
+            self.log.say("the files of `logs` are not followed any more: what followed them has ended");
+        }
+    }
+
     fn missed(&mut self, messages: u64) {
         if messages > 0 {
             self.log
@@ -402,6 +420,9 @@ impl Supervisor {
         for _ in 0..16 {
             self.hear_syslog();
         }
+        // A socket holds some ten of its messages.
+        self.state = ShimState::Stopping;
+        self.hear_files(256);
         let missed = self.budget.rest();
         self.missed(missed);
         self.log.finish();

@@ -3,14 +3,11 @@
 
 use std::time::{Duration, Instant};
 
+use model::log::{FACILITIES, SEVERITIES};
+
 /// Messages of a second that are kept.
 pub const PER_SECOND: u32 = 1000;
 
-const FACILITIES: [&str; 24] = [
-    "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp", "ntp",
-    "audit", "alert", "clock", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7",
-];
-const SEVERITIES: [&str; 8] = ["emerg", "alert", "crit", "err", "warning", "notice", "info", "debug"];
 /// user.notice, which a message without a priority has.
 const DEFAULT: usize = 13;
 

@@ -19,6 +19,7 @@ pub fn spec(tenant: &str, routes: &[(&str, u16)]) -> VpsSpec {
         volumes: Default::default(),
         files: Default::default(),
         directories: Default::default(),
+        logs: Vec::new(),
         secrets: Default::default(),
         routes: routes.iter().map(|(route, port)| (route.parse().unwrap(), (*port).into())).collect(),
         ignore: Default::default(),

@@ -41,25 +41,10 @@ pub async fn open(control: &Control, name: &VpsName) -> Result<Vec<File>, Fault>
     }
 }
 
-/// One line as its shim wrote it: time, stream, text.
-pub fn parse(line: &[u8]) -> LogLine {
-    let line = String::from_utf8_lossy(line);
-    let mut parts = line.splitn(3, ' ');
-    match (parts.next(), parts.next(), parts.next()) {
-        (Some(at), Some(stream @ ("out" | "err" | "log" | "vps")), text) => {
-            LogLine { at: at.to_owned(), stream: stream.to_owned(), text: text.unwrap_or_default().to_owned() }
-        }
-        _ => LogLine { at: String::new(), stream: "vps".to_owned(), text: line.into_owned() },
-    }
-}
-
-/// Where lines come from: the program's streams, `/dev/log`, and the shim.
-pub const SOURCES: [&str; 4] = ["out", "err", "log", "vps"];
-
 /// Which lines are wanted.
 #[derive(Debug, Clone, Default)]
 pub struct Wanted {
-    /// Of these streams; empty: of all.
+    /// Of these streams, or of files of these paths; empty: of all.
     pub sources: Vec<String>,
     /// Not older: the beginning of a time as lines have it.
     pub since: Option<String>,
@@ -69,7 +54,8 @@ impl Wanted {
     fn keeps(&self, line: &LogLine) -> bool {
         // RFC 3339 in UTC: in order as texts, too.
         let young = self.since.as_ref().is_none_or(|since| line.at.as_str() >= since.as_str());
-        young && (self.sources.is_empty() || self.sources.contains(&line.stream))
+        let of = |source: &String| *source == line.stream || Some(source) == line.file.as_ref();
+        young && (self.sources.is_empty() || self.sources.iter().any(of))
     }
 }
 
@@ -97,7 +83,7 @@ fn tail(files: &[File], count: usize, wanted: &Wanted) -> std::io::Result<Vec<Lo
             continue;
         }
         // From the end, so that no more are read than are wanted.
-        let kept = text.rsplit(|b| *b == b'\n').map(parse).filter(|line| wanted.keeps(line));
+        let kept = text.rsplit(|b| *b == b'\n').map(LogLine::parse).filter(|line| wanted.keeps(line));
         let mut older: Vec<_> = kept.take(count - lines.len()).collect();
         older.reverse();
         lines.splice(0..0, older);
@@ -218,7 +204,7 @@ async fn added(
                 rest.push(*byte);
                 continue;
             }
-            let line = parse(rest);
+            let line = LogLine::parse(rest);
             if wanted.keeps(&line) && lines.send(line).await.is_err() {
                 return Ok(false);
             }
@@ -284,14 +270,6 @@ fn moved(events: &[u8]) -> bool {
 mod tests {
     use super::*;
     use std::io::Write as _;
-
-    #[test]
-    fn lines_have_their_parts() {
-        let line = parse(b"2026-11-22T10:00:00.000000Z err it  broke");
-        assert_eq!((line.stream.as_str(), line.text.as_str()), ("err", "it  broke"));
-        assert_eq!(parse(b"\xff strange").stream, "vps");
-        assert_eq!(parse(b"2026 out ").text, "");
-    }
 
     #[test]
     fn a_tail_spans_files_and_leaves_out_half_lines() {

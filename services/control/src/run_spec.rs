@@ -20,6 +20,7 @@ pub fn run_spec(name: &VpsName, spec: &VpsSpec, layers: &[LayerId], link: &Link)
         cwd: spec.cwd.clone(),
         user: spec.user.clone(),
         files: spec.files.clone(),
+        logs: spec.logs.clone(),
         volumes: spec.volumes.clone(),
         directories: spec.directories.clone(),
         secrets: spec.secrets.clone(),
@@ -81,6 +82,7 @@ mod tests {
         site.files.insert("/etc/a".into(), "b".into());
         site.setuid = false;
         site.nesting = true;
+        site.logs = vec!["/var/log/*.log".into()];
         let check = ReadyCheck { command: vec!["true".into()], interval_ms: 1, timeout_ms: 2 };
         site.ready_check = Some(check);
         let layer = LayerId::try_from("0".repeat(64)).unwrap();
@@ -89,7 +91,7 @@ mod tests {
         assert_eq!(run.hostname, site.hostname);
         assert_eq!((run.limits, run.env, run.files), (site.limits, site.env, site.files));
         assert_eq!((run.command, run.cwd, run.user, run.stop), (site.command, site.cwd, site.user, site.stop));
-        assert_eq!(run.ready_check, site.ready_check);
+        assert_eq!((run.ready_check, run.logs), (site.ready_check, site.logs));
         assert_eq!((run.setuid, run.nesting), (false, true));
         assert_eq!(run.link, Some(link()));
         assert_eq!(run.resolvers, [Link::GATEWAY]);

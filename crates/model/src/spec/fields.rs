@@ -278,6 +278,28 @@ static DIRECTORY: Fields = Fields {
     ],
 };
 
+const LOG_FILES: Word = Word {
+    expected: "a file or pattern such as \"/var/log/nginx/*.log\"",
+    pattern: Some("^/.*[^/]$"),
+    check: |text| {
+        (words::PATH.check)(text)?;
+        let parts: Vec<_> = text[1..].split('/').collect();
+        let kernels = ["dev", "proc", "sys"];
+        match text {
+            _ if text.len() > 1024 || parts.len() > 16 => {
+                Err("a pattern has 1024 bytes and 16 parts at most".to_owned())
+            }
+            _ if text.ends_with('/') => Err(format!("`{text}` is a directory: write \"{text}*.log\"")),
+            _ if text.contains("**") => Err("`**` is not there: `*` stands for characters of one name".to_owned()),
+            _ if parts.iter().any(|part| part.is_empty() || *part == ".") => {
+                Err(format!("`{text}` must not hold `//` or `/./`"))
+            }
+            _ if kernels.contains(&parts[0]) => Err(format!("`{text}` is below /{}, which is the kernel's", parts[0])),
+            _ => Ok(()),
+        }
+    },
+};
+
 static VPS: Fields = Fields {
     fields: &[
         Field::new("image", Kind::Word(IMAGE), "Where its root filesystem comes from.").required(),
@@ -295,6 +317,11 @@ static VPS: Fields = Fields {
             "files",
             Kind::Map(words::PATH, &Kind::Word(words::CONTENT), 256),
             "Small files written before the program starts: path to content, 64 KiB each and 128 KiB together.",
+        ),
+        Field::new(
+            "logs",
+            Kind::List(&Kind::Word(LOG_FILES), 32),
+            "Files inside whose new lines are part of its log; `*` and `?` stand for characters of a name. Links are not followed.",
         ),
         Field::new(
             "volumes",
@@ -366,6 +393,8 @@ static VPS: Fields = Fields {
         ("workdir", "write: cwd = \"/path\""),
         ("working_dir", "write: cwd = \"/path\""),
         ("timeout", "write: start_deadline = \"30s\""),
+        ("log", "write: logs = [\"/var/log/nginx/*.log\"]"),
+        ("log_files", "write: logs = [\"/var/log/nginx/*.log\"]"),
         ("jobs", "write [[vps.NAME.job]] and its fields under it"),
         ("schedule", "write it in [[vps.NAME.job]], with run = [\"program\", \"argument\"]"),
         ("binds", "write: directories = { NAME = \"/path\" }; host.toml says which there are"),

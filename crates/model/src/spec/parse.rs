@@ -263,6 +263,7 @@ fn read_vps(tenant: &TenantName, table: &DeTable<'_>, admits: bool, images: &Sen
         hostname: table.parsed("hostname"),
         env: BTreeMap::new(),
         files: map("files"),
+        logs: table.texts("logs").unwrap_or_default(),
         volumes: BTreeMap::new(),
         admits: BTreeMap::new(),
         reaches: BTreeMap::new(),

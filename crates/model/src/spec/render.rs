@@ -47,6 +47,7 @@ fn fields(spec: &VpsSpec) -> Vec<(&'static str, String)> {
     add("cwd", spec.cwd != "/", quoted(&spec.cwd));
     add("user", spec.user != "root", quoted(&spec.user));
     add("hostname", spec.hostname.is_some(), quoted(spec.hostname.as_ref().map_or("", VpsName::as_str)));
+    add("logs", !spec.logs.is_empty(), list_of(&spec.logs));
     let volumes = spec.volumes.iter().map(|(name, volume)| (name.to_string(), quoted(&volume.path)));
     add("volumes", !spec.volumes.is_empty(), table(volumes));
     let directories = spec.directories.iter().map(|(name, about)| (name.to_string(), directories::render(about)));

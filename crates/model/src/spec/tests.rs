@@ -273,6 +273,22 @@ fn the_schemas_in_docs_are_current() {
     }
 }
 
+#[test]
+fn files_of_logs_are_absolute_patterns_outside_of_the_kernels() {
+    for (pattern, told) in [
+        ("a.log", "is not an absolute path"),
+        ("/var/log/", "is a directory: write \"/var/log/*.log\""),
+        ("/var/**/x", "`**` is not there"),
+        ("/var//x", "must not hold `//`"),
+        ("/var/../x", "must not hold `..`"),
+        ("/proc/kmsg", "is below /proc, which is the kernel's"),
+    ] {
+        let text = in_vps(&format!("logs = [\"{pattern}\"]"));
+        assert!(text.contains(told), "{pattern}: {text}");
+    }
+    assert!(in_vps("log_files = [\"/a\"]").contains("write: logs = ["));
+}
+
 fn text() -> impl Strategy<Value = String> {
     // Quotes, backslashes, line ends and control characters in every order.
     prop_oneof!["[a-z'\"\\\\\n\r\t#{}=]{0,12}", "\\PC{0,8}", "[^\u{0}]{0,6}"]
@@ -366,6 +382,7 @@ prop_compose! {
         directories in btree_map("[a-z]{1,9}", (any::<bool>(), option::of((0u32..65_536, 0u32..65_536))), 0..4),
         jobs in btree_map(name(), job(), 0..3),
         busy in prop::collection::vec("[a-z]{1,5}", 0..3),
+        logs in prop::collection::vec("(/x[a-z?. 'ü]{0,4}\\*?[a-z]){1,3}", 0..3),
         flags in any::<(bool, bool)>(),
     ) -> VpsSpec {
         // Which route is the first is only known to the parser: with several ports it says the one it means.
@@ -405,7 +422,7 @@ prop_compose! {
             }).collect(),
             busy: if idle == Idle::Never { Vec::new() } else { busy },
             jobs: jobs.into_iter().map(|(name, job)| (name.parse().expect("a name"), job)).collect(),
-            env, files, routes, ignore, limits, idle, restart, ready, ready_check, start_deadline_ms, stop,
+            env, files, logs, routes, ignore, limits, idle, restart, ready, ready_check, start_deadline_ms, stop,
             ids: blocks * 65_536,
             setuid: flags.0,
             nesting: flags.1,

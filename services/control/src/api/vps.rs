@@ -11,6 +11,7 @@ use axum::{
 use model::{
     VpsName, VpsStatus,
     api::{ErrorKind, Ignored, State as VpsState, VpsRow, Why},
+    log::SOURCES,
 };
 use serde::Deserialize;
 use tokio::sync::mpsc;
@@ -109,7 +110,7 @@ pub async fn why(State(control): State<Arc<Control>>, Path(name): Path<String>) 
             Vec::new()
         }
     };
-    let log = lines.into_iter().map(|line| format!("{} {} {}", line.at, line.stream, line.text)).collect();
+    let log = lines.into_iter().map(|line| format!("{} {} {}", line.at, line.stream, line.shown())).collect();
     let ignored = ignored(&control, &name, vps.as_deref()).await;
     let story = control.history.of(&name);
     let (summary, next) = match &vps {
@@ -177,9 +178,11 @@ pub async fn logs(
 
 fn wanted(source: Option<&str>, since: Option<String>) -> Result<logs::Wanted, ApiError> {
     let sources: Vec<_> = source.into_iter().flat_map(|list| list.split(',')).map(str::to_owned).collect();
-    if let Some(unknown) = sources.iter().find(|source| !logs::SOURCES.contains(&source.as_str())) {
+    if let Some(unknown) = sources.iter().find(|source| !SOURCES.contains(&source.as_str()) && !source.starts_with('/'))
+    {
         let message = format!("`{unknown}` is no source of lines");
-        return Err(ApiError::new(ErrorKind::Invalid, message).next(format!("there are {}", logs::SOURCES.join(", "))));
+        let next = format!("there are {}, and files by their paths", SOURCES.join(", "));
+        return Err(ApiError::new(ErrorKind::Invalid, message).next(next));
     }
     let shape = b"0000-00-00T00:00:00.000000Z";
     let fits = |text: &String| {

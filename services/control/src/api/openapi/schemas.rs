@@ -333,8 +333,18 @@ const TYPES: &[(&str, &str, &[Field])] = &[
         "One line of a log.",
         &[
             ("at", Text, Always, "RFC 3339, UTC, microseconds."),
-            ("stream", Text, Always, "out or err of the program, log for /dev/log, vps for what its shim says."),
-            ("text", Text, Always, "The line without its end."),
+            (
+                "stream",
+                Text,
+                Always,
+                "out or err of the program, log for /dev/log, file for a file of `logs`, vps for what its shim says.",
+            ),
+            ("file", Text, Nullable, "Which file."),
+            ("facility", Text, Nullable, "Of a message of /dev/log, as syslog(3) calls it."),
+            ("severity", Text, Nullable, "Of a message of /dev/log, as syslog(3) calls it."),
+            ("tag", Text, Nullable, "What the program of such a message calls itself."),
+            ("pid", Int, Nullable, "The process that such a message names."),
+            ("text", Text, Always, "The line without its end, and without what the other fields hold."),
         ],
     ),
     (

@@ -128,7 +128,7 @@ fn schemas_hold_what_the_types_write() {
         last: Some(run),
     };
     holds("JobRow", job);
-    holds("LogLine", LogLine { at: text(), stream: text(), text: text() });
+    holds("LogLine", LogLine::default());
     holds("Health", crate::api::lists::Health { ok: true, version: "", vps: 0, faults: Vec::new() });
 }
 
