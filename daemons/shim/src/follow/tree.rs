@@ -180,10 +180,9 @@ impl<'a> Look<'a> {
             Err(Errno::NOENT) => {}
             Err(Errno::NOTDIR | Errno::LOOP) => {
                 let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
-                match stat.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
-                    Ok(FileType::Symlink) => self.link(path),
-                    // A file where a pattern means directories.
-                    _ => {}
+                // Else a file where a pattern means directories.
+                if stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink) {
+                    self.link(path);
                 }
             }
             Err(error) => self.remarks.push(format!("{}/ can't be read: {error}", show(path))),
