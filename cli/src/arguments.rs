@@ -206,6 +206,12 @@ Examples:
 Its image must be there, and the secrets that it needs must be set. With --name, a volume whose name is taken becomes
 NEW-VOLUME.")]
     Import(Import),
+    /// Save all specs and secrets of this host, or make a saved state so
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  bailiwick state export host.state\n  bailiwick state import host.state"
+    )]
+    State(State),
     /// Set, list or remove secrets, which VPSs see as files
     #[command(
         subcommand,
@@ -529,6 +535,59 @@ pub enum Volume {
         /// Do not ask
         #[arg(long, short)]
         yes: bool,
+    },
+}
+
+/// Where a passphrase comes from.
+#[derive(Debug, Args)]
+pub struct PassphraseFrom {
+    /// A file whose first line is the passphrase; `-` is standard input [default: asked for on the terminal]
+    #[arg(long, value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
+}
+
+/// `state …`
+#[derive(Debug, Subcommand)]
+pub enum State {
+    /// Write the specs of all VPSs, and all secrets sealed with a passphrase, to a file
+    #[command(after_help = "\
+Examples:
+  bailiwick state export host.state                                   asks for a passphrase
+  bailiwick state export host.state --passphrase-file /root/phrase
+  bailiwick state export specs.state --no-secrets
+
+With it a host is rebuilt on another machine: `state import` there, then the images, then `volume import`. What volumes hold
+is not in it (`volume export`, `export`), nor host.toml.")]
+    Export {
+        /// Where to; `-` is standard output
+        file: PathBuf,
+        /// Take the place of a file that is there
+        #[arg(long)]
+        force: bool,
+        /// Without secrets
+        #[arg(long, conflicts_with = "passphrase_file")]
+        no_secrets: bool,
+        #[command(flatten)]
+        passphrase: PassphraseFrom,
+    },
+    /// Make a saved state so, whole or not at all
+    #[command(after_help = "\
+Examples:
+  bailiwick state import host.state
+  bailiwick state import host.state --passphrase-file /root/phrase
+  bailiwick state import host.state --replace
+
+A host that has VPSs or secrets takes it only with --replace. What is asleep stays so; images that are missing are named.")]
+    Import {
+        /// The file; `-` is standard input
+        file: PathBuf,
+        /// Although there are VPSs or secrets: those of the same name become as the file says, others stay
+        #[arg(long)]
+        replace: bool,
+        #[command(flatten)]
+        passphrase: PassphraseFrom,
+        #[command(flatten)]
+        form: Form,
     },
 }
 

@@ -11,11 +11,14 @@ use hyper::{
     upgrade::Upgraded,
 };
 use hyper_util::rt::TokioIo;
-use model::api::{ErrorAnswer, ErrorKind};
+use model::api::{ErrorAnswer, ErrorKind, PASSPHRASE};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, sync::mpsc};
 
-use crate::failure::{Failure, Result};
+use crate::{
+    commands::passphrase::Passphrase,
+    failure::{Failure, Result},
+};
 
 /// Bytes of one answer at most.
 const MAX_ANSWER: usize = 64 << 20;
@@ -65,6 +68,20 @@ impl Host {
         Ok(serde_json::from_slice(&bytes)?)
     }
 
+    /// The same, with what opens the secrets in them.
+    pub async fn put_with<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: Bytes,
+        passphrase: Option<&Passphrase>,
+    ) -> Result<T> {
+        let (sender, receiver) = mpsc::channel(1);
+        let sent = sender.send(Ok(body)).await;
+        debug_assert!(sent.is_ok(), "there is room for one");
+        drop(sender);
+        self.put_stream(path, receiver, passphrase).await
+    }
+
     /// Asks for something to be done that needs no words.
     pub async fn act(&self, method: Method, path: &str) -> Result<()> {
         self.call(method, path, Bytes::new()).await.map(drop)
@@ -108,12 +125,14 @@ impl Host {
         &self,
         path: &str,
         chunks: mpsc::Receiver<io::Result<Bytes>>,
+        passphrase: Option<&Passphrase>,
     ) -> Result<T> {
         let stream = Box::pin(futures_util::stream::unfold(chunks, |mut chunks| async {
             Some((chunks.recv().await?.map(hyper::body::Frame::data), chunks))
         }));
         let request = Request::builder().method(Method::PUT).uri(path).header(header::HOST, "bailiwick");
-        let request = request.header(header::CONTENT_TYPE, "application/x-tar").body(StreamBody::new(stream));
+        let request = with(request, passphrase).header(header::CONTENT_TYPE, "application/octet-stream");
+        let request = request.body(StreamBody::new(stream));
         let request = request.map_err(|error| Failure::new(ErrorKind::Failed, error.to_string()))?;
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.no_host(&error))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -124,8 +143,14 @@ impl Host {
     }
 
     /// What is there under `path`, as it comes.
-    pub async fn get_body(&self, path: &str) -> Result<Chunks> {
-        Ok(Chunks(self.send(Method::GET, path, Bytes::new(), false).await?.into_body()))
+    pub async fn get_body(&self, path: &str, passphrase: Option<&Passphrase>) -> Result<Chunks> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.no_host(&error))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        let request = with(Request::get(path).header(header::HOST, "bailiwick"), passphrase);
+        let request = request.body(Full::new(Bytes::new()));
+        let request = request.map_err(|error| Failure::new(ErrorKind::Failed, error.to_string()))?;
+        Ok(Chunks(checked(path, sender.send_request(request).await?).await?.into_body()))
     }
 
     async fn call(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes> {
@@ -186,6 +211,13 @@ impl Host {
     }
 }
 
+fn with(request: hyper::http::request::Builder, passphrase: Option<&Passphrase>) -> hyper::http::request::Builder {
+    match passphrase {
+        Some(passphrase) => request.header(PASSPHRASE, passphrase.header()),
+        None => request,
+    }
+}
+
 /// An answer that says an error becomes one.
 async fn checked(path: &str, response: Response<Incoming>) -> Result<Response<Incoming>> {
     let status = response.status();
@@ -216,8 +248,7 @@ impl Chunks {
                     Err(_) => continue,
                 },
                 Err(error) => {
-                    let message = format!("the host broke its answer off: {error}");
-                    return Err(Failure::new(ErrorKind::Failed, message).next("bailiwick logs control"));
+                    return Err(Failure::cut(format!("the host broke its answer off: {error}")));
                 }
             }
         }

@@ -30,11 +30,13 @@ mod images;
 mod jobs;
 mod logs;
 pub mod manual;
+pub mod passphrase;
 mod ps;
 mod routes;
 mod secrets;
 mod sent;
 mod services;
+mod state;
 mod time;
 mod upgrade;
 mod volumes;
@@ -66,6 +68,7 @@ pub async fn run(host: &Host, command: Command) -> Result<ExitCode> {
         Command::Volume(volume) => volumes::run(host, volume).await?,
         Command::Export { name, file, force } => archive::export(host, &name, file, force).await?,
         Command::Import(import) => archive::import(host, import).await?,
+        Command::State(state) => state::run(host, state).await?,
         Command::Secret(secret) => secrets::run(host, secret).await?,
         Command::Jobs { name, form } => jobs::list(host, name.as_ref(), form).await?,
         Command::Job(job) => return jobs::run(host, job).await,

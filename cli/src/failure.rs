@@ -13,6 +13,9 @@ use model::{
 
 use crate::output::{harmless, paint};
 
+/// What to do about an answer that broke off.
+const CUT: &str = "bailiwick logs control";
+
 /// The result of most functions here.
 pub type Result<T> = std::result::Result<T, Failure>;
 
@@ -24,6 +27,16 @@ impl Failure {
     /// A failure of `kind`.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self(Box::new(ErrorAnswer { message: message.into(), next: None, problems: Vec::new(), kind }))
+    }
+
+    /// An answer that broke off.
+    pub fn cut(message: String) -> Self {
+        Self::new(ErrorKind::Failed, message).next(CUT)
+    }
+
+    /// Whether it is that.
+    pub fn is_cut(&self) -> bool {
+        self.0.next.as_deref() == Some(CUT)
     }
 
     /// With what to do next.

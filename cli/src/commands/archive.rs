@@ -7,7 +7,7 @@ use model::{
     api::{ErrorKind, Imported},
 };
 
-use super::content::{save, send};
+use super::content::{Saving, save, send};
 use crate::{
     arguments::Import,
     client::Host,
@@ -21,12 +21,21 @@ pub async fn export(host: &Host, name: &VpsName, file: Option<PathBuf>, force: b
         Some(file) if file == Path::new("-") => None,
         file => Some(file.unwrap_or_else(|| format!("{name}.bailiwick.tar").into())),
     };
-    if let Some(file) = to.as_ref().filter(|file| file.exists() && !force) {
-        let message = format!("{} is there already; nothing was written", file.display());
-        return Err(Failure::new(ErrorKind::Conflict, message).next("name another file, or add --force"));
+    free(to.as_deref(), force)?;
+    let (what, request) = (format!("vps {name}"), format!("/v1/vps/{name}/archive"));
+    let saving = Saving { what: &what, request: &request, passphrase: None, why: Some(name) };
+    save(host, saving, to, &format!("bailiwick export {name} FILE")).await
+}
+
+/// A file that is there is not written over unless that was asked for.
+pub(super) fn free(to: Option<&Path>, force: bool) -> Result<()> {
+    match to.filter(|file| file.exists() && !force) {
+        Some(file) => {
+            let message = format!("{} is there already; nothing was written", file.display());
+            Err(Failure::new(ErrorKind::Conflict, message).next("name another file, or add --force"))
+        }
+        None => Ok(()),
     }
-    let what = format!("vps {name}");
-    save(host, &what, &format!("/v1/vps/{name}/archive"), to, &format!("bailiwick export {name} FILE")).await
 }
 
 /// Makes a VPS of a file.
@@ -35,7 +44,7 @@ pub async fn import(host: &Host, import: Import) -> Result<()> {
     path.extend(import.name.iter().map(|name| format!("&name={name}")));
     path.extend(import.tenant.iter().map(|tenant| format!("&tenant={tenant}")));
     let what = import.file.display().to_string();
-    let (imported, _) = send::<Imported>(host, &what, &path, &import.file).await?;
+    let (imported, _) = send::<Imported>(host, &what, &path, &import.file, None).await?;
     if import.form.json {
         return output::json(&imported);
     }

@@ -6,18 +6,21 @@ use std::{
     os::{fd::AsFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
+use hyper::Method;
 use indicatif::{ProgressBar, ProgressStyle};
 use model::{
-    api::{ErrorKind, VolumeMoved},
+    VpsName,
+    api::{ErrorKind, Event, VolumeMoved},
     limits::show_bytes,
 };
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
+use super::passphrase::Passphrase;
 use crate::{
     arguments::VolumeRef,
     client::{Host, segment},
@@ -64,7 +67,7 @@ pub async fn import(
     if let Some(owner) = &owner {
         path.push_str(&format!("&owner={}", segment(owner)));
     }
-    let (moved, here) = send::<VolumeMoved>(host, &format!("volume {volume}"), &path, &from).await?;
+    let (moved, here) = send::<VolumeMoved>(host, &format!("volume {volume}"), &path, &from, None).await?;
     let moved = VolumeMoved { left_out: moved.left_out + here, ..moved };
     if json {
         return output::json(&moved);
@@ -77,14 +80,20 @@ pub async fn import(
 }
 
 /// Sends what is in `from`; the answer, and how many devices and sockets were left out here.
-pub(super) async fn send<T: DeserializeOwned>(host: &Host, what: &str, path: &str, from: &Path) -> Result<(T, u64)> {
+pub(super) async fn send<T: DeserializeOwned>(
+    host: &Host,
+    what: &str,
+    path: &str,
+    from: &Path,
+    passphrase: Option<&Passphrase>,
+) -> Result<(T, u64)> {
     let source = Source::open(from)?;
     let bar = bar(what, source.length());
     let (sender, receiver) = mpsc::channel(WAITING);
     let progress = bar.clone();
     // What can't be read breaks the stream off, so that the host takes none of it.
     let feeding = std::thread::spawn(move || source.feed(&mut Sending { sender, progress }));
-    let sent = host.put_stream::<T>(path, receiver).await;
+    let sent = host.put_stream::<T>(path, receiver, passphrase).await;
     bar.finish_and_clear();
     let failed = |error: String| Failure::new(ErrorKind::Failed, format!("{}: {error}", from.display()));
     match sent {
@@ -208,15 +217,52 @@ impl Write for Sending {
 pub async fn export(host: &Host, volume: VolumeRef, to: Option<PathBuf>) -> Result<()> {
     let to = to.filter(|path| path != Path::new("-"));
     let what = format!("volume {volume}");
-    save(host, &what, &path_of(&volume), to, &format!("bailiwick volume export {volume} FILE")).await
+    let saving = Saving { what: &what, request: &path_of(&volume), passphrase: None, why: None };
+    save(host, saving, to, &format!("bailiwick volume export {volume} FILE")).await
 }
 
-/// Writes what is under `request` to a file, which appears when it is whole, or to standard output.
-pub(super) async fn save(host: &Host, what: &str, request: &str, to: Option<PathBuf>, instead: &str) -> Result<()> {
-    if to.is_none() && output::on_terminal() {
-        return Err(Failure::new(ErrorKind::Invalid, "a tar archive is nothing for a terminal").next(instead));
+/// What is written to a file.
+pub(super) struct Saving<'a> {
+    /// For persons.
+    pub what: &'a str,
+    /// Where it is.
+    pub request: &'a str,
+    /// What seals secrets in it.
+    pub passphrase: Option<Passphrase>,
+    /// The VPS whose events say why it broke off.
+    pub why: Option<&'a VpsName>,
+}
+
+/// Writes it to a file, which appears when it is whole, or to standard output.
+pub(super) async fn save(host: &Host, saving: Saving<'_>, to: Option<PathBuf>, instead: &str) -> Result<()> {
+    let since = SystemTime::now();
+    match pour(host, &saving, to, instead).await {
+        Err(failure) if failure.is_cut() => Err(match saving.why {
+            Some(vps) => why(host, vps, since).await.unwrap_or(failure),
+            None => failure,
+        }),
+        done => done,
     }
-    let mut body = host.get_body(request).await?;
+}
+
+/// Why an export broke off: an answer that has begun can't say so itself.
+async fn why(host: &Host, vps: &VpsName, since: SystemTime) -> Option<Failure> {
+    let since = since.duration_since(UNIX_EPOCH).ok()?.as_millis() as u64;
+    let mut events = host.stream(Method::GET, "/v1/events", None::<&()>).await.ok()?;
+    let mut found = None;
+    while let Ok(Some(event)) = events.next::<Event>().await {
+        let of_it = event.vps.as_ref() == Some(vps) && event.what == "export-failed" && event.at_ms >= since;
+        found = of_it.then_some(event.detail).or(found);
+    }
+    Some(Failure::new(ErrorKind::Failed, format!("vps \"{vps}\" was not exported: {}", found?)))
+}
+
+async fn pour(host: &Host, saving: &Saving<'_>, to: Option<PathBuf>, instead: &str) -> Result<()> {
+    let Saving { what, request, passphrase, .. } = saving;
+    if to.is_none() && output::on_terminal() {
+        return Err(Failure::new(ErrorKind::Invalid, "an archive is nothing for a terminal").next(instead));
+    }
+    let mut body = host.get_body(request, passphrase.as_ref()).await?;
     let bar = bar(what, None);
     let Some(path) = to else {
         while let Some(chunk) = body.next().await? {

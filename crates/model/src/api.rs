@@ -384,6 +384,20 @@ pub struct SecretSet {
     pub at_next_start: Vec<VpsName>,
 }
 
+/// The header that holds, in hexadecimal, the passphrase that secrets are sealed with, or opened by.
+pub const PASSPHRASE: &str = "bailiwick-passphrase";
+
+/// Answer to `PUT /v1/state`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StateImported {
+    /// VPSs that are new, or changed.
+    pub vps: Vec<VpsName>,
+    /// How many secrets were set.
+    pub secrets: u64,
+    /// Images that they need and this host does not have.
+    pub missing_images: Vec<String>,
+}
+
 /// Answer to `PUT /v1/archive`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Imported {

@@ -9,8 +9,10 @@ mod exec;
 mod jobs;
 mod lists;
 pub mod openapi;
+mod passphrase;
 mod secrets;
 mod send;
+mod state;
 mod stream;
 mod volumes;
 mod vps;
@@ -64,6 +66,7 @@ fn router(control: Arc<Control>) -> Router {
         .route("/v1/volumes/{tenant}/{name}/content", get(content::export).put(content::import))
         .route("/v1/secrets", get(secrets::list))
         .route("/v1/secrets/{tenant}/{name}", axum::routing::put(secrets::set).delete(secrets::remove))
+        .route("/v1/state", get(state::export).put(state::import).layer(DefaultBodyLimit::max(state::LARGEST)))
         .route("/v1/jobs", get(jobs::all))
         .route("/v1/routes", get(lists::routes))
         .route("/v1/services", get(lists::services))

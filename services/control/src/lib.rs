@@ -36,6 +36,7 @@ mod routes;
 mod run_spec;
 mod secrets;
 mod shared;
+mod state;
 mod store;
 mod transfer;
 mod varlink;

@@ -17,9 +17,11 @@ use crate::{
     store::{Store, StoreError},
 };
 
+mod carried;
 mod key;
 mod seal;
 
+pub use carried::{Carried, Passphrase, Unreadable};
 pub use key::KeyFile;
 pub use seal::{Sealed, Unopened, Value};
 
@@ -105,8 +107,8 @@ impl Secrets {
         self.set_at().contains_key(id)
     }
 
-    /// Sets one; whether there was one before. For who holds `Control::changing`.
-    pub async fn put(&self, store: &Store, id: SecretId, value: &Value) -> Result<bool, SecretError> {
+    /// `value` as the store has it; the key is made with the first.
+    pub fn seal(&self, id: &SecretId, value: &Value) -> Result<Stored, SecretError> {
         let none = self.set_at().is_empty();
         let key = match self.key.read().map_err(SecretError::Key)? {
             Some(key) => key,
@@ -114,7 +116,17 @@ impl Secrets {
             None if !none => return Err(SecretError::NoKey),
             None => self.key.read_or_make().map_err(SecretError::Key)?,
         };
-        let stored = Stored { at_ms: unix_ms(), sealed: key.seal(&id.to_string(), value) };
+        Ok(Stored { at_ms: unix_ms(), sealed: key.seal(&id.to_string(), value) })
+    }
+
+    /// These are in the store since now.
+    pub fn took(&self, secrets: &BTreeMap<SecretId, Stored>) {
+        self.set_at().extend(secrets.iter().map(|(id, stored)| (id.clone(), stored.at_ms)));
+    }
+
+    /// Sets one; whether there was one before. For who holds `Control::changing`.
+    pub async fn put(&self, store: &Store, id: SecretId, value: &Value) -> Result<bool, SecretError> {
+        let stored = self.seal(&id, value)?;
         let (at_ms, kept) = (stored.at_ms, id.clone());
         store.run(move |store| store.put_secret(&kept, &stored)).await?;
         Ok(self.set_at().insert(id, at_ms).is_some())

@@ -247,9 +247,17 @@ impl Store {
         })
     }
 
-    /// Puts all `specs`, or none.
-    pub fn put_specs(&self, specs: &BTreeMap<VpsName, VpsSpec>) -> Result<(), StoreError> {
+    /// Puts all `specs`, and the secrets that came with them, or nothing.
+    pub fn put_specs(
+        &self,
+        specs: &BTreeMap<VpsName, VpsSpec>,
+        secrets: &BTreeMap<SecretId, secrets::Stored>,
+    ) -> Result<(), StoreError> {
         self.write(|write| {
+            let mut sealed = write.open_table(SECRETS)?;
+            for (id, secret) in secrets {
+                sealed.insert(id.to_string().as_str(), encode(secret)?.as_slice())?;
+            }
             let mut table = write.open_table(VPS)?;
             for (name, spec) in specs {
                 table.insert(name.as_str(), encode(spec)?.as_slice())?;

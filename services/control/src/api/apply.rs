@@ -22,6 +22,7 @@ use crate::{
     calls::{PATIENCE, insist},
     driver::Vps,
     images, launch, neighbours,
+    secrets::{self, SecretId},
     shared::Control,
     store::Wakes,
 };
@@ -41,7 +42,7 @@ pub async fn apply(
         return Err(ApiError::new(ErrorKind::Invalid, format!("an apply needs 1 to {FILES} spec files")));
     }
     let _one_at_a_time = control.changing.lock().await;
-    let plan = planned(&control, &request).await?;
+    let plan = planned(&control, &request, &Secrets::new()).await?;
     let missing = missing_images(&control, &plan).await?;
     let warnings = warnings(&control, &plan).await;
     if request.dry_run {
@@ -52,31 +53,41 @@ pub async fn apply(
         return Err(ApiError::new(ErrorKind::NotFound, message).next(format!("bailiwick image build {first}")));
     }
     if !plan.specs.is_empty() {
-        carry_out(&control, &request, &plan).await?;
+        carry_out(&control, &request, &plan, Secrets::new()).await?;
     }
     Ok(Json(ApplyAnswer { changes: plan.changes, missing_images: missing, warnings }))
 }
 
+/// Secrets that come with what is applied, as the store is to have them.
+pub type Secrets = BTreeMap<SecretId, secrets::Stored>;
+
 /// Makes a plan so, whole or not at all. For who holds `Control::changing`.
-pub async fn carry_out(control: &Arc<Control>, request: &ApplyRequest, plan: &Plan) -> Result<(), ApiError> {
+pub async fn carry_out(
+    control: &Arc<Control>,
+    request: &ApplyRequest,
+    plan: &Plan,
+    secrets: Secrets,
+) -> Result<(), ApiError> {
     listen(control, request, plan).await?;
     show_clients(control, plan).await?;
-    let specs = plan.specs.clone();
-    if let Err(error) = control.store.run(move |store| store.put_specs(&specs)).await {
+    let (specs, sealed) = (plan.specs.clone(), secrets.clone());
+    if let Err(error) = control.store.run(move |store| store.put_specs(&specs, &sealed)).await {
         control.publish_table();
         return Err(error.into());
     }
+    control.secrets.took(&secrets);
     take_over(control, plan);
     neighbours::in_force(control, plan.specs.keys().cloned()).await;
     Ok(())
 }
 
-/// What a request would change. For who holds `Control::changing`.
-pub async fn planned(control: &Arc<Control>, request: &ApplyRequest) -> Result<Plan, ApiError> {
+/// What a request would change, with these secrets. For who holds `Control::changing`.
+pub async fn planned(control: &Arc<Control>, request: &ApplyRequest, secrets: &Secrets) -> Result<Plan, ApiError> {
+    let more = secrets.iter().map(|(id, secret)| (id.clone(), secret.at_ms));
     let specs = control.specs();
     let designated: BTreeSet<_> = control.config.designated.keys().cloned().collect();
     let deleting: BTreeSet<_> = control.deleting().keys().cloned().collect();
-    let secrets = control.secrets.all();
+    let secrets = control.secrets.all().into_iter().chain(more).collect();
     let up: BTreeMap<_, _> = control.all().values().filter(|vps| vps.is_up()).map(since).collect();
     let unshown = match control.config.directories.is_empty() {
         true => host::DirectoryFaults::default(),

@@ -22,7 +22,7 @@ use wire::{Fault, host};
 use super::{BLOCK, END, End, FORMAT, Header, LIMIT, MANIFEST, Manifest, discard};
 use crate::{
     api::{
-        apply::{carry_out, missing_images, planned},
+        apply::{Secrets, carry_out, missing_images, planned},
         error::ApiError,
     },
     calls::insist,
@@ -77,7 +77,7 @@ async fn import(control: &Arc<Control>, wanted: Wanted, members: &mut Members) -
         fill(&manifest, &mut target, members).await?;
         let _one_at_a_time = control.changing.lock().await;
         let plan = check(control, &name, &request).await?;
-        carry_out(control, &request, &plan).await
+        carry_out(control, &request, &plan, Secrets::new()).await
     };
     let done = done.await;
     let (made, of) = (target.made, tenant.clone());
@@ -181,7 +181,7 @@ async fn check(control: &Arc<Control>, name: &VpsName, request: &ApplyRequest) -
         let message = format!("there is a vps \"{name}\" already; nothing was changed");
         return Err(ApiError::new(ErrorKind::Conflict, message).next("import it under another name: --name NEW"));
     }
-    let plan = planned(control, request).await.map_err(|error| {
+    let plan = planned(control, request, &Secrets::new()).await.map_err(|error| {
         let taken = error.0.problems.iter().any(|problem| problem.message.starts_with("route "));
         if taken { error.next("import it without its routes: --no-routes") } else { error }
     })?;

@@ -18,7 +18,7 @@ fn what_was_put_is_there_after_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("state.redb");
     let store = Store::open(&path).unwrap();
-    store.put_specs(&specs(&["a", "b"])).unwrap();
+    store.put_specs(&specs(&["a", "b"]), &Default::default()).unwrap();
     store.put_place(&name("a"), &link()).unwrap();
     store.put_images(&BTreeMap::from([(image().reference, image())])).unwrap();
     let wakes = Wakes { last: None, starts: 3, up: false };
@@ -38,7 +38,7 @@ fn a_deletion_is_seen_until_it_is_done_and_then_leaves_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("state.redb");
     let store = Store::open(&path).unwrap();
-    store.put_specs(&specs(&["a"])).unwrap();
+    store.put_specs(&specs(&["a"]), &Default::default()).unwrap();
     store.put_place(&name("a"), &link()).unwrap();
     store.begin_delete(&name("a")).unwrap();
     drop(store);
@@ -67,11 +67,11 @@ fn a_file_cut_off_at_any_moment_holds_whole_transactions() {
     let directory = tempfile::tempdir().unwrap();
     let (path, copy) = (directory.path().join("state.redb"), directory.path().join("copy.redb"));
     let store = Store::open(&path).unwrap();
-    store.put_specs(&specs(&["a", "b"])).unwrap();
+    store.put_specs(&specs(&["a", "b"]), &Default::default()).unwrap();
     for round in 0..20 {
         let mut both = specs(&["a", "b"]);
         both.values_mut().for_each(|spec| spec.cwd = format!("/{round}"));
-        store.put_specs(&both).unwrap();
+        store.put_specs(&both, &Default::default()).unwrap();
         // The process still has the file open: nothing was closed in good order.
         std::fs::copy(&path, &copy).unwrap();
         let found = Store::open(&copy).unwrap().load().unwrap().specs;

@@ -99,6 +99,17 @@ const PATHS: &[Path] = &[
         row("/v1/secrets/{tenant}/{name}", "delete", "Removes a secret that no VPS uses", Nothing, Nothing),
         &[("force", "boolean", "Although a VPS uses it, which can't start any more.")],
     ),
+    row(
+        "/v1/state",
+        "get",
+        "The specs of all VPSs; with the header bailiwick-passphrase, in hexadecimal, also all secrets, sealed with it",
+        Nothing,
+        Document,
+    ),
+    with(
+        row("/v1/state", "put", "Makes such a state so, whole or not at all", Document, One("StateImported")),
+        &[("replace", "boolean", "Although there are VPSs or secrets: those of the same name become as it says.")],
+    ),
     row("/v1/routes", "get", "Lists routes", Nothing, List("RouteRow")),
     row("/v1/services", "get", "Lists services", Nothing, List("ServiceRow")),
     with(

@@ -274,6 +274,15 @@ const TYPES: &[(&str, &str, &[Field])] = &[
         ],
     ),
     (
+        "StateImported",
+        "A state was imported.",
+        &[
+            ("vps", Texts, Always, "VPSs that are new, or changed."),
+            ("secrets", Int, Always, "How many secrets were set."),
+            ("missing_images", Texts, Always, "Images that they need and this host does not have."),
+        ],
+    ),
+    (
         "JobRow",
         "A program that is run inside a VPS at certain times.",
         &[
