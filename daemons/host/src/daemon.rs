@@ -48,6 +48,8 @@ const DIRECTORIES: [(&str, u32); 4] = [("designated", 0o711), ("service", 0o700)
 const LEFTOVER: Duration = Duration::from_secs(10);
 /// How long a daemon whose keeper died may take to stop its VPSs, before a new host on its root gives up.
 const PREDECESSOR: Duration = Duration::from_secs(30);
+/// How long it may take to end once its directories are gone.
+const PREDECESSOR_END: Duration = Duration::from_secs(2);
 
 /// Runs the daemon; the exit code.
 pub fn run(paths: Paths) -> anyhow::Result<u8> {
@@ -130,7 +132,7 @@ async fn claim(
     let cgroups = Hierarchies::find(&config::cgroup_name(config, paths)).map_err(explained)?;
     cgroups.prepare().map_err(explained)?;
     // Where its directories are there, the claim may be that of a daemon whose keeper died: it is stopping its VPSs.
-    let deadline = Instant::now() + if paths.run.join("vps").exists() { PREDECESSOR } else { Duration::ZERO };
+    let deadline = Instant::now() + if paths.run.join("vps").exists() { PREDECESSOR } else { PREDECESSOR_END };
     while !held.contains_key("lock") {
         match cgroups.lock() {
             Ok(lock) => {
@@ -369,10 +371,12 @@ fn notify_ready() {
 async fn leave_nothing(host: &Host) {
     remove_leftovers(host, kill_leftovers(host)).await;
     remove_uplink(&host.paths).await;
+    remove_directories(&host.paths);
+    // Where the keeper is gone a new host waits for the cgroup: from its removal on all that is under the root is that one's.
+    lock(&host.sockets).clear();
     if let Err(error) = host.cgroups.remove() {
         warn!(error = error.explain(), "a cgroup stays");
     }
-    remove_directories(&host.paths);
 }
 
 async fn remove_uplink(paths: &Paths) {

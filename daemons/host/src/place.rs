@@ -9,6 +9,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -23,16 +24,20 @@ use rustix::{
     process::{Signal, set_parent_process_death_signal},
 };
 use sys::{
-    process::{close_all_but, spawn_child},
+    process::{Child, close_all_but, spawn_child},
     quota::{self, Counting, counting},
 };
 use tracing::warn;
 
-use crate::ids::Allocation;
+use crate::{ids::Allocation, watch::watch};
 
 /// Prefixes of what is on its way in and out; no name begins with a dot.
 const NEW: &str = ".new-";
 const DEAD: &str = ".dead-";
+
+/// How often a removal is begun again, and after how long.
+const REMOVALS: u32 = 10;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(200);
 
 /// The directory `vps`, and beside it `designated`.
 #[derive(Debug, Clone)]
@@ -306,13 +311,37 @@ pub fn open_layers(store: &Path) -> anyhow::Result<()> {
     fs::set_permissions(store, fs::Permissions::from_mode(0o700)).with_context(with)
 }
 
+/// Has a child remove it, and another one where that is killed. What is not done when the daemon ends, the next one's does.
 fn remove_aside(path: PathBuf) -> io::Result<()> {
-    // A child, since a tree may be large and the daemon has one thread. It is reaped with all others, and holds nothing
-    // of the host's; what it has not done when the daemon ends, the next one's does.
+    let mut child = remover(&path)?;
+    // Where there is no daemon, nobody waits for children.
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else { return Ok(()) };
+    runtime.spawn(async move {
+        for _ in 0..REMOVALS {
+            if let Ok(end) = watch(child.pidfd) {
+                let _ = end.readable().await;
+            }
+            if !path.exists() {
+                return;
+            }
+            tokio::time::sleep(REMOVAL_PAUSE).await;
+            match remover(&path) {
+                Ok(next) => child = next,
+                Err(error) => return warn!(path = %path.display(), %error, "it stays until the next start"),
+            }
+        }
+        warn!(path = %path.display(), "it could not be removed, and stays until the next start");
+    });
+    Ok(())
+}
+
+/// A child, since a tree may be large and the daemon has one thread. It is reaped with all others, and holds nothing of the
+/// host's.
+fn remover(path: &Path) -> io::Result<Child> {
     let remove = || {
         set_parent_process_death_signal(Some(Signal::KILL))?;
         close_all_but(&[io::stderr().as_fd()])?;
-        remove_tree(&path)
+        remove_tree(path)
     };
     let removed = || match remove() {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -321,7 +350,7 @@ fn remove_aside(path: PathBuf) -> io::Result<()> {
         }
         _ => 0,
     };
-    spawn_child(removed).map(drop)
+    spawn_child(removed)
 }
 
 #[cfg(test)]

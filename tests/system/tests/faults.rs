@@ -129,6 +129,8 @@ fn a_crashed_host_comes_back_with_what_was_applied_and_without_leftovers() -> Re
     host.crash()?;
     let mut host = host.again()?;
     ensure!(!std::path::Path::new(&format!("/proc/{server}")).exists(), "the old server lives");
+    // The old daemon took them away at its end, when the new one was at work already.
+    ensure!(host.root.join("run/vps/control").exists(), "the new host's records are gone\n{}", host.daemon_log());
     echo(&mut TcpStream::connect(local(20230))?)?;
     let spec = host.run(&["get", "again"])?;
     ensure!(spec.contains("tcp://127.0.0.1:20230"), "{spec}");
