@@ -1,10 +1,11 @@
 # make demo    the main job on this machine, until Ctrl-C (CHECK=1: verify each step, clean up, exit)
 # make test    all tests; needs root
 # make test-v2 the same system on a stock Debian 13 host, emulated (slow)
+# make torture SIGKILL of any process of a host, chosen by chance (SECONDS=600; SEED=n: a run again)
 # make bench   measures, with the peers in the same run (ONLY=start: one group); writes target/bench.json
 # make package a .deb and a static tarball in target/package
 # make lint    format, clippy, dependency graph
-.PHONY: all demo test test-unit test-kernel test-system test-v2 images bench package lint packages clean-packages
+.PHONY: all demo test test-unit test-kernel test-system test-v2 torture bench package lint packages clean-packages
 SHELL    := /bin/bash
 TRIPLE   := $(shell rustc -vV | sed -n 's/^host: //p')
 DEBUG    := target/$(TRIPLE)/debug
@@ -59,6 +60,13 @@ test-system:
 	$(DEBUG)/bailiwick-images debian:nginx-light debian:redis-server debian:postgresql debian: \
 	  $(SITE_IMAGES)
 	$(OWN_NET) cargo test -p bailiwick-system-tests
+
+SECONDS_OF_TORTURE := $(if $(filter environment% command%,$(origin SECONDS)),$(SECONDS),120)
+torture:
+	$(call install,$(TEST_PACKAGES))
+	cargo build --quiet --workspace --bins
+	$(DEBUG)/bailiwick-images debian:nginx-light debian:redis-server debian:
+	$(OWN_NET) $(DEBUG)/bailiwick-torture $(SECONDS_OF_TORTURE) $(SEED)
 
 # On a stock Debian 13 host with systemd and pure cgroup v2, which the program V2_HOST boots.
 V2_HOST ?= ../shared/tools/v2-host

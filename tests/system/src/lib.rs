@@ -9,6 +9,7 @@ pub mod load;
 pub mod netns;
 pub mod site;
 pub mod spec;
+pub mod torture;
 pub mod versions;
 
 pub use host::{Answer, Host, HostOptions};
