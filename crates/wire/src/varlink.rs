@@ -19,7 +19,7 @@ use std::{
 
 use model::{VpsName, api::ErrorKind};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 use tokio::{
     io::Interest,
     net::{UnixListener, UnixStream},
@@ -35,6 +35,8 @@ pub const MAX_REQUEST: usize = 512 << 10;
 const MAX_SERVICE_REQUEST: usize = 64 << 10;
 /// Descriptors beside one message at most.
 pub const MAX_FDS: usize = 16;
+/// Bytes that are read at once.
+const CHUNK: usize = 16 << 10;
 /// Connections kept open between calls, per client.
 const POOL: usize = 8;
 
@@ -100,8 +102,9 @@ struct CallOut<'a, M> {
 #[derive(Deserialize)]
 struct CallIn {
     method: String,
+    /// As text until the method is known: a tree of it would be many times as large, and a call may be served for long.
     #[serde(default)]
-    parameters: Value,
+    parameters: Option<Box<RawValue>>,
     #[serde(default)]
     more: bool,
 }
@@ -177,6 +180,10 @@ impl Connection {
                 let message = serde_json::from_slice(&self.buffer[..end])
                     .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));
                 self.buffer.drain(..=end);
+                if self.buffer.is_empty() {
+                    // Connections wait for hours with what their largest message needed otherwise.
+                    self.buffer.shrink_to(CHUNK);
+                }
                 self.scanned = 0;
                 return Ok(Some((message?, self.fds.drain(..).collect())));
             }
@@ -185,7 +192,7 @@ impl Connection {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "message too large"));
             }
             self.stream.readable().await?;
-            let mut chunk = [0; 16 << 10];
+            let mut chunk = [0; CHUNK];
             let recv = || recv_with_fds(self.stream.as_fd(), &mut chunk);
             match self.stream.try_io(Interest::READABLE, recv) {
                 Ok((0, _)) if self.buffer.is_empty() => return Ok(None),
@@ -236,15 +243,14 @@ pub struct Request {
     pub more: bool,
     /// Descriptors that came with it.
     pub fds: Vec<OwnedFd>,
-    parameters: Value,
+    parameters: Option<Box<RawValue>>,
 }
 
 impl Request {
     /// The parameters as `M`'s.
     pub fn parse<M: Method>(&self) -> Result<M, Fault> {
-        let parameters =
-            if self.parameters.is_null() { Value::Object(Default::default()) } else { self.parameters.clone() };
-        serde_json::from_value(parameters)
+        let parameters = self.parameters.as_ref().map_or("{}", |parameters| parameters.get());
+        serde_json::from_str(if parameters == "null" { "{}" } else { parameters })
             .map_err(|error| Fault::new(ErrorKind::Invalid, format!("{}: {error}", self.method)))
     }
 
