@@ -4,6 +4,7 @@
 
 pub mod census;
 pub mod disk;
+pub mod fuzz;
 pub mod host;
 pub mod load;
 pub mod netns;
