@@ -6,7 +6,7 @@ pub struct Random(pub u64);
 
 impl Random {
     /// The next one.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -16,18 +16,18 @@ impl Random {
 
     /// One below `end`, which is not 0.
     pub fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
+        (self.number() % end as u64) as usize
     }
 
     /// One of these.
-    pub fn pick<'a, T>(&mut self, of: &'a [T]) -> &'a T {
-        &of[self.below(of.len())]
+    pub fn pick<'a, T: ?Sized>(&mut self, of: &[&'a T]) -> &'a T {
+        of[self.below(of.len())]
     }
 
     /// Bytes, fewer than `end`.
     pub fn bytes(&mut self, end: usize) -> Vec<u8> {
         let length = self.below(end);
-        (0..length).map(|_| self.next() as u8).collect()
+        (0..length).map(|_| self.number() as u8).collect()
     }
 
     /// `bytes` with a few changes: put, cut, taken twice, and `pieces` put in.
@@ -42,8 +42,8 @@ impl Random {
                     bytes.splice(at..at, again);
                 }
                 2 => drop(bytes.splice(at..at, self.pick(pieces).to_vec())),
-                _ if at < bytes.len() => bytes[at] = self.next() as u8,
-                _ => bytes.push(self.next() as u8),
+                _ if at < bytes.len() => bytes[at] = self.number() as u8,
+                _ => bytes.push(self.number() as u8),
             }
         }
         bytes
@@ -52,9 +52,8 @@ impl Random {
 
 /// How many rounds, and with which seed: `PROPTEST_CASES` and `FUZZ_SEED`, for a longer run or the same again.
 pub fn rounds(few: u64) -> (u64, Random) {
-    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seed =
-        number("FUZZ_SEED").unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().map_or(1, |t| t.as_nanos() as u64));
+    let given = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seed = given("FUZZ_SEED").unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().map_or(1, |t| t.as_nanos() as u64));
     eprintln!("FUZZ_SEED={seed}");
-    (number("PROPTEST_CASES").unwrap_or(few), Random(seed))
+    (given("PROPTEST_CASES").unwrap_or(few), Random(seed))
 }

@@ -141,10 +141,10 @@ fn the_daemon_and_its_services_take_anything() -> Result<()> {
     let (rounds, mut random) = rounds(400);
     let (calls, before) = (calls(), alive(&host)?);
     for round in 0..rounds {
-        let vps = *random.pick(&DESIGNATED);
+        let vps = random.pick(&DESIGNATED);
         let mut bytes = if random.below(8) == 0 { random.bytes(2000) } else { Vec::new() };
         for _ in 0..random.below(4) {
-            let call = random.pick(&calls).clone();
+            let call = calls[random.below(calls.len())].clone();
             bytes.extend(random.changed(call, PIECES));
         }
         let socket = format!("designated/{vps}/host.sock");
@@ -158,6 +158,8 @@ fn the_daemon_and_its_services_take_anything() -> Result<()> {
 
 /// Requests for every path of the API, with names and bodies that nobody expects.
 fn request(random: &mut Random, paths: &[(String, String)]) -> Vec<u8> {
+    const QUERIES: [&str; 5] =
+        ["?", "?lines=-1", "?lines=99999999999999999999", "?since=%00&follow=maybe", "?a=b&a=b&volumes=yes"];
     const NAMES: &[&str] =
         &["nobody", "..", "%2e%2e%2f%2e%2e", "%00", "%ff", "a%20b", "~", "", "web%2f..", "-", "%F0%9F%98%80"];
     const BODIES: &[&[u8]] = &[
@@ -170,24 +172,18 @@ fn request(random: &mut Random, paths: &[(String, String)]) -> Vec<u8> {
         b"{\"image\":\"tar:../../etc/passwd\"}",
         b"{\"files\":[{\"name\":\"\\u001b[31m\",\"text\":\"[vps.a]\\nimage = \\\"debian:\\\"\"}],\"take_routes\":true}",
     ];
-    let (method, path) = random.pick(paths).clone();
+    let (method, path) = &paths[random.below(paths.len())];
     let mut target = String::new();
     for part in path.split('/').skip(1) {
         target.push('/');
         if part.starts_with('{') && random.below(20) == 0 {
             target.push_str(&"x".repeat(5000));
         } else {
-            target.push_str(if part.starts_with('{') { *random.pick(NAMES) } else { part });
+            target.push_str(if part.starts_with('{') { random.pick(NAMES) } else { part });
         }
     }
     if random.below(3) == 0 {
-        target.push_str(*random.pick(&[
-            "?",
-            "?lines=-1",
-            "?lines=99999999999999999999",
-            "?since=%00&follow=maybe",
-            "?a=b&a=b&volumes=yes",
-        ]));
+        target.push_str(random.pick(&QUERIES));
     }
     let body = if random.below(3) == 0 { random.bytes(3000) } else { random.pick(BODIES).to_vec() };
     let body = random.changed(body, PIECES);
