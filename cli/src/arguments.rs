@@ -184,7 +184,9 @@ Examples:
 Examples:
   bailiwick export db                      to db.bailiwick.tar
   bailiwick export db - | ssh other bailiwick import -
+  bailiwick export db --with-secrets --passphrase-file /root/phrase
 
+In it are spec, volumes and which image it has; not what it wrote beside its volumes, and no directory of the host.
 It stands still while its volumes are read, and goes on afterwards; requests meanwhile are told to come again. Stop it
 first to have its program write all it has to say.")]
     Export {
@@ -195,6 +197,11 @@ first to have its program write all it has to say.")]
         /// Take the place of a file that is there
         #[arg(long)]
         force: bool,
+        /// With what its secrets say, sealed with a passphrase
+        #[arg(long)]
+        with_secrets: bool,
+        #[command(flatten)]
+        passphrase: PassphraseFrom,
     },
     /// Make a VPS of an archive of `export`, whole or not at all
     #[command(after_help = "\
@@ -202,8 +209,9 @@ Examples:
   bailiwick import db.bailiwick.tar
   bailiwick import db.bailiwick.tar --name db-copy --no-routes
   bailiwick import db.bailiwick.tar --tenant beta
+  bailiwick import db.bailiwick.tar --with-secrets
 
-Its image must be there, and the secrets that it needs must be set. With --name, a volume whose name is taken becomes
+Its image must be there, and the secrets that it needs must be set, or come with it. With --name, a volume whose name is taken becomes
 NEW-VOLUME.")]
     Import(Import),
     /// Save all specs and secrets of this host, or make a saved state so
@@ -375,6 +383,11 @@ pub struct Import {
     /// Without its routes, which may be in use
     #[arg(long)]
     pub no_routes: bool,
+    /// With its secrets, which a passphrase opens
+    #[arg(long)]
+    pub with_secrets: bool,
+    #[command(flatten)]
+    pub passphrase: PassphraseFrom,
     #[command(flatten)]
     pub form: Form,
 }
@@ -544,6 +557,13 @@ pub struct PassphraseFrom {
     /// A file whose first line is the passphrase; `-` is standard input [default: asked for on the terminal]
     #[arg(long, value_name = "FILE")]
     pub passphrase_file: Option<PathBuf>,
+}
+
+impl PassphraseFrom {
+    /// Whether something was said.
+    pub fn is_said(&self) -> bool {
+        self.passphrase_file.is_some()
+    }
 }
 
 /// `state …`

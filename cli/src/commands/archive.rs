@@ -7,23 +7,33 @@ use model::{
     api::{ErrorKind, Imported},
 };
 
-use super::content::{Saving, save, send};
+use super::{
+    content::{Saving, save, send},
+    passphrase,
+};
 use crate::{
-    arguments::Import,
+    arguments::{Import, PassphraseFrom},
     client::Host,
     failure::{Failure, Result},
     output,
 };
 
 /// Writes a VPS to a file.
-pub async fn export(host: &Host, name: &VpsName, file: Option<PathBuf>, force: bool) -> Result<()> {
+pub async fn export(
+    host: &Host,
+    name: &VpsName,
+    file: Option<PathBuf>,
+    force: bool,
+    secrets: Option<PassphraseFrom>,
+) -> Result<()> {
     let to = match file {
         Some(file) if file == Path::new("-") => None,
         file => Some(file.unwrap_or_else(|| format!("{name}.bailiwick.tar").into())),
     };
     free(to.as_deref(), force)?;
     let (what, request) = (format!("vps {name}"), format!("/v1/vps/{name}/archive"));
-    let saving = Saving { what: &what, request: &request, passphrase: None, why: Some(name) };
+    let passphrase = secrets.as_ref().map(passphrase::new).transpose()?;
+    let saving = Saving { what: &what, request: &request, passphrase, why: Some(name) };
     save(host, saving, to, &format!("bailiwick export {name} FILE")).await
 }
 
@@ -44,7 +54,12 @@ pub async fn import(host: &Host, import: Import) -> Result<()> {
     path.extend(import.name.iter().map(|name| format!("&name={name}")));
     path.extend(import.tenant.iter().map(|tenant| format!("&tenant={tenant}")));
     let what = import.file.display().to_string();
-    let (imported, _) = send::<Imported>(host, &what, &path, &import.file, None).await?;
+    let from = &import.passphrase;
+    if import.file == Path::new("-") && from.passphrase_file.as_deref() == Some(Path::new("-")) {
+        return Err(Failure::new(ErrorKind::Invalid, "standard input can't be both the archive and the passphrase"));
+    }
+    let passphrase = (import.with_secrets || from.is_said()).then(|| passphrase::known(from)).transpose()?;
+    let (imported, _) = send::<Imported>(host, &what, &path, &import.file, passphrase.as_ref()).await?;
     if import.form.json {
         return output::json(&imported);
     }

@@ -17,7 +17,7 @@ use model::{ImageRef, LayerId, SecretName, TenantName, VolumeName, VpsName, api:
 use serde::{Deserialize, Serialize};
 use wire::{Fault, host};
 
-use crate::{calls::insist, life::Input, shared::Control};
+use crate::{calls::insist, life::Input, secrets::Carried, shared::Control};
 
 pub mod export;
 pub mod import;
@@ -45,8 +45,11 @@ struct Manifest {
     layers: Vec<LayerId>,
     /// Volumes that had something; those of the spec that are not here were never used.
     volumes: Vec<VolumeName>,
-    /// Secrets that it needs. What they say is not in here.
+    /// Secrets that it needs.
     secrets: Vec<SecretName>,
+    /// What they say, sealed, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    carried: Option<Carried>,
 }
 
 /// `end.json`

@@ -24,11 +24,18 @@ routes  = { "tcp://127.0.0.1:PORT" = 6379 }
 idle    = "never"
 "#;
 
+const SECRET: &str = "zq7-not-in-an-archive";
+
+fn set_secret(host: &Host, name: &str, value: &str) -> Result<()> {
+    let mut set = host.command(&["secret", "set", name]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+    std::io::Write::write_all(&mut set.stdin.take().context("input")?, value.as_bytes())?;
+    ensure!(set.wait()?.success());
+    Ok(())
+}
+
 fn host(port: u16) -> Result<Host> {
     let host = Host::start(HostOptions::default())?;
-    let mut set = host.command(&["secret", "set", "acme/auth"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
-    std::io::Write::write_all(&mut set.stdin.take().context("input")?, b"zq7-not-in-an-archive")?;
-    ensure!(set.wait()?.success());
+    set_secret(&host, "acme/auth", SECRET)?;
     host.apply("store.toml", &STORE.replace("PORT", &port.to_string()))?;
     host.run(&["start", "store"])?;
     Ok(host)
@@ -98,6 +105,28 @@ fn what_was_acknowledged_before_an_export_is_there_after_its_import() -> Result<
     host.run(&["start", "copy"])?;
     let n: u64 = redis(&host, "copy", "get n")?.parse()?;
     ensure!((before..=after).contains(&n), "{n} is not from {before} to {after}");
+    // Its secret goes with it only to who knows the passphrase.
+    let at = |name: &str| host.root.join(name).to_string_lossy().into_owned();
+    let (phrase, wrong, sealed) = (at("phrase"), at("wrong"), at("sealed.tar"));
+    fs::write(&phrase, "correct horse battery")?;
+    fs::write(&wrong, "battery horse correct")?;
+    host.run(&["export", "store", &sealed, "--with-secrets", "--passphrase-file", &phrase])?;
+    ensure!(!fs::read(&sealed)?.windows(21).any(|part| part == SECRET.as_bytes()), "a secret is in the archive");
+    let beta = ["import", &sealed, "--name", "third", "--tenant", "beta", "--no-routes"];
+    let without = host.cli(&beta)?;
+    ensure!(without.code == 3 && without.err.contains("--with-secrets"), "{without:?}");
+    let refused = host.cli(&[&beta[..], &["--with-secrets", "--passphrase-file", &wrong]].concat())?;
+    ensure!(refused.code == 5 && refused.err.contains("not the passphrase"), "{refused:?}");
+    host.run(&[&beta[..], &["--with-secrets", "--passphrase-file", &phrase]].concat())?;
+    let read = host.run(&["exec", "third", "--", "cat", "/run/secrets/auth"])?;
+    ensure!(read == SECRET, "its secret says {read:?}");
+    // One that is set here is not another's to change.
+    set_secret(&host, "acme/auth", "changed-since-then")?;
+    let again = ["import", &sealed, "--name", "fourth", "--no-routes", "--passphrase-file", &phrase];
+    let other = host.cli(&again)?;
+    ensure!(other.code == 4 && other.err.contains("set here already"), "{other:?}");
+    host.run(&["delete", "third", "--volumes", "--yes"])?;
+    host.run(&["secret", "rm", "beta/auth"])?;
     // Another tenant has not set the secret.
     let foreign = host.cli(&["import", &file, "--name", "third", "--tenant", "beta", "--no-routes"])?;
     ensure!(foreign.code == 3 && foreign.err.contains("secret set beta/auth"), "{foreign:?}");

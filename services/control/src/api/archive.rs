@@ -6,7 +6,7 @@ use axum::{
     Json,
     body::Body,
     extract::{Path, Query, State},
-    http::header::CONTENT_TYPE,
+    http::{HeaderMap, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
 use model::api::{ErrorKind, Imported};
@@ -14,6 +14,7 @@ use model::api::{ErrorKind, Imported};
 use super::{
     ACTOR,
     error::{ApiError, vps_name},
+    passphrase,
     vps::server_vps,
 };
 use crate::{
@@ -22,9 +23,14 @@ use crate::{
 };
 
 /// `GET /v1/vps/{name}/archive`
-pub async fn export(State(control): State<Arc<Control>>, Path(name): Path<String>) -> Result<Response, ApiError> {
+pub async fn export(
+    State(control): State<Arc<Control>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
     let vps = server_vps(&control, &vps_name(&name)?)?;
-    let parts = export::begin(&control, &vps, ACTOR).await?;
+    let with = export::With { secrets: passphrase::of(&headers)? };
+    let parts = export::begin(&control, &vps, with, ACTOR).await?;
     let stream = futures_util::stream::unfold(parts, |mut parts| async { Some((parts.recv().await?, parts)) });
     Ok(([(CONTENT_TYPE, "application/x-tar")], Body::from_stream(stream)).into_response())
 }
@@ -33,10 +39,12 @@ pub async fn export(State(control): State<Arc<Control>>, Path(name): Path<String
 pub async fn import(
     State(control): State<Arc<Control>>,
     Query(wanted): Query<import::Wanted>,
+    headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Imported>, ApiError> {
+    let passphrase = passphrase::of(&headers)?;
     // A task of its own: what was begun is undone also when who asked goes away.
-    let task = tokio::spawn(async move { import::run(&control, wanted, body, ACTOR).await });
+    let task = tokio::spawn(async move { import::run(&control, wanted, passphrase, body, ACTOR).await });
     let ended = |_| ApiError::new(ErrorKind::Failed, "the import broke off").next("bailiwick logs control");
     task.await.map_err(ended)?.map(Json)
 }

@@ -13,7 +13,17 @@ use tokio::sync::mpsc;
 use wire::{Fault, host};
 
 use super::{BLOCK, END, End, FORMAT, LIMIT, MANIFEST, Manifest, member};
-use crate::{calls::insist, clock::unix_ms, driver::Vps, images, life::Input, shared::Control, transfer};
+use crate::{
+    api::error::ApiError,
+    calls::insist,
+    clock::unix_ms,
+    driver::Vps,
+    images,
+    life::Input,
+    secrets::{self, Carried, Passphrase},
+    shared::Control,
+    state, transfer,
+};
 
 /// Bytes of one part of a volume.
 const PART: usize = 1 << 20;
@@ -25,9 +35,20 @@ const REST: Duration = Duration::from_secs(60);
 /// What is sent: parts of the archive, or why it breaks off.
 pub type Parts = mpsc::Receiver<std::io::Result<Bytes>>;
 
+/// What is asked for besides spec and volumes.
+#[derive(Debug, Default)]
+pub struct With {
+    /// Its secrets, sealed with this.
+    pub secrets: Option<Passphrase>,
+}
+
 /// Begins to export; an error comes before the first byte.
-pub async fn begin(control: &Arc<Control>, vps: &Arc<Vps>, actor: &str) -> Result<Parts, Fault> {
+pub async fn begin(control: &Arc<Control>, vps: &Arc<Vps>, with: With, actor: &str) -> Result<Parts, ApiError> {
     let spec = vps.spec();
+    let carried = match with.secrets {
+        Some(passphrase) => Some(carried(control, &spec, passphrase).await?),
+        None => None,
+    };
     let layers = images::layers(control, &spec.image, LIMIT).await?;
     let there = insist(&control.host, &host::Volumes {}, LIMIT).await?.volumes;
     let there: BTreeSet<_> = there.into_iter().filter(|v| v.tenant == spec.tenant).map(|v| v.name).collect();
@@ -43,6 +64,7 @@ pub async fn begin(control: &Arc<Control>, vps: &Arc<Vps>, actor: &str) -> Resul
         layers,
         volumes,
         secrets: spec.secrets.keys().cloned().collect(),
+        carried,
     };
     let still = Still::hold(control, users(control, &spec)).await?;
     let (sender, parts) = mpsc::channel(WAITING);
@@ -59,6 +81,13 @@ pub async fn begin(control: &Arc<Control>, vps: &Arc<Vps>, actor: &str) -> Resul
         }
     });
     Ok(parts)
+}
+
+/// What its secrets say, as the passphrase opens it.
+async fn carried(control: &Control, spec: &VpsSpec, passphrase: Passphrase) -> Result<Carried, ApiError> {
+    let values = control.secrets.open(&control.store, secrets::ids(spec).collect()).await?;
+    let named: Vec<_> = spec.secrets.keys().cloned().zip(values).collect();
+    state::slowly(move || Carried::seal(&passphrase, &named)).await
 }
 
 /// The VPSs that write to what is exported.

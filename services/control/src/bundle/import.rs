@@ -27,8 +27,9 @@ use crate::{
     },
     calls::insist,
     images,
+    secrets::{Passphrase, SecretId, Value},
     shared::Control,
-    transfer,
+    state, transfer,
 };
 
 /// Bytes of `bailiwick.json` and `end.json` at most.
@@ -49,9 +50,15 @@ fn invalid(message: impl Into<String>) -> ApiError {
 }
 
 /// Imports what comes.
-pub async fn run(control: &Arc<Control>, wanted: Wanted, body: Body, actor: &str) -> Result<Imported, ApiError> {
+pub async fn run(
+    control: &Arc<Control>,
+    wanted: Wanted,
+    passphrase: Option<Passphrase>,
+    body: Body,
+    actor: &str,
+) -> Result<Imported, ApiError> {
     let mut members = Members { body: body.into_data_stream(), buffer: BytesMut::new() };
-    let result = import(control, wanted, &mut members).await;
+    let result = import(control, wanted, passphrase, &mut members).await;
     match &result {
         Ok(imported) => control.history.record(Some(&imported.vps), "imported", "", actor),
         // Who sends hears nothing before all is sent.
@@ -60,24 +67,44 @@ pub async fn run(control: &Arc<Control>, wanted: Wanted, body: Body, actor: &str
     result
 }
 
-async fn import(control: &Arc<Control>, wanted: Wanted, members: &mut Members) -> Result<Imported, ApiError> {
-    let manifest = manifest(members).await?;
+async fn import(
+    control: &Arc<Control>,
+    wanted: Wanted,
+    passphrase: Option<Passphrase>,
+    members: &mut Members,
+) -> Result<Imported, ApiError> {
+    let mut manifest = manifest(members).await?;
     let there = insist(&control.host, &host::Volumes {}, LIMIT).await?.volumes;
     let there = there.into_iter().map(|volume| (volume.tenant, volume.name)).collect();
     let Adapted { name, spec, volumes, left_out } = adapt(control, &manifest, wanted, &there)?;
     let spec_file = SpecFile { name: MANIFEST.to_owned(), text: render(&name, &spec), ..Default::default() };
     let request = ApplyRequest { files: vec![spec_file], dry_run: false, take_routes: false };
+    let tenant = spec.tenant.clone();
+    let carried = manifest.carried.take();
+    let locked_in = carried.is_some() && passphrase.is_none();
+    let values = match (carried, passphrase) {
+        (Some(carried), Some(passphrase)) => state::slowly(move || carried.open(&passphrase)).await?,
+        (None, Some(_)) => return Err(invalid("the archive has no secrets").next("import it without --with-secrets")),
+        _ => BTreeMap::new(),
+    };
+    let hint = |mut error: ApiError| {
+        for problem in error.0.problems.iter_mut().filter(|p| locked_in && p.message.starts_with("secret ")) {
+            problem.hint = Some("the archive has what it says: import it --with-secrets".to_owned());
+        }
+        error
+    };
     {
         let _one_at_a_time = control.changing.lock().await;
-        check(control, &name, &request).await?;
+        let secrets = new_secrets(control, &tenant, &values).await?;
+        check(control, &name, &request, &secrets).await.map_err(hint)?;
     }
-    let tenant = spec.tenant.clone();
-    let mut target = Target { control, tenant: &tenant, volumes: &volumes, made: Vec::new() };
+    let mut target = Target { control, spec: &spec, volumes: &volumes, made: Vec::new() };
     let done = async {
         fill(&manifest, &mut target, members).await?;
         let _one_at_a_time = control.changing.lock().await;
-        let plan = check(control, &name, &request).await?;
-        carry_out(control, &request, &plan, Secrets::new()).await
+        let secrets = new_secrets(control, &tenant, &values).await?;
+        let plan = check(control, &name, &request, &secrets).await?;
+        carry_out(control, &request, &plan, secrets).await
     };
     let done = done.await;
     let (made, of) = (target.made, tenant.clone());
@@ -176,12 +203,17 @@ fn adapt(
 }
 
 /// Whether it can be here. For who holds `Control::changing`.
-async fn check(control: &Arc<Control>, name: &VpsName, request: &ApplyRequest) -> Result<crate::apply::Plan, ApiError> {
+async fn check(
+    control: &Arc<Control>,
+    name: &VpsName,
+    request: &ApplyRequest,
+    secrets: &Secrets,
+) -> Result<crate::apply::Plan, ApiError> {
     if control.get(name).is_some() {
         let message = format!("there is a vps \"{name}\" already; nothing was changed");
         return Err(ApiError::new(ErrorKind::Conflict, message).next("import it under another name: --name NEW"));
     }
-    let plan = planned(control, request, &Secrets::new()).await.map_err(|error| {
+    let plan = planned(control, request, secrets).await.map_err(|error| {
         let taken = error.0.problems.iter().any(|problem| problem.message.starts_with("route "));
         if taken { error.next("import it without its routes: --no-routes") } else { error }
     })?;
@@ -192,10 +224,35 @@ async fn check(control: &Arc<Control>, name: &VpsName, request: &ApplyRequest) -
     Ok(plan)
 }
 
+/// Those of an archive that are not set here, sealed as they are here. One that is set stays as it is: others use it, too.
+async fn new_secrets(
+    control: &Control,
+    tenant: &TenantName,
+    values: &BTreeMap<String, Value>,
+) -> Result<Secrets, ApiError> {
+    let mut new = Secrets::new();
+    for (name, value) in values {
+        let name = name.parse().map_err(|_| invalid(format!("{name:?} in the archive is no secret's name")))?;
+        let id = SecretId { tenant: tenant.clone(), name };
+        if !control.secrets.has(&id) {
+            let sealed = control.secrets.seal(&id, value)?;
+            new.insert(id, sealed);
+            continue;
+        }
+        let here = control.secrets.open(&control.store, vec![id.clone()]).await?;
+        if here.first().is_none_or(|here| here.bytes() != value.bytes()) {
+            let message = format!("secret `{id}` is set here already, to something else; nothing was changed");
+            let next = "import it for another tenant (--tenant), or set that secret to what the archive has";
+            return Err(ApiError::new(ErrorKind::Conflict, message).next(next));
+        }
+    }
+    Ok(new)
+}
+
 /// Where volumes go.
 struct Target<'a> {
     control: &'a Control,
-    tenant: &'a TenantName,
+    spec: &'a VpsSpec,
     /// Volumes as they were called, and as they are here.
     volumes: &'a BTreeMap<VolumeName, VolumeName>,
     /// Those that are there since this import.
@@ -205,7 +262,8 @@ struct Target<'a> {
 impl Target<'_> {
     fn begin(&self, volume: VolumeName) -> Result<Filling, ApiError> {
         let name = self.volumes[&volume].clone();
-        let request = host::ImportVolume { tenant: self.tenant.clone(), name, owner: None, replace: false, size: None };
+        let (tenant, size) = (self.spec.tenant.clone(), self.spec.volumes.get(&name).and_then(|volume| volume.size));
+        let request = host::ImportVolume { tenant, name, owner: None, replace: false, size };
         let (pipe, end) = transfer::import(&self.control.host, request)?;
         Ok(Filling { volume, pipe, end: tokio::spawn(end), digest: Sha256::new(), parts: 0 })
     }
@@ -214,7 +272,7 @@ impl Target<'_> {
     /// one that somebody else made meanwhile is not this import's to remove.
     async fn end(&mut self, filling: Filling) -> Result<(VolumeName, String), ApiError> {
         let (volume, digest) = filling.end().await?;
-        let (tenant, made) = (self.tenant.clone(), self.volumes[&volume].clone());
+        let (tenant, made) = (self.spec.tenant.clone(), self.volumes[&volume].clone());
         self.made.push(made.clone());
         self.control.store.run(move |store| store.note_importing(&tenant, &[made], true)).await?;
         Ok((volume, digest))
