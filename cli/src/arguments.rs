@@ -254,12 +254,17 @@ NEW-VOLUME.")]
         #[command(flatten)]
         form: Form,
     },
-    /// Print what happened
-    #[command(after_help = "Examples:\n  bailiwick events\n  bailiwick events -f --json")]
+    /// Print what happened: the last 1024 events, or all since a time, as far as they are kept
+    #[command(
+        after_help = "Examples:\n  bailiwick events\n  bailiwick events --since 10m\n  bailiwick events -f --json"
+    )]
     Events {
         /// Go on with what happens from now on
         #[arg(long, short)]
         follow: bool,
+        /// Only what happened since then: a time ago such as 10m, or a UTC time such as 2026-11-22T13:58:00Z or its beginning
+        #[arg(long, value_name = "TIME")]
+        since: Option<String>,
         #[command(flatten)]
         form: Form,
     },

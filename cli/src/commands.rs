@@ -84,7 +84,7 @@ pub async fn run(host: &Host, command: Command) -> Result<ExitCode> {
             faults::warn(host).await;
         }
         Command::Upgrade(arguments) => upgrade::run(host, arguments).await?,
-        Command::Events { follow, form } => events::run(host, follow, form).await?,
+        Command::Events { follow, since, form } => events::run(host, follow, since.as_deref(), form).await?,
         Command::Names => {
             let rows: Vec<VpsRow> = host.get("/v1/vps?all=true").await?;
             output::raw(rows.iter().map(|row| format!("{}\n", row.name)).collect::<String>().as_bytes())?;

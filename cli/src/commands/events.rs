@@ -4,13 +4,19 @@ use model::api::Event;
 
 use super::{
     follow::{self, Timed},
-    time::utc,
+    time::{self, utc},
 };
-use crate::{arguments::Form, client::Host, failure::Result, output};
+use crate::{
+    arguments::Form,
+    client::{Host, segment},
+    failure::Result,
+    output,
+};
 
 /// Prints events.
-pub async fn run(host: &Host, follow: bool, form: Form) -> Result<()> {
-    let path = format!("/v1/events?follow={follow}");
+pub async fn run(host: &Host, follow: bool, since: Option<&str>, form: Form) -> Result<()> {
+    let since = since.map(|since| format!("&since={}", segment(&time::since(since))));
+    let path = format!("/v1/events?follow={follow}{}", since.unwrap_or_default());
     let mut all = Vec::new();
     follow::lines(host, &path, follow.then_some(path.as_str()), |event: Event| match (form.json, follow) {
         (true, true) => output::json_line(&event),

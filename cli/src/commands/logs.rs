@@ -36,11 +36,7 @@ pub async fn run(host: &Host, name: &VpsName, which: Which, form: Form) -> Resul
         filter.push_str(&format!("&source={}", segment(&source.join(","))));
     }
     if let Some(since) = since {
-        let since = match model::limits::parse_duration_ms(&since) {
-            Ok(ago) => time::utc(time::now_ms().saturating_sub(ago)),
-            Err(_) => since,
-        };
-        filter.push_str(&format!("&since={}", segment(&since)));
+        filter.push_str(&format!("&since={}", segment(&time::since(&since))));
     }
     let lines = lines.map(|lines| format!("&lines={lines}")).unwrap_or_default() + &filter;
     let path = format!("/v1/vps/{name}/logs?follow={follow}{lines}");

@@ -17,6 +17,14 @@ pub fn utc(ms: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
 }
 
+/// From when on: `10m` ago, or a time, which the host looks at.
+pub fn since(text: &str) -> String {
+    match model::limits::parse_duration_ms(text) {
+        Ok(ago) => utc(now_ms().saturating_sub(ago)),
+        Err(_) => text.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

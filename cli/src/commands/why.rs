@@ -6,17 +6,16 @@ use model::{
     limits::show_bytes,
 };
 
-use super::{events, logs};
+use super::events;
 use crate::{arguments::Form, client::Host, failure::Result, output};
+
+mod chapters;
 
 /// Events that are shown, the last ones; `--json` has all.
 const STORY: usize = 16;
 
 /// Lines of the log that are shown of a VPS that did not fail; `bailiwick logs` has more.
 const LINES: usize = 5;
-
-/// And of one that did.
-const FAILED_LINES: usize = 12;
 
 /// Says why.
 pub async fn run(host: &Host, name: &VpsName, form: Form) -> Result<()> {
@@ -37,6 +36,7 @@ fn show(why: &Why) -> String {
     if let Some(ignored) = &why.ignored {
         text.push_str(&format!("  {}\n", self::ignored(ignored)));
     }
+    text.push_str(&chapters::show(&why.last));
     if !why.story.is_empty() {
         text.push_str("\nWhat happened\n");
     }
@@ -45,19 +45,13 @@ fn show(why: &Why) -> String {
         text.push_str(&format!("  … {earlier} earlier: bailiwick events\n"));
     }
     text.push_str(&told(&why.story[earlier..]));
-    if !why.log.is_empty() {
+    // What a failed one wrote was told with its failure.
+    let failure = why.last.failure.as_ref().filter(|_| why.vps.state == State::Failed);
+    if !why.log.is_empty() && failure.is_none_or(|failure| failure.log.is_empty()) {
         text.push_str("\nThe last it wrote\n");
-    }
-    // Who failed said why; of others a few lines show that they live.
-    let lines = if why.vps.state == State::Failed { FAILED_LINES } else { LINES };
-    let mut log: Vec<_> = why.log.iter().map(|line| line.split_once(' ').unwrap_or(("", line))).collect();
-    // The last time of what was said again and again.
-    log.reverse();
-    log.dedup_by_key(|(_, said)| *said);
-    for (at, said) in log.into_iter().take(lines).rev() {
-        let line = format!("{} {said}", logs::to_the_millisecond(at));
-        let line = line.trim_start();
-        text.push_str(&format!("  | {line}\n"));
+        // Who failed said why; of others a few lines show that they live.
+        let lines = if why.vps.state == State::Failed { chapters::LINES } else { LINES };
+        text.push_str(&chapters::log(&why.log, lines));
     }
     if let Some(next) = &why.next {
         text.push_str(&format!("\nnext: {next}\n"));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{JobName, SecretName, TenantName, VolumeName, VpsName, spec::Problem};
+use crate::{JobName, SecretName, TenantName, VolumeName, VpsName, spec::Problem, story::Story};
 
 /// `POST /v1/apply`
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -206,6 +206,9 @@ pub struct Why {
     /// Clients it was not woken for; none: there were none, or the gateway does not answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ignored: Option<Ignored>,
+    /// Its last start, stop and failure.
+    #[serde(default)]
+    pub last: Story,
     /// What happened lately, oldest first.
     pub story: Vec<Event>,
     /// The last lines of its log.
@@ -233,7 +236,8 @@ pub struct Event {
     pub at_ms: u64,
     /// Which VPS; none: the host.
     pub vps: Option<VpsName>,
-    /// A word: `applied`, `deleted`, `waking`, `started`, `ready`, `idle`, `stopping`, `exited`, `failed`, `frozen`, …
+    /// A word: `applied`, `deleted`, `waking`, `started`, `ready`, `idle`, `stopping`, `exited`, `failed`, `frozen`, …; `lost` where
+    /// events are missing.
     pub what: String,
     /// More, for a person.
     pub detail: String,

@@ -19,6 +19,7 @@ pub mod run;
 pub mod schedule;
 pub mod spec;
 pub mod state;
+pub mod story;
 mod version;
 
 pub use allow::Allow;

@@ -88,6 +88,31 @@ impl Phase {
     }
 }
 
+/// When what belongs to a start was done, Unix time in microseconds; none: not yet, or nobody could tell.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartSteps {
+    /// The host was asked for it.
+    pub asked_us: u64,
+    /// Whether all but the program had been prepared.
+    #[serde(default)]
+    pub prepared: bool,
+    /// Namespaces, cgroup and link were there.
+    #[serde(default)]
+    pub made_us: Option<u64>,
+    /// Root and mounts were there.
+    #[serde(default)]
+    pub built_us: Option<u64>,
+    /// The program was executed.
+    #[serde(default)]
+    pub executed_us: Option<u64>,
+    /// It listened on its port, or said READY=1.
+    #[serde(default)]
+    pub heard_us: Option<u64>,
+    /// Its `ready` command succeeded.
+    #[serde(default)]
+    pub checked_us: Option<u64>,
+}
+
 /// One VPS, as the host daemon sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VpsStatus {
@@ -117,4 +142,7 @@ pub struct VpsStatus {
     /// Whether its next start has only its program to start.
     #[serde(default)]
     pub prepared: bool,
+    /// Of the run that goes on, or of the last one if that failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<StartSteps>,
 }

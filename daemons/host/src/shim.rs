@@ -8,12 +8,15 @@ use std::{
 };
 
 use isolation::host::{Cgroup, HostError};
-use model::{ExitStatus, VpsName, state::Ended};
+use model::{
+    ExitStatus, VpsName,
+    state::{Ended, StartSteps},
+};
 use tokio::io::Interest;
 use tracing::{info, warn};
 use wire::{
     host::ExecEnded,
-    shim::{FromShim, recv},
+    shim::{FromShim, Times, recv},
 };
 
 use crate::{
@@ -92,8 +95,12 @@ impl Host {
         let Some(vps) = table.run_mut(name, run) else { return };
         let Life::Up(up) = &mut vps.life else { return };
         match message {
-            FromShim::State { version, state, pid } => {
+            FromShim::State { version, state, pid, times } => {
                 up.shim_version = version;
+                if let Some(steps) = &mut vps.steps {
+                    let Times { built_us, executed_us, heard_us, checked_us } = times;
+                    **steps = StartSteps { built_us, executed_us, heard_us, checked_us, ..**steps };
+                }
                 let step = up.step.heard(state);
                 if (step, pid) == (up.step, up.record.pid) {
                     return;
@@ -161,6 +168,8 @@ impl Host {
             None => Ended::ShimLost,
         };
         info!(vps = %name, run, ?ended, "down");
+        // How far a start came tells why it failed; of others nobody asks any more.
+        vps.steps = vps.steps.take().filter(|_| !matches!(ended, Ended::Exited { asked: true, .. }));
         vps.life = Life::Down(Some(ended));
         vps.since_ms = now_ms();
         self.changed(name, vps);

@@ -14,6 +14,7 @@ use model::{
     RunSpec,
     api::ErrorKind,
     run::{Link, Root},
+    state::StartSteps,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::io::unix::AsyncFd;
@@ -28,7 +29,7 @@ use crate::{
     life::{Life, ShimSocket, Step, Up},
     record::UpRecord,
     shim::attend,
-    table::now_ms,
+    table::now_us,
     watch::watch,
 };
 
@@ -125,7 +126,8 @@ impl From<rustix::io::Errno> for StartError {
 impl Host {
     /// Starts a VPS that has no process; the number of the run.
     pub fn start(self: &Arc<Self>, launch: Launch) -> Result<u64, Fault> {
-        let begun_ms = now_ms();
+        let asked_us = now_us();
+        let begun_ms = asked_us / 1000;
         let name = launch.run.name.clone();
         if self.is_stopping() {
             return Err(Fault::new(ErrorKind::Unavailable, "the host is being stopped"));
@@ -137,6 +139,7 @@ impl Host {
         }
         let run = self.place.next_run(&name).map_err(|e| failed(e.into()))?;
         let prepared = self.table().get_mut(&name)?.prepared.take();
+        let mut steps = StartSteps { asked_us, prepared: prepared.is_some(), ..StartSteps::default() };
         let (grace_ms, link) = (launch.run.stop.grace_ms, launch.link().map(str::to_owned));
         let volumes = launch.run.volumes.keys().cloned().collect();
         let built = match prepared {
@@ -147,6 +150,7 @@ impl Host {
             self.unbuild(&site.label, link.as_deref());
             failed(error)
         })?;
+        steps.made_us = Some(now_us());
         self.keeper.keep(&format!("shim/{name}"), socket.get_ref()).map_err(|error| failed(error.into()))?;
         let label = cgroup.name().filter(|label| *label != name.as_str()).map(str::to_owned);
         let record = UpRecord { begun_ms, grace_ms, link, cgroup: label, asked: false, pid: None, volumes };
@@ -165,6 +169,7 @@ impl Host {
             };
             vps.life = Life::Up(Box::new(up));
             (vps.run, vps.since_ms) = (run, begun_ms);
+            vps.steps = Some(Box::new(steps));
             self.changed(&name, vps);
         }
         info!(vps = %name, run, "started");

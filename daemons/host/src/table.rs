@@ -5,7 +5,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use model::{HostConfig, Phase, TenantName, VpsName, VpsStatus, api::ErrorKind, run::Link};
+use model::{HostConfig, Phase, TenantName, VpsName, VpsStatus, api::ErrorKind, run::Link, state::StartSteps};
 use wire::{Fault, admin::Programs};
 
 use crate::{
@@ -15,6 +15,11 @@ use crate::{
     record::Record,
     spares::Spare,
 };
+
+/// Unix time in microseconds.
+pub fn now_us() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64)
+}
 
 /// Unix time in milliseconds.
 pub fn now_ms() -> u64 {
@@ -36,6 +41,8 @@ pub struct Vps {
     pub since_ms: u64,
     /// How long its last start took.
     pub start_ms: Option<u64>,
+    /// When what belongs to its start was done, of the run that goes on, or of the last one if that failed.
+    pub steps: Option<Box<StartSteps>>,
     /// What a designated VPS runs, or is to run next; none: what the daemon is of.
     pub programs: Option<Programs>,
     /// While it is down: what its next start can go on from.
@@ -54,6 +61,7 @@ impl Vps {
             run,
             since_ms: now_ms(),
             start_ms: None,
+            steps: None,
             prepared: None,
             going: false,
             programs: None,
@@ -116,6 +124,7 @@ impl Vps {
             processes: usage.processes,
             cpu_us: usage.cpu_us,
             prepared: self.prepared.as_ref().is_some_and(|prepared| prepared.framed),
+            steps: self.steps.as_deref().copied(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use model::{ExitStatus, RunSpec, run::Ready};
@@ -12,7 +12,7 @@ use rustix::{
     io::{Errno, ioctl_fionbio, read},
     process::{Signal, WaitOptions, pidfd_send_signal, waitpid},
 };
-use wire::shim::{FromShim, ShimState, ToShim, VERSION, recv, send};
+use wire::shim::{FromShim, ShimState, Times, ToShim, VERSION, recv, send};
 
 use crate::{
     channel::{self, FROM_INIT, FromInit, Received, ToInit},
@@ -43,6 +43,10 @@ enum From {
     Files,
 }
 
+fn now_us() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64)
+}
+
 /// Supervises one VPS.
 #[derive(Debug)]
 pub struct Supervisor {
@@ -65,6 +69,7 @@ pub struct Supervisor {
     /// Whether it was prepared, and `Go` has not come.
     ahead: bool,
     state: ShimState,
+    times: Times,
     /// When init is killed.
     deadline: Option<Instant>,
     ended: Option<ExitStatus>,
@@ -92,6 +97,7 @@ impl Supervisor {
             stop_signal: vps.run.stop.signal,
             ahead: vps.ahead,
             state: ShimState::Building,
+            times: Times::default(),
             deadline: None,
             ended: None,
             not_started: None,
@@ -159,7 +165,8 @@ impl Supervisor {
     }
 
     fn report(&self) {
-        self.tell(&FromShim::State { version: VERSION, state: self.state, pid: Some(self.pid.as_raw_nonzero().get()) });
+        let pid = Some(self.pid.as_raw_nonzero().get());
+        self.tell(&FromShim::State { version: VERSION, state: self.state, pid, times: self.times });
     }
 
     fn enter(&mut self, state: ShimState) {
@@ -172,6 +179,9 @@ impl Supervisor {
 
     /// It is ready, unless something has to succeed first.
     fn up(&mut self) {
+        if self.ready != Ready::Started {
+            self.times.heard_us.get_or_insert_with(now_us);
+        }
         match &mut self.check {
             Some(check) if self.state != ShimState::Stopping => check.begin(),
             _ => self.enter(ShimState::Ready),
@@ -200,6 +210,7 @@ impl Supervisor {
         }
         if ready {
             self.check = None;
+            self.times.checked_us = Some(now_us());
             self.enter(ShimState::Ready);
         }
     }
@@ -253,6 +264,7 @@ impl Supervisor {
         self.check = Check::of(&run);
         (self.ready, self.stop_signal) = (run.ready.clone(), run.stop.signal);
         self.check = Check::of(&run);
+        self.times = Times::default();
         self.enter(ShimState::Building);
         if let Err(error) = self.ask(&ToInit::Go { run }, fds) {
             self.not_started.get_or_insert(format!("init of the prepared VPS takes no requests: {error}"));
@@ -296,6 +308,7 @@ impl Supervisor {
     fn believe(&mut self, message: FromInit, fds: Vec<OwnedFd>) {
         match message {
             FromInit::Built { listener, notify, syslog, files } => {
+                self.times.built_us = Some(now_us());
                 let mut fds = fds.into_iter();
                 self.held = if listener { fds.next() } else { None };
                 let mut quick = |there: bool| fds.next().filter(|fd| there && ioctl_fionbio(fd, true).is_ok());
@@ -308,6 +321,7 @@ impl Supervisor {
             FromInit::Framed if self.ahead => self.enter(ShimState::Prepared),
             FromInit::Framed => {}
             FromInit::Started => {
+                self.times.executed_us = Some(now_us());
                 // It may listen before init has seen that it was executed.
                 if self.state == ShimState::Building {
                     self.enter(ShimState::Started);

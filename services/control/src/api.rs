@@ -26,15 +26,22 @@ use axum::{
     extract::DefaultBodyLimit,
     routing::{get, post},
 };
+use model::api::ErrorKind;
 use tokio::net::UnixListener;
 
 pub use self::{error::ApiError, vps::reach};
-use crate::shared::Control;
+use crate::{clock::Since, shared::Control};
 
 /// Bytes of one request's body.
 const BODY: usize = 4 << 20;
 /// Who asks: the socket belongs to the host's root.
 const ACTOR: &str = "root";
+
+/// A time as a query has it.
+fn since(text: &str) -> Result<Since, ApiError> {
+    let wrong = || ApiError::new(ErrorKind::Invalid, format!("`{text}` is not a time"));
+    Since::parse(text).ok_or_else(|| wrong().next("write 2026-11-22T13:58:00Z, in UTC, or its beginning"))
+}
 
 /// Serves the API.
 pub async fn serve(listener: UnixListener, control: Arc<Control>) -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use model::{
-    VpsName, VpsSpec,
+    Phase, VpsName, VpsSpec, VpsStatus,
     api::{LastWake, State},
     run::Link,
     spec::Idle,
@@ -28,6 +28,7 @@ use crate::{
     memory::Short,
     shared::Control,
     store::Wakes,
+    story::{self, Beginning},
 };
 
 /// Inputs that may wait; who has more waits too.
@@ -58,6 +59,8 @@ pub struct Vps {
     pub place: tokio::sync::Mutex<Option<Link>>,
     address: Mutex<Option<Link>>,
     wakes: Mutex<Wakes>,
+    /// The start that goes on, or led to what runs.
+    beginning: Mutex<Option<Box<Beginning>>>,
     life: Mutex<Life>,
     changed: watch::Sender<()>,
     inbox: Inbox<Message>,
@@ -78,6 +81,7 @@ impl Vps {
             place: tokio::sync::Mutex::new(link.clone()),
             address: Mutex::new(link),
             wakes: Mutex::new(wakes),
+            beginning: Mutex::new(None),
             changed: watch::Sender::new(()),
             inbox: Inbox::new(QUEUE),
             life: Mutex::new(life),
@@ -131,6 +135,18 @@ impl Vps {
     /// What is remembered of its wakes.
     pub fn wakes(&self) -> Wakes {
         lock(&self.wakes).clone()
+    }
+
+    /// The start that goes on, or led to what runs; none: this process has seen none.
+    pub fn beginning(&self) -> MutexGuard<'_, Option<Box<Beginning>>> {
+        lock(&self.beginning)
+    }
+
+    /// This has been done for its start.
+    pub fn mark(&self, what: &'static str) {
+        if let Some(beginning) = self.beginning().as_mut() {
+            beginning.mark(what);
+        }
     }
 
     /// Gives it an input. Nothing happens when its driver has ended: it was deleted.
@@ -204,6 +220,7 @@ impl Driver {
     fn decide(&mut self, input: Input) -> Vec<Action> {
         let (stopped, found) = (matches!(input, Input::Stop(_)), matches!(input, Input::Snapshot(_)));
         let was_up = lock(&self.vps.wakes).up;
+        let down = self.listen(&input);
         let (mut actions, asleep, ended) = {
             let led_to = self.control.routes.is_led_to(&self.vps.name);
             let mut life = self.vps.life();
@@ -218,6 +235,9 @@ impl Driver {
             let by = "it was up when the host ended".to_owned();
             actions.extend(self.vps.life().step(now_ms(), Input::Wake(by)));
         }
+        if let Some(status) = down.filter(|_| asleep) {
+            tokio::spawn(story::found_down(self.control.clone(), self.vps.clone(), status));
+        }
         let now = {
             let life = self.vps.life();
             (life.generation(), life.reach())
@@ -231,12 +251,29 @@ impl Driver {
         actions
     }
 
+    /// Hears what the host says of a start; and answers a failure that it tells of when this process begins.
+    fn listen(&self, input: &Input) -> Option<VpsStatus> {
+        match input {
+            Input::Status(status) | Input::Snapshot(Some(status)) => {
+                if let Some(beginning) = self.vps.beginning().as_mut() {
+                    beginning.heard(status);
+                }
+                let failed = matches!(&status.phase, Phase::Down { ended: Some(ended) } if story::is_failure(ended));
+                (failed && matches!(input, Input::Snapshot(_))).then(|| status.clone())
+            }
+            _ => None,
+        }
+    }
+
     fn carry_out(&mut self, action: Action) {
         match action {
             Action::Launch(number) => {
                 if let Err(short) = self.enter() {
                     self.wait_for_memory(number, &short);
                     return;
+                }
+                if let Some(beginning) = self.vps.beginning().as_mut() {
+                    beginning.room();
                 }
                 self.control.pool.starts(&self.vps.name);
                 abort(self.stopper.take());
@@ -275,7 +312,19 @@ impl Driver {
                     vps.feed(Input::Timer(number)).await;
                 });
             }
-            Action::Woken { took_ms, by } => self.woken(took_ms, by),
+            Action::Begun { by, thaw } => *self.vps.beginning() = Some(Box::new(Beginning::new(by, thaw))),
+            Action::Woken { took_ms, by } => {
+                story::started(&self.control, &self.vps, took_ms, &by);
+                self.woken(took_ms, by);
+            }
+            Action::Failed { what, ended } => {
+                story::failed(&self.control, &self.vps, &what, ended.as_ref());
+                *self.vps.beginning() = None;
+            }
+            Action::Stopped { why, took_ms, frozen, ended } => {
+                story::stopped(&self.control, &self.vps.name, &why, took_ms, frozen, ended.as_ref());
+                *self.vps.beginning() = None;
+            }
             Action::Record { what, detail, actor } => {
                 if what == ASLEEP {
                     self.control.pool.sleeps(&self.vps.name);
@@ -308,6 +357,9 @@ impl Driver {
 
     fn wait_for_memory(&mut self, launch: u64, short: &Short) {
         make_room(&self.control, short.missing());
+        if let Some(beginning) = self.vps.beginning().as_mut() {
+            beginning.short(short.to_string());
+        }
         for action in self.decide(Input::Full(launch, short.to_string())) {
             self.carry_out(action);
         }

@@ -1,7 +1,7 @@
 //! Values that tests share.
 
 use model::{
-    VpsSpec,
+    Phase, VpsSpec, VpsStatus,
     run::{Link, Stop},
     spec::{Idle, IdleAction, ReadySpec, Restart},
 };
@@ -37,6 +37,24 @@ pub fn spec(tenant: &str, routes: &[(&str, u16)]) -> VpsSpec {
         stop: Stop::default(),
         setuid: true,
         nesting: false,
+    }
+}
+
+/// What the host says of a VPS.
+pub fn status(run: u64, phase: Phase) -> VpsStatus {
+    VpsStatus {
+        name: "blog".parse().unwrap(),
+        phase,
+        run,
+        designated: false,
+        pid: None,
+        since_ms: 0,
+        start_ms: None,
+        memory: None,
+        processes: None,
+        cpu_us: None,
+        prepared: false,
+        steps: None,
     }
 }
 

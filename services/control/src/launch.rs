@@ -69,6 +69,9 @@ pub async fn prepare(control: Arc<Control>, vps: Arc<Vps>) {
 async fn attach(control: &Control, vps: &Vps, link: &Link, limit: Duration) -> Result<(), Failure> {
     let attach = network::Attach { link: link.name.clone(), transparent: vps.spec().transparent_ports() };
     let attached = insist(&control.network, &attach, limit).await;
+    if attached.is_ok() {
+        vps.mark("link attached");
+    }
     attached.map(drop).map_err(|fault| failure("its link", &fault))
 }
 
@@ -135,6 +138,7 @@ async fn start(control: &Arc<Control>, vps: &Arc<Vps>, link: &Link, limit: Durat
     let secrets = secrets.map_err(|error| unusable("its secrets", &error))?;
     let fds: Vec<_> = secrets.iter().map(AsFd::as_fd).collect();
     let start = host::Start { run };
+    vps.mark("place, image and secrets at hand");
     let mut answer = insist_with(&control.host, &start, &fds, limit).await;
     if matches!(&answer, Err(fault) if fault.kind == ErrorKind::NotFound) {
         // What is remembered is not so any more: the host lost its place.

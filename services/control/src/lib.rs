@@ -38,6 +38,7 @@ mod secrets;
 mod shared;
 mod state;
 mod store;
+mod story;
 mod transfer;
 mod varlink;
 mod view;

@@ -16,7 +16,7 @@ use model::{
     limits::show_duration_ms,
     run::Ready,
     spec::{Idle, IdleAction, Restart, VpsSpec},
-    state::VpsStatus,
+    state::{Ended, VpsStatus},
 };
 
 use crate::run_spec;
@@ -43,6 +43,12 @@ const HELD_MS: u64 = 10_000;
 
 /// Why a VPS sleeps whose program had nothing left to do.
 pub const ENDED: &str = "its program ended: exit 0";
+
+/// Why a VPS sleeps that this process has not seen up.
+pub const NOT_WOKEN: &str = "not woken yet";
+
+/// Why a VPS runs that this process has not started.
+pub const FOUND_UP: &str = "it was up when control was started";
 
 /// The word for a VPS that fell asleep.
 pub const ASLEEP: &str = "asleep";
@@ -198,6 +204,31 @@ pub enum Action {
     Look(u64),
     /// `Input::Timer(.0)` after `.1` milliseconds.
     Timer(u64, u64),
+    /// A start, or a thaw, was asked for by `by`.
+    Begun {
+        /// Who.
+        by: String,
+        /// Whether it stands still until then.
+        thaw: bool,
+    },
+    /// It failed.
+    Failed {
+        /// For who may see it.
+        what: String,
+        /// How its program ended, if it did.
+        ended: Option<Ended>,
+    },
+    /// It sleeps, or stands still, after it was up.
+    Stopped {
+        /// Why, or by whom.
+        why: String,
+        /// Milliseconds since that was wanted.
+        took_ms: u64,
+        /// Whether it stands still.
+        frozen: bool,
+        /// How its program ended, if it did.
+        ended: Option<Ended>,
+    },
     /// It is up: remember who woke it and how long that took.
     Woken {
         /// Milliseconds from wake to ready.
@@ -277,6 +308,8 @@ pub struct Life {
     entered: u64,
     /// The last run that is known to have ended.
     ended_run: u64,
+    /// How it ended, as long as nothing came of it.
+    ended: Option<Ended>,
     fails: u32,
     tries_left: u32,
     execs: u32,
@@ -303,12 +336,13 @@ impl Life {
             rules,
             state: State::Asleep,
             since: now,
-            because: "not woken yet".to_owned(),
+            because: NOT_WOKEN.to_owned(),
             generation,
             serial: 0,
             timer: 0,
             entered: 0,
             ended_run: 0,
+            ended: None,
             fails: 0,
             tries_left: TRIES,
             execs: 0,
@@ -498,7 +532,9 @@ impl Life {
 
     fn begin(&mut self, now: u64, by: String) {
         self.generation += 1;
+        self.ended = None;
         let launch = self.next();
+        self.actions.push(Action::Begun { by: by.clone(), thaw: false });
         self.record("waking", "", by.clone());
         let because = by.clone();
         let starting = Starting {
@@ -529,6 +565,7 @@ impl Life {
         let first = self.fails == 1 && matches!(self.state, State::Running);
         let delay = if first { 0 } else { back_off(self.fails) };
         self.record("failed", failure.what.clone(), "");
+        self.actions.push(Action::Failed { what: failure.what.clone(), ended: self.ended.take() });
         let because = failure.what.clone();
         self.set(now, State::Failed { failure, until: now + delay, auto }, because);
         if auto {

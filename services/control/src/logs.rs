@@ -18,7 +18,7 @@ use rustix::fs::inotify;
 use tokio::{net::unix::pipe, sync::mpsc};
 use wire::{Fault, host};
 
-use crate::shared::Control;
+use crate::{clock::Since, shared::Control};
 
 /// Bytes that are looked at for the last lines.
 const TAIL: u64 = 4 << 20;
@@ -46,16 +46,19 @@ pub async fn open(control: &Control, name: &VpsName) -> Result<Vec<File>, Fault>
 pub struct Wanted {
     /// Of these streams, or of files of these paths; empty: of all.
     pub sources: Vec<String>,
-    /// Not older: the beginning of a time as lines have it.
-    pub since: Option<String>,
+    /// Not older.
+    pub since: Option<Since>,
+    /// Not younger: a time as lines have it.
+    pub until: Option<String>,
 }
 
 impl Wanted {
     fn keeps(&self, line: &LogLine) -> bool {
+        let young = self.since.as_ref().is_none_or(|since| since.keeps(&line.at));
         // RFC 3339 in UTC: in order as texts, too.
-        let young = self.since.as_ref().is_none_or(|since| line.at.as_str() >= since.as_str());
+        let old = self.until.as_ref().is_none_or(|until| line.at <= *until);
         let of = |source: &String| *source == line.stream || Some(source) == line.file.as_ref();
-        young && (self.sources.is_empty() || self.sources.iter().any(of))
+        young && old && (self.sources.is_empty() || self.sources.iter().any(of))
     }
 }
 
@@ -284,14 +287,14 @@ mod tests {
         assert_eq!(texts(3), ["2", "3", "4"]);
         assert_eq!(texts(10), ["1", "2", "3", "4"]);
         assert!(texts(0).is_empty());
-        let mixed = [file("a out 1\nb log user.err x: y\nc vps 3\n")];
+        let mixed = [file("2025 out 1\n2026 log user.err x: y\n2027 vps 3\n")];
         let only = |sources: &[&str], since: Option<&str>| {
             let sources = sources.iter().map(|s| (*s).to_owned()).collect();
-            let wanted = Wanted { sources, since: since.map(str::to_owned) };
+            let wanted = Wanted { sources, since: since.map(|at| Since::parse(at).unwrap()), until: None };
             tail(&mixed, 9, &wanted).unwrap().into_iter().map(|line| line.stream).collect::<Vec<_>>()
         };
         assert_eq!(only(&["log", "vps"], None), ["log", "vps"]);
-        assert_eq!(only(&[], Some("b")), ["log", "vps"]);
+        assert_eq!(only(&[], Some("2026")), ["log", "vps"]);
     }
 
     #[tokio::test]

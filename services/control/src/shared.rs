@@ -120,7 +120,7 @@ impl Control {
             jobs: Jobs::new(stored.jobs.clone()),
             config,
             telling: Telling::default(),
-            history: History::default(),
+            history: History::open(data),
             routes: Routes::default(),
             images: Images::new(stored.images.clone()),
             secrets: Secrets::new(stored.secrets.clone(), data),
@@ -147,6 +147,9 @@ impl Control {
                 .unwrap_or_else(PoisonError::into_inner)
                 .insert(name, vps);
         }
+        let known =
+            self.all().keys().chain(self.deleting().keys()).chain(self.config.designated.keys()).cloned().collect();
+        self.history.forget_all_but(known);
         self.publish_table();
     }
 

@@ -47,19 +47,7 @@ impl Played {
     fn set(&self, name: &VpsName, phase: Phase, again: bool) -> u64 {
         let mut all = self.status.lock().unwrap();
         let run = all.get(name).map_or(0, |status| status.run) + u64::from(again);
-        let status = VpsStatus {
-            name: name.clone(),
-            phase,
-            run,
-            designated: false,
-            pid: None,
-            since_ms: 0,
-            start_ms: None,
-            memory: None,
-            processes: None,
-            cpu_us: None,
-            prepared: false,
-        };
+        let status = VpsStatus { name: name.clone(), ..fixtures::status(run, phase) };
         all.insert(name.clone(), status);
         self.changed.send_replace(());
         run

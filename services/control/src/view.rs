@@ -6,13 +6,17 @@ use model::{
     Allow, VpsName, VpsStatus,
     api::{State, VpsRow},
     host::Designated,
+    limits::show_duration_ms,
     state::Phase,
+    story::Story,
 };
 
 use crate::{
     clock::{now_ms, unix_ms},
     driver::Vps,
+    life::{FOUND_UP, NOT_WOKEN},
     shared::Control,
+    story,
 };
 
 /// The row of a server VPS; `status` adds what only the host knows.
@@ -80,10 +84,18 @@ pub fn state_of(phase: &Phase) -> State {
     }
 }
 
-/// One sentence: why it is as it is.
-pub fn summary(vps: &Vps, row: &VpsRow) -> String {
-    let because = vps.life().because().to_owned();
-    let time = model::limits::show_duration_ms(row.for_ms);
+/// One sentence: why it is as it is; what this process has not seen itself, its story tells.
+pub fn summary(vps: &Vps, row: &VpsRow, last: &Story) -> String {
+    let mut because = vps.life().because().to_owned();
+    let mut for_ms = row.for_ms;
+    let since = |at_ms| unix_ms().saturating_sub(at_ms);
+    if let Some((at_ms, why)) = story::before(last).filter(|_| because == NOT_WOKEN) {
+        (for_ms, because) = (since(at_ms), why);
+    } else if let Some(start) = last.start.as_ref().filter(|_| because == FOUND_UP) {
+        let took = show_duration_ms(start.took_ms);
+        (for_ms, because) = (since(start.at_ms + start.took_ms), format!("{}, ready after {took}", start.by));
+    }
+    let time = show_duration_ms(for_ms);
     let state = match row.state {
         State::Asleep => "asleep for",
         State::Starting => "starting for",

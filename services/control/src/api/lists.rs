@@ -13,14 +13,23 @@ use axum::{
 };
 use model::{
     Allow,
-    api::{Event, RouteRow, ServiceRow, State as VpsState},
+    api::{ErrorKind, Event, RouteRow, ServiceRow, State as VpsState},
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::{broadcast::error::RecvError, mpsc};
+use tokio::sync::{
+    broadcast::{self, error::RecvError},
+    mpsc,
+};
 use wire::gateway::Faults;
 
-use super::{stream, vps::statuses};
-use crate::{calls::insist, shared::Control, view::state_of};
+use super::{error::ApiError, stream, vps::statuses};
+use crate::{
+    calls::insist,
+    clock::unix_ms,
+    history::{Reading, lost_event},
+    shared::Control,
+    view::state_of,
+};
 
 /// How long others are asked for faults.
 const FAULTS: Duration = Duration::from_secs(1);
@@ -88,39 +97,55 @@ pub async fn services(State(control): State<Arc<Control>>) -> Json<Vec<ServiceRo
 pub struct EventsQuery {
     #[serde(default)]
     follow: bool,
+    since: Option<String>,
 }
 
 /// `GET /v1/events`
-pub async fn events(State(control): State<Arc<Control>>, Query(query): Query<EventsQuery>) -> Response {
-    let (sender, receiver) = mpsc::channel::<Event>(stream::WAITING);
-    let (past, mut live) = control.history.follow();
-    tokio::spawn(async move {
-        for event in past {
+pub async fn events(
+    State(control): State<Arc<Control>>,
+    Query(query): Query<EventsQuery>,
+) -> Result<Response, ApiError> {
+    let since = query.since.as_deref().map(super::since).transpose()?;
+    let unreadable = |error| ApiError::new(ErrorKind::Failed, format!("the events can't be read: {error}"));
+    let (past, live) = control.history.follow(since).await.map_err(unreadable)?;
+    let (sender, receiver) = mpsc::channel(stream::WAITING);
+    tokio::spawn(send_events(past, query.follow.then_some(live), sender));
+    Ok(stream::lines(receiver))
+}
+
+/// Sends events until nobody listens, or that was all.
+async fn send_events(mut past: Reading, live: Option<broadcast::Receiver<Event>>, sender: mpsc::Sender<Event>) {
+    loop {
+        let (rest, events) = match past.next().await {
+            Ok(Some(more)) => more,
+            Ok(None) => break,
+            Err(error) => return tracing::error!(%error, "the events can't be read"),
+        };
+        for event in events {
             if sender.send(event).await.is_err() {
                 return;
             }
         }
-        if !query.follow {
+        past = rest;
+    }
+    let Some(mut live) = live else { return };
+    loop {
+        let event = tokio::select! {
+            event = live.recv() => event,
+            () = sender.closed() => return,
+        };
+        let event = match event {
+            Ok(event) => event,
+            // A reader that is too slow misses some; those that follow are still worth having.
+            Err(RecvError::Lagged(missed)) => {
+                lost_event(unix_ms(), format!("{missed} missing here: this reader was too slow"))
+            }
+            Err(RecvError::Closed) => return,
+        };
+        if sender.send(event).await.is_err() {
             return;
         }
-        loop {
-            let event = tokio::select! {
-                event = live.recv() => event,
-                () = sender.closed() => return,
-            };
-            match event {
-                Ok(event) => {
-                    if sender.send(event).await.is_err() {
-                        return;
-                    }
-                }
-                // A reader that is too slow misses some; those that follow are still worth having.
-                Err(RecvError::Lagged(_)) => {}
-                Err(RecvError::Closed) => return,
-            }
-        }
-    });
-    stream::lines(receiver)
+    }
 }
 
 /// `GET /v1/health`

@@ -26,6 +26,7 @@ use crate::{
     calls::insist,
     delete,
     driver::{Vps, by_name},
+    history::Chapters,
     life::{ENDED, Input},
     logs,
     shared::Control,
@@ -112,12 +113,12 @@ pub async fn why(State(control): State<Arc<Control>>, Path(name): Path<String>) 
     };
     let log = lines.into_iter().map(|line| format!("{} {} {}", line.at, line.stream, line.shown())).collect();
     let ignored = ignored(&control, &name, vps.as_deref()).await;
-    let story = control.history.of(&name);
+    let Chapters { events, last, .. } = control.history.of(&name).await;
     let (summary, next) = match &vps {
-        Some(vps) => (view::summary(vps, &row), view::next(vps, &row)),
+        Some(vps) => (view::summary(vps, &row, &last), view::next(vps, &row)),
         None => (format!("{name} is a designated VPS of host.toml; the host keeps it running"), None),
     };
-    Ok(Json(Why { vps: row, summary, ignored, story, log, next }))
+    Ok(Json(Why { vps: row, summary, ignored, last, story: events.into(), log, next }))
 }
 
 /// How clients were served that a VPS is not woken for.
@@ -184,20 +185,8 @@ fn wanted(source: Option<&str>, since: Option<String>) -> Result<logs::Wanted, A
         let next = format!("there are {}, and files by their paths", SOURCES.join(", "));
         return Err(ApiError::new(ErrorKind::Invalid, message).next(next));
     }
-    let shape = b"0000-00-00T00:00:00.000000Z";
-    let fits = |text: &String| {
-        let digit = |(shape, byte): (&u8, u8)| if *shape == b'0' { byte.is_ascii_digit() } else { *shape == byte };
-        text.len() >= 4 && text.len() <= shape.len() && shape.iter().zip(text.bytes()).all(digit)
-    };
-    // A time to the second has its `Z` where lines have a fraction.
-    let since = since.map(|text| text.strip_suffix('Z').map(str::to_owned).unwrap_or(text));
-    if let Some(bad) = since.as_ref().filter(|text| !fits(text)) {
-        let message = format!("`{bad}` is not a time");
-        return Err(
-            ApiError::new(ErrorKind::Invalid, message).next("write 2026-11-22T13:58:00Z, in UTC, or its beginning")
-        );
-    }
-    Ok(logs::Wanted { sources, since })
+    let since = since.as_deref().map(super::since).transpose()?;
+    Ok(logs::Wanted { sources, since, until: None })
 }
 
 /// A VPS that a person may act on.

@@ -6,7 +6,7 @@ use model::{
     state::{Ended, Phase, VpsStatus},
 };
 
-use super::{Action, Cancel, ENDED, Failure, Life, STEADY_MS, Starting, State, Step, TRIES};
+use super::{Action, Cancel, ENDED, FOUND_UP, Failure, Life, STEADY_MS, Starting, State, Step, TRIES};
 
 impl Life {
     pub(super) fn snapshot(&mut self, now: u64, status: Option<VpsStatus>) {
@@ -149,7 +149,7 @@ impl Life {
         let took_ms = now - starting.began;
         match starting.by.clone() {
             Some(by) => self.up(now, took_ms, by, "ready"),
-            None => self.set(now, State::Running, "it was up when control was started"),
+            None => self.set(now, State::Running, FOUND_UP),
         }
     }
 
@@ -165,6 +165,8 @@ impl Life {
         let again = again.take();
         let because = self.because.clone();
         self.record("frozen", because.clone(), "");
+        let took_ms = now.saturating_sub(self.since);
+        self.actions.push(Action::Stopped { why: because.clone(), took_ms, frozen: true, ended: None });
         self.set(now, State::Frozen, because);
         if let Some(by) = again {
             self.begin_thaw(now, by);
@@ -180,6 +182,7 @@ impl Life {
 
     /// It has no process any more.
     fn down(&mut self, now: u64, ended: Option<Ended>) {
+        self.ended.clone_from(&ended);
         match &mut self.state {
             State::Asleep | State::Failed { .. } => {}
             State::Stopping { again } => {
@@ -220,6 +223,10 @@ impl Life {
     }
 
     fn stopped(&mut self, now: u64, again: Option<String>) {
+        let asked = matches!(self.state, State::Stopping { .. });
+        let took_ms = if asked { now.saturating_sub(self.since) } else { 0 };
+        let (why, ended) = (self.because.clone(), self.ended.take());
+        self.actions.push(Action::Stopped { why, took_ms, frozen: false, ended });
         match again {
             Some(by) => self.begin(now, by),
             None => {

@@ -127,6 +127,7 @@ impl Life {
     }
 
     pub(super) fn begin_thaw(&mut self, now: u64, by: String) {
+        self.actions.push(Action::Begun { by: by.clone(), thaw: true });
         self.record("thawing", "", by.clone());
         let because = format!("being thawed: {by}");
         self.set(now, State::Thawing { began: now, by }, because);
@@ -254,6 +255,7 @@ impl Life {
         self.generation += 1;
         let what = format!("this host is full: it {why}");
         self.record("failed", what.clone(), "");
+        self.actions.push(Action::Failed { what: what.clone(), ended: None });
         let auto = self.rules.idle == Idle::Never && self.rules.restart != Restart::Never;
         let failure = Failure { what: what.clone(), public: FULL };
         self.set(now, State::Failed { failure, until: now + FULL_MS, auto }, what);

@@ -1,30 +1,14 @@
 use model::{
-    ExitStatus, Phase, VpsStatus,
+    ExitStatus, Phase,
     spec::{Idle, IdleAction, Restart},
     state::Ended,
 };
 
 use super::*;
-use crate::fixtures::spec;
+use crate::fixtures::{spec, status};
 
 fn life() -> Life {
     Life::new(Rules::from(&spec("acme", &[("http://a.example", 80)])), 1000, 0)
-}
-
-fn status(run: u64, phase: Phase) -> VpsStatus {
-    VpsStatus {
-        name: "blog".parse().unwrap(),
-        phase,
-        run,
-        designated: false,
-        pid: None,
-        since_ms: 0,
-        start_ms: None,
-        memory: None,
-        processes: None,
-        cpu_us: None,
-        prepared: false,
-    }
 }
 
 fn down(code: i32, asked: bool) -> Phase {
@@ -35,9 +19,13 @@ fn wake() -> Input {
     Input::Wake("GET /".to_owned())
 }
 
-/// Without records and timers.
+/// Without timers and what is only told.
 fn effects(actions: Vec<Action>) -> Vec<Action> {
-    actions.into_iter().filter(|action| !matches!(action, Action::Record { .. } | Action::Timer(..))).collect()
+    let told = |action: &Action| {
+        use Action::{Begun, Failed, Record, Stopped, Timer};
+        matches!(action, Record { .. } | Begun { .. } | Failed { .. } | Stopped { .. } | Timer(..))
+    };
+    actions.into_iter().filter(|action| !told(action)).collect()
 }
 
 fn timer(actions: &[Action]) -> (u64, u64) {

@@ -119,8 +119,11 @@ const PATHS: &[Path] = &[
     row("/v1/routes", "get", "Lists routes", Nothing, List("RouteRow")),
     row("/v1/services", "get", "Lists services", Nothing, List("ServiceRow")),
     with(
-        row("/v1/events", "get", "What happened lately", Nothing, Lines("Event")),
-        &[("follow", "boolean", "Go on with what happens.")],
+        row("/v1/events", "get", "What happened", Nothing, Lines("Event")),
+        &[
+            ("follow", "boolean", "Go on with what happens."),
+            ("since", "string", "From this time on, RFC 3339 in UTC or its beginning; left out: the last 1024 events."),
+        ],
     ),
     row("/v1/health", "get", "Whether the service answers", Nothing, One("Health")),
     row("/v1/openapi.json", "get", "This document", Nothing, Document),

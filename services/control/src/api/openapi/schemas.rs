@@ -153,12 +153,82 @@ const TYPES: &[(&str, &str, &[Field])] = &[
         ],
     ),
     (
+        "Story",
+        "The last start, stop and failure of a VPS; null: there was none.",
+        &[
+            ("start", Type("Start"), Nullable, "The last start that came to be ready, or the last thaw."),
+            ("stop", Type("Stop"), Nullable, "When it was last made to sleep or to stand still."),
+            (
+                "failure",
+                Type("Failure"),
+                Nullable,
+                "The last start that came to nothing, or run that ended as it should not.",
+            ),
+        ],
+    ),
+    (
+        "Start",
+        "A start that came to be ready, or a thaw.",
+        &[
+            ("at_ms", Int, Always, "When it was asked for, Unix time in milliseconds."),
+            ("by", Text, Always, "Who or what asked, such as GET / from 203.0.113.9."),
+            ("took_ms", Int, Always, "Milliseconds until it was ready."),
+            ("thawed", Bool, Always, "Whether it stood still until then."),
+            ("steps", List("Step"), Default, "What was done, in the order of time."),
+            ("waits", List("Wait"), Default, "What it waited for besides."),
+        ],
+    ),
+    (
+        "Step",
+        "Something that was done for a start.",
+        &[
+            ("what", Text, Always, "What, such as: program executed."),
+            ("after_us", Int, Always, "Microseconds since the start was asked for."),
+        ],
+    ),
+    (
+        "Wait",
+        "Something that a start waited for.",
+        &[
+            ("on", Text, Always, "What: memory, or the name of a neighbour that it woke."),
+            ("took_ms", Int, Always, "How long, in milliseconds."),
+            ("detail", Text, Always, "More, for a person."),
+        ],
+    ),
+    (
+        "Stop",
+        "When a VPS was made to sleep or to stand still.",
+        &[
+            ("at_ms", Int, Always, "When that was done, Unix time in milliseconds."),
+            ("took_ms", Int, Always, "Milliseconds that it took."),
+            ("frozen", Bool, Always, "Whether it stands still instead of having ended."),
+            ("why", Text, Always, "Why, and by whom where it was somebody, such as: stop by root."),
+            ("ended", Text, Nullable, "How its program ended, such as: exit 0."),
+        ],
+    ),
+    (
+        "Failure",
+        "A start that came to nothing, or a run that ended as it should not.",
+        &[
+            ("at_ms", Int, Always, "When, Unix time in milliseconds."),
+            ("what", Text, Always, "What, in one line, such as: exit 1."),
+            ("exit", Int, Nullable, "Its exit status, if it had one."),
+            ("signal", Int, Nullable, "The signal that ended it, if one did."),
+            ("oom", Bool, Default, "Whether the memory limit had one of its processes killed."),
+            ("began_ms", Int, Nullable, "When that start was asked for, Unix time in milliseconds."),
+            ("by", Text, Default, "Who or what had asked for it."),
+            ("steps", List("Step"), Default, "How far it came."),
+            ("log", Texts, Default, "The last lines of its log of that run."),
+        ],
+    ),
+    (
         "Why",
         "Why a VPS is as it is.",
         &[
             ("vps", Type("VpsRow"), Always, ""),
             ("summary", Text, Always, "One sentence."),
             ("ignored", Type("Ignored"), Default, "Clients it was not woken for, where there were some."),
+            ("last", Type("Story"), Default, "Its last start, stop and failure."),
             ("story", List("Event"), Always, "What happened lately, oldest first."),
             ("log", Texts, Always, "The last lines of its log."),
             ("next", Text, Nullable, "What to do next."),

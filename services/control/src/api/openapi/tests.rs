@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use model::{api::*, spec::Problem};
+use model::{api::*, spec::Problem, story::*};
 use serde::Serialize;
 
 use super::*;
@@ -82,7 +82,19 @@ fn schemas_hold_what_the_types_write() {
     let ignored = Ignored { served: 1, from_cache: 2, refused: 3 };
     holds("Ignored", ignored);
     let ignored = Some(ignored);
-    holds("Why", Why { vps: row(), summary: text(), ignored, story: Vec::new(), log: Vec::new(), next: None });
+    let step = || Step { what: text(), after_us: 0 };
+    let wait = Wait { on: text(), took_ms: 0, detail: text() };
+    let start = Start { steps: vec![step()], waits: vec![wait.clone()], ..Start::default() };
+    let stop = Stop { ended: Some(text()), ..Stop::default() };
+    let failure = Failure { exit: Some(1), signal: None, began_ms: Some(0), steps: vec![step()], ..Failure::default() };
+    holds("Step", step());
+    holds("Wait", wait);
+    holds("Start", start.clone());
+    holds("Stop", stop.clone());
+    holds("Failure", failure.clone());
+    let last = Story { start: Some(start), stop: Some(stop), failure: Some(failure) };
+    holds("Story", last.clone());
+    holds("Why", Why { vps: row(), summary: text(), ignored, last, story: Vec::new(), log: Vec::new(), next: None });
     let image = ImageRow { reference: text(), layers: Vec::new(), size: 0, own_size: 0, built: 0, used_by: Vec::new() };
     holds("ImageRow", image);
     holds("BuildRequest", BuildRequest { image: text(), refresh: false });
