@@ -54,6 +54,14 @@ fn a_shim_message_of_another_version_is_understood_or_refused() {
         matches!(message, FromShim::State { version: 2, state: ShimState::Ready, pid: Some(7), .. }),
         "{message:?}"
     );
+    #[derive(serde::Serialize)]
+    enum Older {
+        State { version: u16, state: ShimState, pid: Option<i32> },
+    }
+    let older = Older::State { version: 2, state: ShimState::Ready, pid: None };
+    shim::send(a.as_fd(), &older, &[]).expect("send");
+    let (message, _) = shim::recv::<FromShim>(b.as_fd()).expect("receive").expect("a message");
+    assert!(matches!(message, FromShim::State { times, .. } if times == shim::Times::default()), "{message:?}");
     shim::send(a.as_fd(), &Newer::Invented {}, &[]).expect("send");
     assert!(shim::recv::<FromShim>(b.as_fd()).is_err());
     rustix::net::send(&a, b"\xff\xffjunk", rustix::net::SendFlags::NOSIGNAL).expect("send");

@@ -11,7 +11,7 @@ use std::{
 
 use bailiwick_wire::{
     Connection, Fault, Method, Peer, Replier, Request, host, keeper, seqpacket,
-    shim::{self, Bind, Descriptors, FromShim, ShimState, ToShim},
+    shim::{self, Bind, Descriptors, FromShim, ShimState, Times, ToShim},
     varlink::{Empty, MAX_FDS, MAX_REQUEST, Service, serve_connection},
 };
 use model::{
@@ -217,7 +217,12 @@ fn messages() -> Vec<Vec<u8>> {
             terminal: None,
         }),
         to(&ToShim::Report),
-        from(&FromShim::State { version: 3, state: ShimState::Ready, pid: Some(-1) }),
+        from(&FromShim::State {
+            version: 3,
+            state: ShimState::Ready,
+            pid: Some(-1),
+            times: Times { executed_us: Some(u64::MAX), ..Times::default() },
+        }),
         from(&FromShim::ExecEnded { id: 7, status: ExitStatus::Signal(9), error: Some("no".to_owned()) }),
         from(&FromShim::Ended { status: ExitStatus::Code(3) }),
         from(&FromShim::NotStarted { reason: "x".repeat(1000) }),
