@@ -23,7 +23,7 @@ use crate::{
     pool::Pool,
     routes::{Routes, table},
     secrets::Secrets,
-    store::{Store, Stored, Wakes},
+    store::{self, Store, Stored, Wakes},
 };
 
 /// Wakes are written together, so many at once at most.
@@ -59,6 +59,8 @@ pub struct Control {
     pub config: HostConfig,
     /// Desired state on disk.
     pub store: Store,
+    /// What of it could not be read.
+    pub damaged: Vec<String>,
     /// What the network service is told of neighbours.
     pub telling: Telling,
     /// What happened.
@@ -103,8 +105,7 @@ impl Control {
     /// The same with these to talk to.
     pub fn new(others: Others, config: HostConfig, data: &Path) -> anyhow::Result<Arc<Self>> {
         let path = data.join("state.redb");
-        let store = Store::open(&path).with_context(|| format!("opening {}", path.display()))?;
-        let stored = store.load().with_context(|| format!("reading {}", path.display()))?;
+        let (store, stored) = store::good::open(&path).with_context(|| format!("opening {}", path.display()))?;
         let (wakes, inbox) = mpsc::channel(WAKES);
         let Others { host, network, gateway, apps } = others;
         let machine = Machine::read(&config).context("reading the machine's size")?;
@@ -129,6 +130,7 @@ impl Control {
             deleting: Mutex::default(),
             designated: Mutex::default(),
             wakes,
+            damaged: stored.damaged.clone(),
             store: store.clone(),
         });
         tokio::spawn(keep_wakes(store, inbox));

@@ -109,6 +109,19 @@ pub struct Stored {
     pub secrets: BTreeMap<SecretId, u64>,
     /// Jobs.
     pub jobs: BTreeMap<JobKey, Kept>,
+    /// What could not be read, each with why. It stays in the store.
+    pub damaged: Vec<String>,
+}
+
+impl Stored {
+    /// An entry; one that can't be read is noted, and no reason to do without all others.
+    fn take<T>(&mut self, table: &str, key: &str, read: impl FnOnce() -> Result<T, StoreError>) -> Option<T> {
+        let wrong = |error: &StoreError| {
+            let source = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
+            format!("`{}` of control's {table} is damaged{source}", key.escape_debug())
+        };
+        read().inspect_err(|error| self.damaged.push(wrong(error))).ok()
+    }
 }
 
 /// Something that is true of a VPS or an image, beside the desired state.
@@ -131,6 +144,51 @@ impl Fact<'_> {
             Self::Image(image) => format!("image/{image}"),
             Self::Exporting(name) => format!("exporting/{name}"),
             Self::Importing(tenant, volume) => format!("importing/{tenant}/{volume}"),
+        }
+    }
+}
+
+/// A fact as it was read.
+enum Known {
+    Deleting(VpsName),
+    Created(VpsName),
+    Link(VpsName, Link),
+    Image(ImageInfo),
+    Exporting(VpsName),
+    Importing(TenantName, VolumeName),
+    Unknown,
+}
+
+impl Known {
+    fn read(key: &str, value: &[u8]) -> Result<Self, StoreError> {
+        Ok(match key.split_once('/') {
+            Some(("deleting", name)) => Self::Deleting(name_of(name)?),
+            Some(("exporting", name)) => Self::Exporting(name_of(name)?),
+            Some(("importing", volume)) => {
+                let (tenant, name) = volume.split_once('/').unwrap_or((volume, ""));
+                Self::Importing(decode(key, &encode(&tenant)?)?, decode(key, &encode(&name)?)?)
+            }
+            Some(("created", name)) => Self::Created(name_of(name)?),
+            Some(("link", name)) => Self::Link(name_of(name)?, decode(key, value)?),
+            Some(("image", _)) => Self::Image(decode(key, value)?),
+            _ => {
+                tracing::warn!(key, "the store holds a fact this version does not know");
+                Self::Unknown
+            }
+        })
+    }
+}
+
+impl Stored {
+    fn know(&mut self, fact: Known) {
+        match fact {
+            Known::Deleting(name) => self.deleting.push(name),
+            Known::Exporting(name) => self.exporting.push(name),
+            Known::Importing(tenant, name) => self.importing.push((tenant, name)),
+            Known::Created(name) => self.created.push(name),
+            Known::Link(name, link) => drop(self.links.insert(name, link)),
+            Known::Image(info) => drop(self.images.insert(info.reference.clone(), info)),
+            Known::Unknown => {}
         }
     }
 }
@@ -159,9 +217,10 @@ fn secret_of(key: &str) -> Result<SecretId, StoreError> {
 }
 
 impl Store {
-    /// Opens the file, or makes it. Only one process can have it open.
+    /// Opens the file, or makes it. Only one process can have it open. All of it is looked at: who reads a damaged page later
+    /// would end.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let database = Database::builder().set_cache_size(CACHE).create(path)?;
+        let database = Database::builder().set_cache_size(CACHE).set_check_integrity_on_open(true).create(path)?;
         let database = format::bring(database, path)?;
         let write = database.begin_write()?;
         write.open_table(VPS)?;
@@ -191,44 +250,46 @@ impl Store {
         let mut stored = Stored::default();
         for entry in read.open_table(VPS)?.iter()? {
             let (key, value) = entry?;
-            stored.specs.insert(name_of(key.value())?, decode(key.value(), value.value())?);
+            let (key, value) = (key.value(), value.value());
+            let read = || Ok((name_of(key)?, decode(key, value)?));
+            let found = stored.take("VPSs", key, read);
+            stored.specs.extend(found);
         }
         for entry in read.open_table(WAKES)?.iter()? {
             let (key, value) = entry?;
-            stored.wakes.insert(name_of(key.value())?, decode(key.value(), value.value())?);
+            let (key, value) = (key.value(), value.value());
+            let read = || Ok((name_of(key)?, decode(key, value)?));
+            let found = stored.take("wakes", key, read);
+            stored.wakes.extend(found);
         }
         for entry in read.open_table(SECRETS)?.iter()? {
             let (key, value) = entry?;
-            let secret: secrets::Stored = decode(key.value(), value.value())?;
-            stored.secrets.insert(secret_of(key.value())?, secret.at_ms);
+            let (key, value) = (key.value(), value.value());
+            let read = || Ok((secret_of(key)?, decode::<secrets::Stored>(key, value)?.at_ms));
+            let found = stored.take("secrets", key, read);
+            stored.secrets.extend(found);
         }
         for entry in read.open_table(JOBS)?.iter()? {
             let (key, value) = entry?;
-            let Some((vps, job)) = key.value().split_once('/') else { continue };
-            let (vps, job): JobKey = (name_of(vps)?, decode(key.value(), &encode(&job)?)?);
-            // What a spec does not hold any more is forgotten with the next start of this service.
-            if stored.specs.get(&vps).is_some_and(|spec| spec.jobs.contains_key(&job)) {
-                stored.jobs.insert((vps, job), decode(key.value(), value.value())?);
+            let (key, value) = (key.value(), value.value());
+            let read = || {
+                let (vps, job) = key.split_once('/').unwrap_or((key, ""));
+                let id: JobKey = (name_of(vps)?, decode(key, &encode(&job)?)?);
+                Ok((id, decode(key, value)?))
+            };
+            if let Some((job, kept)) = stored.take("jobs", key, read) {
+                // What a spec does not hold any more is forgotten with the next start of this service.
+                let spec = stored.specs.get(&job.0);
+                if spec.is_some_and(|spec| spec.jobs.contains_key(&job.1)) {
+                    stored.jobs.insert(job, kept);
+                }
             }
         }
         for entry in read.open_table(FACTS)?.iter()? {
             let (key, value) = entry?;
             let (key, value) = (key.value(), value.value());
-            match key.split_once('/') {
-                Some(("deleting", name)) => stored.deleting.push(name_of(name)?),
-                Some(("exporting", name)) => stored.exporting.push(name_of(name)?),
-                Some(("importing", volume)) => {
-                    let (tenant, name) = volume.split_once('/').unwrap_or((volume, ""));
-                    stored.importing.push((decode(key, &encode(&tenant)?)?, decode(key, &encode(&name)?)?));
-                }
-                Some(("created", name)) => stored.created.push(name_of(name)?),
-                Some(("link", name)) => drop(stored.links.insert(name_of(name)?, decode(key, value)?)),
-                Some(("image", _)) => {
-                    let info: ImageInfo = decode(key, value)?;
-                    stored.images.insert(info.reference.clone(), info);
-                }
-                _ => tracing::warn!(key, "the store holds a fact this version does not know"),
-            }
+            let known = stored.take("facts", key, || Known::read(key, value));
+            known.into_iter().for_each(|known| stored.know(known));
         }
         Ok(stored)
     }
@@ -389,5 +450,6 @@ impl Store {
 }
 
 mod format;
+pub mod good;
 #[cfg(test)]
 mod tests;

@@ -157,16 +157,17 @@ pub struct Health {
     pub version: &'static str,
     /// How many VPSs are defined.
     pub vps: usize,
-    /// What of host.toml is not in force, and why.
+    /// What of host.toml is not in force, and what of the stored state can't be read, and why.
     pub faults: Vec<String>,
 }
 
 /// `GET /v1/health`
 pub async fn health(State(control): State<Arc<Control>>) -> Json<Health> {
     // Asked anew: the daemon may have been started again since.
-    let faults = match insist(&control.host, &wire::host::Config {}, FAULTS).await {
+    let mut faults = match insist(&control.host, &wire::host::Config {}, FAULTS).await {
         Ok(config) => config.faults,
         Err(fault) => vec![format!("the host daemon does not answer: {fault}")],
     };
+    faults.extend(control.damaged.iter().cloned());
     Json(Health { ok: true, version: model::version(), vps: control.all().len(), faults })
 }
