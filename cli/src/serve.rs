@@ -49,6 +49,7 @@ fn start(name: &str, context: Context) -> anyhow::Result<Running> {
         "apps" => Box::pin(apps::run(context)),
         "control" => Box::pin(control::run(context)),
         "gateway" => Box::pin(gateway::run(context)),
+        "logs" => Box::pin(logs::run(context)),
         "network" => Box::pin(network::run(context)),
         _ => anyhow::bail!("no service `{name}`"),
     })

@@ -29,10 +29,12 @@ pub enum Verb {
     Layer,
     /// A connection to another service.
     Connect,
+    /// Write to the targets of `logs.ship`.
+    Ship,
 }
 
 /// All verbs with the words for them.
-pub const VERBS: [(&str, Verb); 12] = [
+pub const VERBS: [(&str, Verb); 13] = [
     ("create", Verb::Create),
     ("start", Verb::Start),
     ("stop", Verb::Stop),
@@ -45,6 +47,7 @@ pub const VERBS: [(&str, Verb); 12] = [
     ("listen", Verb::Listen),
     ("layer", Verb::Layer),
     ("connect", Verb::Connect),
+    ("ship", Verb::Ship),
 ];
 
 /// Which VPSs, ports or services a grant is about.
@@ -80,7 +83,7 @@ pub enum GrantError {
     NoSelector(String),
     /// A verb that is not there.
     #[error(
-        "grant verb `{0}` is not known; there are create, start, stop, freeze, delete, watch, logs, exec, wake, listen, layer, connect"
+        "grant verb `{0}` is not known; there are create, start, stop, freeze, delete, watch, logs, exec, wake, listen, layer, connect, ship"
     )]
     UnknownVerb(String),
     /// A selector that means nothing for these verbs.

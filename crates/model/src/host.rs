@@ -11,9 +11,11 @@ use crate::{DirectoryName, Grant, Limits, ServiceName, TenantName, VpsName};
 
 mod fields;
 mod parse;
+mod target;
 
 pub use fields::SERVICES;
 pub use parse::parse;
+pub use target::{Form, LogTarget, LogTargetError, Place};
 
 /// The configuration of a host that has no host.toml, or an empty one. `packaging/host.toml` says the same in words.
 pub fn default_config() -> HostConfig {
@@ -28,7 +30,7 @@ pub fn default_config() -> HostConfig {
             programs: programs.iter().map(|program| (*program).to_owned()).collect(),
         };
     let mib = |count: u64| Some(count << 20);
-    let control = ["create,start,stop,freeze,delete,watch,logs,exec : *", "connect : apps,network,gateway"];
+    let control = ["create,start,stop,freeze,delete,watch,logs,exec : *", "connect : apps,network,gateway,logs"];
     let gateway = ["wake : *", "listen : *", "connect : control"];
     let all = [
         designated("control", &control, mib(128), DesignatedNetwork::Link, false, &[]),
@@ -51,6 +53,7 @@ pub fn default_config() -> HostConfig {
         layers: None,
         faults: Vec::new(),
         images: ImageLimits::default(),
+        logs: LogsConfig::default(),
         directories: BTreeMap::new(),
         designated: all.into_iter().map(|vps| (name(&vps), vps)).collect(),
     }
@@ -90,11 +93,39 @@ pub struct HostConfig {
     /// Directories of this host's that VPSs may see.
     #[serde(default)]
     pub directories: BTreeMap<DirectoryName, AllowedDirectory>,
+    /// What becomes of VPSs' logs besides.
+    #[serde(default)]
+    pub logs: LogsConfig,
     /// The designated VPSs.
     pub designated: BTreeMap<VpsName, Designated>,
     /// What of host.toml is not in force, and why; for persons.
     #[serde(default)]
     pub faults: Vec<String>,
+}
+
+/// What becomes of VPSs' logs besides.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogsConfig {
+    /// Where all lines are sent.
+    pub ship: Vec<LogTarget>,
+}
+
+impl LogsConfig {
+    /// The designated VPS that ships where host.toml names none: it may read logs, know which VPSs there are, and write to these
+    /// targets.
+    pub fn shipper(&self) -> Designated {
+        let network = self.ship.iter().map(LogTarget::network);
+        Designated {
+            services: vec!["logs".parse().expect("a service")],
+            grants: vec!["logs,watch,ship : *".parse().expect("a grant")],
+            limits: Limits { memory: Some(64 << 20), ..Limits::default() },
+            network: network
+                .max_by_key(|network| *network == DesignatedNetwork::Host)
+                .unwrap_or(DesignatedNetwork::None),
+            userland: false,
+            programs: Vec::new(),
+        }
+    }
 }
 
 /// What an archive that is sent as an image may hold at most.

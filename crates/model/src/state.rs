@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::VpsName;
+use crate::{TenantName, VpsName};
 
 /// How a VPS's program ended (wait(2)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,6 +124,9 @@ pub struct VpsStatus {
     pub run: u64,
     /// Whether it is a designated VPS.
     pub designated: bool,
+    /// Whose it is.
+    #[serde(default)]
+    pub tenant: Option<TenantName>,
     /// First process, as the host numbers it.
     pub pid: Option<i32>,
     /// Unix time in milliseconds of the last change of phase.

@@ -12,3 +12,4 @@ pub mod process;
 pub mod quota;
 pub mod seccomp;
 pub mod signal;
+pub mod socket;

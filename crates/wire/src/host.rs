@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use model::{
     DirectoryName, ExitStatus, HostConfig, LayerId, ListenAddress, RunSpec, TenantName, VolumeName, VpsName, VpsStatus,
+    host::LogTarget,
     run::{Link, WindowSize},
 };
 use serde::{Deserialize, Serialize};
@@ -186,6 +187,14 @@ method! {
         /// Which.
         name: VpsName,
     } = "io.bailiwick.Host.Logs" -> Empty
+}
+method! {
+    /// What writes to a target of `logs.ship` that is the host's own (descriptor 0): a connected unix socket, a stream's or for
+    /// datagrams, or a file that is open to be added to. Grant: `ship`, on all.
+    OpenTarget {
+        /// Which; host.toml names it.
+        target: LogTarget,
+    } = "io.bailiwick.Host.OpenTarget" -> Empty
 }
 method! {
     /// A listening TCP socket on the host's address (descriptor 0), bound if it is not yet. Grant: `listen`.

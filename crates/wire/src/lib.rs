@@ -10,6 +10,7 @@ pub mod control;
 pub mod gateway;
 pub mod host;
 pub mod keeper;
+pub mod logs;
 pub mod network;
 pub mod secrets;
 pub mod seqpacket;

@@ -113,7 +113,7 @@ impl Host {
         let filter = std::env::var("BAILIWICK_LOG").ok().map(|filter| ("BAILIWICK_LOG".to_owned(), filter));
         let run = RunSpec {
             command,
-            env: filter.into_iter().chain([("BAILIWICK_HOST".to_owned(), crate::layers::host(&self.paths))]).collect(),
+            env: filter.into_iter().chain(self.names()).collect(),
             limits: designated.limits.clone(),
             link: self.link(name, designated)?,
             resolvers: self.config.network.resolvers.clone(),
@@ -126,6 +126,12 @@ impl Host {
         };
         let binds = self.binds(name, designated).map_err(unavailable)?;
         Ok(Launch { run, binds, listeners, secrets: None, network })
+    }
+
+    /// What this host is called: in the layer store that it may share, and by itself.
+    fn names(&self) -> [(String, String); 2] {
+        let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        [("BAILIWICK_HOST".to_owned(), crate::layers::host(&self.paths)), ("BAILIWICK_NODE".to_owned(), node)]
     }
 
     /// The program that a designated VPS is to run, which is noted as its own. One that is gone gives way to the daemon's.
@@ -166,15 +172,16 @@ impl Host {
             bind(self.paths.run.join("designated").join(name.as_str()), "/run/bailiwick", false),
             bind(self.place.data(name, owner)?, "/data", true),
         ];
+        let mut seen = Vec::new();
         if designated.userland {
-            let mut seen = USERLAND.to_vec();
-            if designated.network == DesignatedNetwork::Host {
-                seen.extend(["/etc/resolv.conf", "/etc/hosts"]);
-            }
-            // A link such as /bin becomes what it leads to.
-            let found = seen.into_iter().filter_map(|path| Some((fs::canonicalize(path).ok()?, path)));
-            binds.extend(found.map(|(source, path)| bind(source, path, false)));
+            seen.extend(USERLAND);
         }
+        if designated.network == DesignatedNetwork::Host {
+            seen.extend(["/etc/resolv.conf", "/etc/hosts"]);
+        }
+        // A link such as /bin becomes what it leads to.
+        let found = seen.into_iter().filter_map(|path| Some((fs::canonicalize(path).ok()?, path)));
+        binds.extend(found.map(|(source, path)| bind(source, path, false)));
         for program in &designated.programs {
             let files = programs::files(program)?;
             if files.is_empty() {

@@ -12,8 +12,8 @@ use wire::{
     Connection, Fault, Method, Peer, Replier, Request, host,
     host::{
         Config, Connect, Create, Delete, DeleteVolume, Directories, Discard, Disk, DropSpare, Events, Exec,
-        ExportVolume, Freeze, ImportVolume, List, Listen, Listening, Logs, MakeSpare, Narrow, Prepare, Start, Statuses,
-        Stop, Thaw, Unlisten, Volumes,
+        ExportVolume, Freeze, ImportVolume, List, Listen, Listening, Logs, MakeSpare, Narrow, OpenTarget, Prepare,
+        Start, Statuses, Stop, Thaw, Unlisten, Volumes,
     },
     varlink::{Empty, MAX_REQUEST, Service, serve_connection},
 };
@@ -29,6 +29,7 @@ use crate::{
 mod directories;
 mod inside;
 mod sockets;
+mod targets;
 mod transfers;
 mod volumes;
 
@@ -296,6 +297,7 @@ impl Service for Capability {
             Events::NAME => self.events(request.more, replier).await?,
             Exec::NAME => self.exec(request, replier).await?,
             Logs::NAME => self.logs(request.parse()?, replier).await?,
+            OpenTarget::NAME => self.open_target(&request.parse::<OpenTarget>()?.target, replier).await?,
             Listen::NAME => self.listen(request.parse()?, replier).await?,
             Unlisten::NAME => self.unlisten(request.parse()?, replier).await?,
             Listening::NAME => self.listening(replier).await?,

@@ -117,6 +117,7 @@ impl Vps {
             phase: self.phase(),
             run: self.run,
             designated: self.designated,
+            tenant: self.tenant().cloned(),
             pid: self.up().and_then(|up| up.record.pid),
             since_ms: self.since_ms,
             start_ms: self.start_ms,

@@ -47,6 +47,7 @@ pub fn status(run: u64, phase: Phase) -> VpsStatus {
         phase,
         run,
         designated: false,
+        tenant: None,
         pid: None,
         since_ms: 0,
         start_ms: None,

@@ -42,6 +42,8 @@ pub struct Others {
     pub gateway: Client,
     /// The service that has images.
     pub apps: Client,
+    /// The service that ships logs, where there are targets.
+    pub logs: Client,
 }
 
 /// The service.
@@ -55,6 +57,8 @@ pub struct Control {
     pub gateway: Client,
     /// The service that has images.
     pub apps: Client,
+    /// The service that ships logs, where there are targets.
+    pub logs: Client,
     /// `host.toml`.
     pub config: HostConfig,
     /// Desired state on disk.
@@ -98,6 +102,7 @@ impl Control {
             network: context.client("network"),
             gateway: context.client("gateway"),
             apps: context.client("apps"),
+            logs: context.client("logs"),
         };
         Self::new(others, context.config.clone(), &context.data)
     }
@@ -107,13 +112,14 @@ impl Control {
         let path = data.join("state.redb");
         let (store, stored) = store::good::open(&path).with_context(|| format!("opening {}", path.display()))?;
         let (wakes, inbox) = mpsc::channel(WAKES);
-        let Others { host, network, gateway, apps } = others;
+        let Others { host, network, gateway, apps, logs } = others;
         let machine = Machine::read(&config).context("reading the machine's size")?;
         let control = Arc::new(Self {
             host,
             network,
             gateway,
             apps,
+            logs,
             pool: Pool::new(config.pool.memory),
             machine,
             // What is prepared ahead has a budget of its own.

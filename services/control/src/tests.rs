@@ -142,7 +142,7 @@ async fn house() -> House {
 
 async fn open(data: &Path, socket: &Path) -> Arc<Control> {
     let client = || Client::host(socket);
-    let others = Others { host: client(), network: client(), gateway: client(), apps: client() };
+    let others = Others { host: client(), network: client(), gateway: client(), apps: client(), logs: client() };
     let config: HostConfig = model::host::parse("host.toml", "").unwrap();
     let control = Control::new(others, config, data).unwrap();
     tokio::spawn(events::follow(control.clone()).await);

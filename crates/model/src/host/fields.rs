@@ -1,5 +1,6 @@
 //! The fields of host.toml.
 
+use super::LogTarget;
 use crate::{
     Grant, Selector,
     document::{Field, Fields, Kind, Word, words},
@@ -7,7 +8,9 @@ use crate::{
 };
 
 /// The services there are.
-pub const SERVICES: [&str; 4] = ["apps", "control", "gateway", "network"];
+pub const SERVICES: [&str; 5] = ["apps", "control", "gateway", "logs", "network"];
+/// The one that only runs where logs are shipped.
+pub(super) const SHIPPER: &str = "logs";
 
 fn told<T, E: std::fmt::Display>(result: Result<T, E>) -> Result<(), String> {
     result.map(|_| ()).map_err(|error| error.to_string())
@@ -74,8 +77,8 @@ const GRANT: Word = Word {
     },
 };
 const SERVICE: Word = Word {
-    expected: "a service: apps, control, gateway or network",
-    pattern: Some("^(apps|control|gateway|network)$"),
+    expected: "a service: apps, control, gateway, logs or network",
+    pattern: Some("^(apps|control|gateway|logs|network)$"),
     check: |text| match SERVICES.contains(&text) {
         true => Ok(()),
         false => Err(format!("`{text}` is not a service; there are {}", SERVICES.join(", "))),
@@ -120,6 +123,27 @@ static POOL: Fields = Fields {
         .default("\"0B\"")],
     later: &[],
     otherwise: &[("size", "write: memory = \"32MiB\"")],
+};
+
+const TARGET: Word = Word {
+    expected: "a target such as \"syslog+tcp://HOST:PORT\", \"journald\" or \"json:/PATH\"",
+    pattern: Some("^(journald(:.+)?|(syslog|json)(\\+(tcp|udp|unix))?:.+)$"),
+    check: |text| told(text.parse::<LogTarget>()),
+};
+
+static LOGS: Fields = Fields {
+    fields: &[Field::new(
+        "ship",
+        Kind::List(&Kind::Word(TARGET), 8),
+        "Where all lines are sent: syslog (RFC 5424) over TCP, UDP or a unix socket, journald, or JSON lines.",
+    )
+    .default("[]")],
+    later: &[],
+    otherwise: &[
+        ("syslog", "write: ship = [\"syslog+tcp://HOST:PORT\"]"),
+        ("journald", "write: ship = [\"journald\"]"),
+        ("target", "write: ship = [\"syslog+tcp://HOST:PORT\"]"),
+    ],
 };
 
 static IMAGES: Fields = Fields {
@@ -171,7 +195,7 @@ static IDS: Fields = Fields {
 
 static DESIGNATED: Fields = Fields {
     fields: &[
-        Field::new("services", Kind::List(&Kind::Word(SERVICE), 4), "The services it runs.").required(),
+        Field::new("services", Kind::List(&Kind::Word(SERVICE), 5), "The services it runs.").required(),
         Field::new("grants", Kind::List(&Kind::Word(GRANT), 64), "What it may ask of the host.").default("[]"),
         Field::new("limits", Kind::Table(&LIMITS), "What it may use at most."),
         Field::new("class", Kind::Choice(&["native"]), "How it is isolated.").default("\"native\""),
@@ -235,6 +259,7 @@ pub(super) static FILE: Fields = Fields {
         Field::new("ids", Kind::Table(&IDS), "Ids of VPSs on the host."),
         Field::new("cgroup", Kind::Word(CGROUP), "Name of this host's cgroup.").default("\"bailiwick\""),
         Field::new("layers", Kind::Word(words::PATH), "Where image layers are.").default("`layers` beside the VPSs"),
+        Field::new("logs", Kind::Table(&LOGS), "What becomes of VPSs' logs besides."),
         Field::new("images", Kind::Table(&IMAGES), "What an archive that is sent as an image may hold."),
         Field::new(
             "directory",

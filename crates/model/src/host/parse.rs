@@ -68,7 +68,7 @@ fn services(problems: &mut Problems<'_>, root: &DeTable<'_>) {
             None => drop(owners.insert(service, name)),
         }
     }
-    for service in fields::SERVICES.iter().filter(|service| !owners.contains_key(**service)) {
+    for service in fields::SERVICES.iter().filter(|s| !owners.contains_key(**s) && **s != fields::SHIPPER) {
         let hint = format!("write: [designated.{service}] and services = [\"{service}\"]");
         problems.tell(key.span(), format!("no designated VPS runs `{service}`"), Some(hint));
     }
@@ -149,6 +149,13 @@ fn read(root: &DeTable<'_>) -> HostConfig {
             Some((name.get_ref().parse::<VpsName>().ok()?, read_designated(vps.get_ref().as_table()?)))
         };
         config.designated = designated.iter().filter_map(one).collect();
+    }
+    if let Some(ship) = root.table("logs").and_then(|logs| logs.texts("ship")) {
+        config.logs.ship = ship.iter().filter_map(|target| target.parse().ok()).collect();
+    }
+    if !config.logs.ship.is_empty() && config.vps_of(fields::SHIPPER).is_none() {
+        let name = fields::SHIPPER.parse().expect("a name");
+        config.designated.insert(name, config.logs.shipper());
     }
     config
 }
