@@ -47,7 +47,7 @@ pub fn default_config() -> HostConfig {
             subnet6: "fd80:ba11::/96".parse().expect(word),
             resolvers: Vec::new(),
         },
-        pool: Pool::default(),
+        pool: Pool { memory: 32 << 20 },
         ids: Ids { first: 1_048_576, blocks: 30_000, shims: 600_000 },
         cgroup: None,
         layers: None,

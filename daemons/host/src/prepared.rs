@@ -27,7 +27,7 @@ use wire::{
 };
 
 use crate::{
-    host::Host,
+    host::{Host, lock},
     life::ShimSocket,
     shim::{await_cgroup, receive},
     start::{Built, Launch, Network, Opening, Site},
@@ -121,7 +121,10 @@ impl Host {
             let noted = crate::layers::started(&self.layers, &self.paths, &name, ids);
             noted.map_err(|e| Fault::new(ErrorKind::Failed, format!("vps \"{name}\": {e}")))?;
         }
-        let (prepared, framed) = self.begin_frame(launch, &site, Owner::Vps(name.clone()))?;
+        let link = launch.link().map(str::to_owned);
+        let (prepared, framed) = self
+            .begin_frame(launch, &site, Owner::Vps(name.clone()))
+            .inspect_err(|_| self.unbuild(Owner::Vps(name.clone()), site.label.clone(), link))?;
         self.table().get_mut(&name)?.prepared = Some(prepared);
         match framed.await {
             Ok(Framed::Failed(reason)) => Err(Fault::new(ErrorKind::Failed, format!("vps \"{name}\": {reason}"))),
@@ -185,6 +188,32 @@ impl Host {
         }
     }
 
+    /// Takes away what a build that failed has made: killed processes take a moment to be gone, and until then nothing else is
+    /// built there.
+    pub(crate) fn unbuild(self: &Arc<Self>, owner: Owner, label: String, link: Option<String>) {
+        if let Owner::Vps(name) = &owner
+            && let Ok(vps) = self.table().get_mut(name)
+        {
+            vps.going = true;
+        }
+        let host = self.clone();
+        tokio::spawn(async move {
+            remove_killed(&host.cgroups.of(&label)).await;
+            if let (Some(link), Some(pinned)) = (link, lock(&host.pinned).as_mut()) {
+                let _ = pinned.linker.delete(&link);
+            }
+            match &owner {
+                Owner::Vps(name) => {
+                    if let Ok(vps) = host.table().get_mut(name) {
+                        vps.going = false;
+                    }
+                }
+                Owner::Spare(number) => host.forget_spare(*number),
+            }
+            host.taken_down.notify_waiters();
+        });
+    }
+
     /// A frame is there.
     fn mark_framed(&self, owner: &Owner) {
         let mut table = self.table();
@@ -244,11 +273,9 @@ impl Host {
         owner: Owner,
     ) -> Result<(Prepared, oneshot::Receiver<Framed>), Fault> {
         let (frame, limits) = (Frame::of(&launch, &self.layers), launch.run.limits.clone());
-        let link = launch.run.link.as_ref().map(|link| link.name.clone());
-        let built = self.build(launch, site, Opening::Prepare).map_err(|error| {
-            self.unbuild(&site.label, link.as_deref());
-            Fault::new(ErrorKind::Failed, format!("preparing {}: {}", site.label, error.0))
-        })?;
+        let built = self
+            .build(launch, site, Opening::Prepare)
+            .map_err(|error| Fault::new(ErrorKind::Failed, format!("preparing {}: {}", site.label, error.0)))?;
         let (said, framed) = oneshot::channel();
         let watcher = tokio::spawn(watch(self.clone(), owner, built.socket.clone(), said)).abort_handle();
         Ok((Prepared { frame, limits, built, watcher, framed: false }, framed))
@@ -317,16 +344,23 @@ async fn watch(host: Arc<Host>, owner: Owner, socket: ShimSocket, said: oneshot:
 pub(crate) async fn take_down(prepared: Prepared) {
     let Prepared { built, watcher, .. } = prepared;
     watcher.abort();
-    let cgroup = built.cgroup;
-    if let Err(error) = cgroup.kill() {
+    if let Err(error) = built.cgroup.kill() {
         warn!(error = error.explain(), "a prepared VPS can't be killed");
     }
     drop(built.socket);
     let _ = tokio::time::timeout(GONE, built.shim.readable()).await;
-    if !await_cgroup(&cgroup, cgroup.ends(), Cgroup::is_empty, GONE).await {
-        warn!("processes of a prepared VPS are left after SIGKILL");
+    remove_killed(&built.cgroup).await;
+}
+
+/// Kills what is left in a group, and removes it.
+async fn remove_killed(cgroup: &Cgroup) {
+    if !cgroup.is_empty() {
+        let _ = cgroup.kill();
+    }
+    if !await_cgroup(cgroup, cgroup.ends(), Cgroup::is_empty, GONE).await {
+        warn!("processes are left after SIGKILL");
     }
     if let Err(error) = cgroup.remove() {
-        warn!(error = error.explain(), "the cgroup of a prepared VPS can't be removed");
+        warn!(error = error.explain(), "a cgroup stays");
     }
 }

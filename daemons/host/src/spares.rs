@@ -48,10 +48,16 @@ impl Host {
             let range = allocation.range(&self.config.ids);
             let site = Site { label, directory, range, shim: allocation.shim(&self.config.ids) };
             let launch = Launch { run, binds: Vec::new(), listeners: Vec::new(), secrets: None, network: Network::Own };
-            let (prepared, framed) = self.begin_frame(launch, &site, Owner::Spare(number)).inspect_err(|_| {
-                self.place.forget_new(&site.label);
-            })?;
-            table.spares.insert(number, Spare { allocation, prepared: Some(prepared) });
+            let link = launch.link().map(str::to_owned);
+            let begun = self.begin_frame(launch, &site, Owner::Spare(number));
+            let (prepared, framed) =
+                begun.map(|(prepared, framed)| (Some(prepared), Ok(framed))).unwrap_or_else(|fault| {
+                    self.unbuild(Owner::Spare(number), site.label.clone(), link);
+                    (None, Err(fault))
+                });
+            // Its ids stay taken until all of it is gone.
+            table.spares.insert(number, Spare { allocation, prepared });
+            let framed = framed?;
             (number, framed)
         };
         match framed.await {
@@ -65,10 +71,15 @@ impl Host {
         let prepared = self.table().spares.get_mut(&number).and_then(|spare| spare.prepared.take());
         let Some(prepared) = prepared else { return false };
         take_down(prepared).await;
+        self.forget_spare(number);
+        true
+    }
+
+    /// Removes the files of a spare that has no process any more, and frees its ids.
+    pub(crate) fn forget_spare(&self, number: u64) {
         self.place.forget_new(&spare_label(number));
         // Last, since its ids are free from here on.
         self.table().spares.remove(&number);
-        true
     }
 
     /// Takes all spares down.

@@ -27,6 +27,7 @@ use wire::{
 use crate::{
     host::{Host, Pinned, lock},
     life::{Life, ShimSocket, Step, Up},
+    prepared::Owner,
     record::UpRecord,
     shim::attend,
     table::now_us,
@@ -147,7 +148,7 @@ impl Host {
             None => self.build(launch, &site, Opening::Start),
         };
         let Built { socket, shim, cgroup } = built.map_err(|error| {
-            self.unbuild(&site.label, link.as_deref());
+            self.unbuild(Owner::Vps(name.clone()), site.label.clone(), link.clone());
             failed(error)
         })?;
         steps.made_us = Some(now_us());
@@ -344,15 +345,6 @@ impl Host {
             self.keeper.keep(&format!("netns/{name}"), network)?;
         }
         Ok(Pinned { namespaces, linker })
-    }
-
-    /// Takes away what a failed start has made.
-    pub(crate) fn unbuild(&self, label: &str, link: Option<&str>) {
-        let cgroup = self.cgroups.of(label);
-        let _ = cgroup.kill().and_then(|()| cgroup.remove());
-        if let (Some(link), Some(pinned)) = (link, lock(&self.pinned).as_mut()) {
-            let _ = pinned.linker.delete(link);
-        }
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 
 use crate::{
     netlink::{self, NetlinkError},
-    policy::{self, Layout},
+    policy::{self, Layout, Rules},
     sysctl,
 };
 
@@ -56,6 +56,7 @@ pub struct Links {
 #[derive(Debug)]
 struct Inner {
     handle: Handle,
+    rules: Rules,
     layout: Layout,
     ipv6: bool,
     /// Those that are configured: index and name. Held while one is being configured.
@@ -85,9 +86,10 @@ impl Links {
             }
         }
         sysctl::namespace(ipv6)?;
-        policy::install(&handle, &layout, ipv6).await?;
+        let rules = policy::install(&handle, &layout, ipv6).await?;
         let inner = Inner {
             handle,
+            rules,
             layout,
             ipv6,
             configured: Mutex::default(),
@@ -125,9 +127,9 @@ impl Links {
             if let Some(index) = netlink::index_of(&self.inner.handle, name).await?
                 && self.ensure(index, name).await?
             {
-                let Inner { handle, layout, ipv6, .. } = &*self.inner;
+                let Inner { rules, layout, ipv6, .. } = &*self.inner;
                 if let Some(address) = Link::address_of(name) {
-                    policy::show_clients(handle, layout, &layout.link(address), transparent, *ipv6).await?;
+                    policy::show_clients(rules, layout, &layout.link(address), transparent, *ipv6).await?;
                 }
                 return Ok(());
             }
@@ -137,8 +139,8 @@ impl Links {
 
     /// Makes the pairs of VPSs that may reach each other those of `pairs`.
     pub async fn allow(&self, pairs: &[(Link, Link)]) -> Result<(), LinkError> {
-        let Inner { handle, layout, ipv6, .. } = &*self.inner;
-        Ok(policy::allow(handle, layout, *ipv6, pairs).await?)
+        let Inner { rules, layout, ipv6, .. } = &*self.inner;
+        Ok(policy::allow(rules, layout, *ipv6, pairs).await?)
     }
 
     /// Configures all links that are there, and forgets those that are not.
@@ -146,7 +148,7 @@ impl Links {
         let there = netlink::all_links(&self.inner.handle).await?;
         self.inner.configured.lock().await.retain(|index, _| there.iter().any(|link| link.header.index == *index));
         let keep = |name: &str| there.iter().any(|link| netlink::name_of(link) == Some(name));
-        policy::sweep(&self.inner.handle, &self.inner.layout, keep, self.inner.ipv6).await?;
+        policy::sweep(&self.inner.rules, &self.inner.layout, keep).await?;
         for link in &there {
             self.appeared(link).await?;
         }
@@ -166,7 +168,7 @@ impl Links {
         let Some(name) = configured.remove(&link.header.index) else { return Ok(()) };
         // its successor may be there already
         if !configured.values().any(|other| *other == name) {
-            policy::sweep(&self.inner.handle, &self.inner.layout, |other| *other != *name, self.inner.ipv6).await?;
+            policy::sweep(&self.inner.rules, &self.inner.layout, |other| *other != *name).await?;
         }
         Ok(())
     }
@@ -231,7 +233,9 @@ impl Links {
             }
         }
         match end {
-            End::Vps(link) if *ipv6 && layout.gateway != Some(link.address) => Ok(policy::admit6(handle, link).await?),
+            End::Vps(link) if *ipv6 && layout.gateway != Some(link.address) => {
+                Ok(policy::admit6(&self.inner.rules, link).await?)
+            }
             _ => Ok(()),
         }
     }

@@ -284,20 +284,12 @@ pub async fn rules(handle: &Handle, ipv6: bool) -> Result<Vec<RuleMessage>, Netl
     rules.map_err(|source| NetlinkError { doing: "listing routing rules".to_owned(), source })
 }
 
-/// Deletes a rule as it was listed.
-pub async fn delete_rule(handle: &Handle, rule: RuleMessage) -> Result<(), NetlinkError> {
-    done(handle.rule().del(rule).execute().await, &[ENOENT, EAFNOSUPPORT], || "deleting a routing rule".to_owned())
+/// Deletes a rule.
+pub async fn delete_rule(handle: &Handle, rule: &Rule) -> Result<(), NetlinkError> {
+    delete_listed(handle, rule.message()).await
 }
 
-/// A rule's place, and the link it is about.
-pub fn rule_key(rule: &RuleMessage) -> (u32, Option<&str>) {
-    let mut key = (0, None);
-    for attribute in &rule.attributes {
-        match attribute {
-            RuleAttribute::Priority(priority) => key.0 = *priority,
-            RuleAttribute::Iifname(name) => key.1 = Some(name.as_str()),
-            _ => {}
-        }
-    }
-    key
+/// Deletes a rule as it was listed.
+pub async fn delete_listed(handle: &Handle, rule: RuleMessage) -> Result<(), NetlinkError> {
+    done(handle.rule().del(rule).execute().await, &[ENOENT, EAFNOSUPPORT], || "deleting a routing rule".to_owned())
 }

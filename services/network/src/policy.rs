@@ -23,6 +23,7 @@
 //! looks the way back up with the ports swapped.
 
 mod clients;
+mod rules;
 
 use std::{
     collections::BTreeSet,
@@ -36,6 +37,7 @@ use rtnetlink::Handle;
 use crate::netlink::{self, Dead, End, NetlinkError, Rule, Transport};
 
 pub use clients::show_clients;
+pub use rules::Rules;
 
 /// The kernel's table of its own addresses.
 const LOCAL: u32 = 255;
@@ -87,9 +89,15 @@ impl Layout {
     }
 }
 
-/// Makes the rules that do not depend on which links are there.
-pub async fn install(handle: &Handle, layout: &Layout, ipv6: bool) -> Result<(), NetlinkError> {
-    for ipv6 in [false, true].into_iter().filter(|v6| ipv6 || !v6) {
+/// Whether IPv6, for each family that there is.
+fn families(ipv6: bool) -> impl Iterator<Item = bool> {
+    [false, true].into_iter().filter(move |v6| ipv6 || !v6)
+}
+
+/// Makes the rules that do not depend on which links are there; all that there are then.
+pub async fn install(handle: &Handle, layout: &Layout, ipv6: bool) -> Result<Rules, NetlinkError> {
+    let rules = Rules::list(handle.clone(), ipv6).await?;
+    for ipv6 in families(ipv6) {
         close_tenants(handle, layout, ipv6).await?;
         let subnet = if ipv6 { IpNet::from(layout.subnet6) } else { layout.subnet.into() };
         // An address that no VPS has is not the outside's: the host would send it back, again and again.
@@ -104,8 +112,8 @@ pub async fn install(handle: &Handle, layout: &Layout, ipv6: bool) -> Result<(),
             table,
             ..Rule::default()
         };
-        netlink::add_rule(handle, &rule(OWN, Some("lo"), Some(LOCAL))).await?;
-        netlink::add_rule(handle, &rule(OWN_MAIN, Some("lo"), Some(MAIN))).await?;
+        rules.add(rule(OWN, Some("lo"), Some(LOCAL))).await?;
+        rules.add(rule(OWN_MAIN, Some("lo"), Some(MAIN))).await?;
         for transport in [Transport::Tcp, Transport::Udp] {
             let names = |input, destination: IpAddr, end| Rule {
                 destination: Some(destination),
@@ -113,34 +121,34 @@ pub async fn install(handle: &Handle, layout: &Layout, ipv6: bool) -> Result<(),
                 ..rule(NAMES, input, Some(LOCAL))
             };
             if !ipv6 {
-                netlink::add_rule(handle, &names(None, Link::GATEWAY.into(), End::Destination)).await?;
+                rules.add(names(None, Link::GATEWAY.into(), End::Destination)).await?;
             }
             if layout.resolves {
                 let (v4, v6) = layout.translated;
                 let own = if ipv6 { IpAddr::from(v6) } else { v4.into() };
-                netlink::add_rule(handle, &names(Some(Link::UPLINK), own, End::Source)).await?;
+                rules.add(names(Some(Link::UPLINK), own, End::Source)).await?;
             }
         }
         if let Some(gateway) = layout.gateway.map(|address| layout.link(address)) {
             let source = ipv6.then_some(gateway.address6.into());
-            netlink::add_rule(handle, &Rule { source, ..rule(GATEWAY, Some(&gateway.name), Some(MAIN)) }).await?;
+            rules.add(Rule { source, ..rule(GATEWAY, Some(&gateway.name), Some(MAIN)) }).await?;
         }
         if layout.uplink {
-            netlink::add_rule(handle, &rule(GATEWAY, Some(Link::UPLINK), Some(MAIN))).await?;
+            rules.add(rule(GATEWAY, Some(Link::UPLINK), Some(MAIN))).await?;
         }
         if !ipv6 {
-            netlink::add_rule(handle, &rule(LINK, None, Some(TENANTS))).await?;
+            rules.add(rule(LINK, None, Some(TENANTS))).await?;
         }
-        netlink::add_rule(handle, &rule(REST, None, None)).await?;
+        rules.add(rule(REST, None, None)).await?;
         // the kernel's own rules (local for everyone, main, default) go last, when ours are in force
-        for old in netlink::rules(handle, ipv6).await? {
-            let (priority, input) = netlink::rule_key(&old);
-            if input.is_none() && matches!(priority, 0 | 32766 | 32767) {
-                netlink::delete_rule(handle, old).await?;
+        for listed in netlink::rules(handle, ipv6).await? {
+            let old = Rule::read(&listed);
+            if old.input.is_none() && matches!(old.priority, 0 | 32766 | 32767) {
+                netlink::delete_listed(handle, listed).await?;
             }
         }
     }
-    Ok(())
+    Ok(rules)
 }
 
 /// Refuses, in the tenants' table, what the uplink's default route must not lead to: other VPSs (the host would send the
@@ -161,7 +169,7 @@ async fn close_tenants(handle: &Handle, layout: &Layout, ipv6: bool) -> Result<(
 }
 
 /// Lets a tenant's link use IPv6, from its own address only.
-pub async fn admit6(handle: &Handle, link: &Link) -> Result<(), NetlinkError> {
+pub async fn admit6(rules: &Rules, link: &Link) -> Result<(), NetlinkError> {
     let rule = Rule {
         ipv6: true,
         priority: LINK,
@@ -170,7 +178,7 @@ pub async fn admit6(handle: &Handle, link: &Link) -> Result<(), NetlinkError> {
         table: Some(TENANTS),
         ..Rule::default()
     };
-    netlink::add_rule(handle, &rule).await
+    rules.add(rule).await
 }
 
 /// The rules of a pair: the first may connect to the second.
@@ -187,50 +195,21 @@ fn pair(from: &Link, to: &Link, gateway: &Link, ipv6: bool) -> Vec<Rule> {
 }
 
 /// Makes the pairs that may reach each other those of `pairs`; the others' first.
-pub async fn allow(handle: &Handle, layout: &Layout, ipv6: bool, pairs: &[(Link, Link)]) -> Result<(), NetlinkError> {
+pub async fn allow(rules: &Rules, layout: &Layout, ipv6: bool, pairs: &[(Link, Link)]) -> Result<(), NetlinkError> {
     let Some(gateway) = layout.gateway.map(|address| layout.link(address)) else { return Ok(()) };
-    for ipv6 in [false, true].into_iter().filter(|v6| ipv6 || !v6) {
-        let wanted: BTreeSet<_> = pairs.iter().flat_map(|(from, to)| pair(from, to, &gateway, ipv6)).collect();
-        let mut there = BTreeSet::new();
-        for message in netlink::rules(handle, ipv6).await? {
-            let rule = Rule::read(&message);
-            if rule.priority != PAIR {
-                continue;
-            }
-            if wanted.contains(&rule) {
-                there.insert(rule);
-            } else {
-                netlink::delete_rule(handle, message).await?;
-            }
-        }
-        for rule in wanted.difference(&there) {
-            netlink::add_rule(handle, rule).await?;
-        }
-    }
-    Ok(())
+    let of_pair =
+        |(from, to): &(Link, Link)| families(ipv6).flat_map(|ipv6| pair(from, to, &gateway, ipv6)).collect::<Vec<_>>();
+    rules.set(|rule| rule.priority == PAIR, &pairs.iter().flat_map(of_pair).collect()).await
 }
 
 /// Removes the rules of links that `keep` does not name.
-pub async fn sweep(
-    handle: &Handle,
-    layout: &Layout,
-    keep: impl Fn(&str) -> bool,
-    ipv6: bool,
-) -> Result<(), NetlinkError> {
-    for ipv6 in [false, true].into_iter().filter(|v6| ipv6 || !v6) {
-        for message in netlink::rules(handle, ipv6).await? {
-            let rule = Rule::read(&message);
-            let link = match (rule.priority, rule.destination) {
-                (LINK | ANSWER, _) => rule.input,
-                (CLIENTS, Some(IpAddr::V6(address))) => Some(layout.link(low(address)).name),
-                _ => None,
-            };
-            if link.is_some_and(|name| !keep(&name)) {
-                netlink::delete_rule(handle, message).await?;
-            }
-        }
-    }
-    Ok(())
+pub async fn sweep(rules: &Rules, layout: &Layout, keep: impl Fn(&str) -> bool) -> Result<(), NetlinkError> {
+    let gone = |rule: &Rule| match (rule.priority, &rule.input, rule.destination) {
+        (LINK | ANSWER, Some(name), _) => !keep(name),
+        (CLIENTS, _, Some(IpAddr::V6(address))) => !keep(&layout.link(low(address)).name),
+        _ => false,
+    };
+    rules.set(gone, &BTreeSet::new()).await
 }
 
 /// The IPv4 address in a VPS's IPv6 address.

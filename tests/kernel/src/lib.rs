@@ -108,6 +108,8 @@ impl Builder {
 
         let hierarchies = Hierarchies::find(&format!("bailiwick-kernel-{n}")).expect("cgroups");
         hierarchies.prepare().expect("a cgroup");
+        // An earlier start may have left a group in which all were killed; who is born into that is killed too.
+        hierarchies.create("blog", &self.run.limits, user).and_then(|left| left.kill()).expect("a cgroup");
         let cgroup = hierarchies.create("blog", &self.run.limits, user).expect("a cgroup");
         let namespaces = make_namespaces(user, ids, self.network).expect("namespaces");
         if let (Some(outer), Some(link), Some(inner)) = (&self.outer, &self.run.link, &namespaces.network) {

@@ -53,8 +53,17 @@ fn processes(root: &str) -> BTreeSet<String> {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
         if line.contains("bailiwickd") && line.contains(root) {
-            found.insert(format!("{pid} {line}"));
+            found.insert(format!("{pid} {line}{}", state(&pid)));
         }
     }
     found
+}
+
+/// Where a process stands, for whoever asks why it is still there.
+fn state(pid: &str) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let told = |line: &&str| ["State:", "PPid:", "Threads:"].iter().any(|key| line.starts_with(key));
+    let status = status.lines().filter(told).collect::<Vec<_>>().join(", ").replace('\t', " ");
+    let stack = fs::read_to_string(format!("/proc/{pid}/stack")).unwrap_or_default();
+    format!("({status}) {stack}")
 }

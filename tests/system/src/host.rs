@@ -257,14 +257,18 @@ impl Host {
         kill_process(Pid::from_raw(self.keeper()).context("a pid")?, Signal::TERM)?;
         let deadline = Instant::now() + Duration::from_secs(60);
         // A child's end is a SIGCHLD, which a library must not catch: look at a short interval.
-        while self.keeper.try_wait()?.is_none() {
+        let status = loop {
+            if let Some(status) = self.keeper.try_wait()? {
+                break status;
+            }
             if Instant::now() > deadline {
                 let log = self.daemon_log();
                 self.crash()?;
                 bail!("bailiwickd did not stop within 60 s:\n{log}");
             }
             std::thread::sleep(Duration::from_millis(10));
-        }
+        };
+        ensure!(status.success(), "bailiwickd stopped with {status}:\n{}", self.daemon_log());
         Ok(())
     }
 }

@@ -6,7 +6,10 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use bailiwick_system_tests::{Host, HostOptions};
+use bailiwick_system_tests::{
+    Host, HostOptions,
+    load::{Ended, http},
+};
 
 const SPEC: &str = r#"tenant = "acme"
 [vps.NAME]
@@ -175,5 +178,46 @@ fn without_memory_for_it_nothing_is_prepared() -> Result<()> {
     host.run(&["stop", "one"])?;
     ensure!(host.row("one")?["prepared"] == false);
     ensure!(shim_of(&host, "one").is_err(), "a process of a VPS that sleeps");
+    host.stop()
+}
+
+/// How many VPSs are woken at once, and how often.
+const CROWD: usize = 60;
+const ROUNDS: usize = 3;
+
+/// Some of them start from what is prepared, some while it is being prepared or taken down for others.
+#[test]
+fn a_crowd_that_is_woken_again_and_again_is_answered_every_time() -> Result<()> {
+    let mut host =
+        Host::start(HostOptions { config: "pool = { memory = \"32MiB\" }".to_owned(), ..HostOptions::default() })?;
+    let one = |n: usize| {
+        format!(
+            "[vps.n{n}]\nimage = \"debian:nginx-light\"\ncommand = [\"nginx\", \"-g\", \"daemon off;\"]\n\
+             routes = {{ \"http://n{n}.test:20900\" = 80 }}\nfiles = {{ \"/var/www/html/index.html\" = \"from {n}.\" }}\n"
+        )
+    };
+    let specs: String = (0..CROWD).map(one).collect();
+    host.apply("crowd.toml", &format!("tenant = \"acme\"\n{specs}"))?;
+    let names: Vec<_> = (0..CROWD).map(|n| format!("n{n}")).collect();
+    let stop: Vec<_> = std::iter::once("stop").chain(names.iter().map(String::as_str)).collect();
+    for round in 0..ROUNDS {
+        let ask = |n: usize| {
+            let patience = Duration::from_secs(60);
+            std::thread::spawn(move || http(([127, 0, 0, 1], 20900).into(), &format!("n{n}.test"), "/", patience))
+        };
+        let asked: Vec<_> = (0..CROWD).map(ask).collect();
+        for (n, client) in asked.into_iter().enumerate() {
+            let end = client.join().map_err(|_| anyhow::anyhow!("a client panicked"))?;
+            let answered =
+                matches!(&end, Ended::Answer(text) if String::from_utf8_lossy(text).contains(&format!("from {n}.")));
+            ensure!(
+                answered,
+                "round {round}, n{n}: {end:?}\n{}\n{}",
+                host.run(&["why", &format!("n{n}")])?,
+                host.daemon_log()
+            );
+        }
+        host.run(&stop)?;
+    }
     host.stop()
 }

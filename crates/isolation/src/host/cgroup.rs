@@ -212,6 +212,10 @@ impl Hierarchies {
     /// Makes the group of a VPS, with its limits. `shim` may have its children born in it.
     pub fn create(&self, name: &str, limits: &Limits, shim: u32) -> Result<Cgroup, HostError> {
         let cgroup = self.of(name);
+        if cgroup.outer.exists() {
+            // Whoever is born into a group that was killed is killed as well, since Linux 6.14.
+            cgroup.remove()?;
+        }
         make(&cgroup.outer)?;
         make(&cgroup.outer.join(SHIM_LEAF))?;
         if self.v1.is_none() {

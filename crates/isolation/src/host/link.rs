@@ -82,6 +82,14 @@ impl Linker {
 
     /// Renames a link. To remove it would take the kernel tens of milliseconds, in which this thread serves nobody.
     fn set_aside(&mut self, name: &str) -> io::Result<()> {
+        match self.rename(name) {
+            // The kernel was faster.
+            Err(error) if no_device(&error) => Ok(()),
+            done => done,
+        }
+    }
+
+    fn rename(&mut self, name: &str) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
         for answer in self.netlink.request(RouteNetlinkMessage::GetLink(message), 0)? {
@@ -99,10 +107,12 @@ impl Linker {
         let mut message = LinkMessage::default();
         message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
         match self.netlink.request(RouteNetlinkMessage::DelLink(message), 0) {
-            Err(error) if error.raw_os_error() != Some(rustix::io::Errno::NODEV.raw_os_error()) => {
-                Err(HostError::Link { name: name.to_owned(), source: error })
-            }
+            Err(error) if !no_device(&error) => Err(HostError::Link { name: name.to_owned(), source: error }),
             _ => Ok(()),
         }
     }
+}
+
+fn no_device(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error())
 }

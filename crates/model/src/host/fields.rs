@@ -120,7 +120,7 @@ static RESERVE: Fields = Fields {
 
 static POOL: Fields = Fields {
     fields: &[Field::new("memory", Kind::Word(words::BYTES), "Memory they may take together; \"0B\" for none.")
-        .default("\"0B\"")],
+        .default("\"32MiB\"")],
     later: &[],
     otherwise: &[("size", "write: memory = \"32MiB\"")],
 };

@@ -1,15 +1,12 @@
 //! Ports that the gateway may show its clients' own addresses to.
 
-use std::collections::BTreeSet;
-
 use model::run::Link;
-use rtnetlink::Handle;
 
-use super::{ANSWER, ANSWERS, CLIENTS, Layout, MAIN};
-use crate::netlink::{self, End, NetlinkError, Rule, Transport};
+use super::{ANSWER, ANSWERS, CLIENTS, Layout, MAIN, Rules, families};
+use crate::netlink::{End, NetlinkError, Rule, Transport};
 
 /// The rules for one port of the VPS at the end of a link.
-fn rules(link: &Link, gateway: &Link, port: u16, ipv6: bool) -> Vec<Rule> {
+fn of_port(link: &Link, gateway: &Link, port: u16, ipv6: bool) -> Vec<Rule> {
     let answers = Rule {
         ipv6,
         priority: ANSWER,
@@ -36,32 +33,19 @@ fn rules(link: &Link, gateway: &Link, port: u16, ipv6: bool) -> Vec<Rule> {
 
 /// Lets the gateway show clients' addresses to these ports of a VPS, and to no others any more.
 pub async fn show_clients(
-    handle: &Handle,
+    rules: &Rules,
     layout: &Layout,
     link: &Link,
     ports: &[u16],
     ipv6: bool,
 ) -> Result<(), NetlinkError> {
     let Some(gateway) = layout.gateway.map(|address| layout.link(address)) else { return Ok(()) };
-    for ipv6 in [false, true].into_iter().filter(|v6| ipv6 || !v6) {
-        let wanted: BTreeSet<_> = ports.iter().flat_map(|port| rules(link, &gateway, *port, ipv6)).collect();
-        let mut there = BTreeSet::new();
-        for message in netlink::rules(handle, ipv6).await? {
-            let rule = Rule::read(&message);
-            let of_link = match rule.priority {
-                ANSWER => rule.input.as_ref() == Some(&link.name),
-                CLIENTS => rule.destination == Some(link.address6.into()),
-                _ => false,
-            };
-            if wanted.contains(&rule) {
-                there.insert(rule);
-            } else if of_link {
-                netlink::delete_rule(handle, message).await?;
-            }
-        }
-        for rule in wanted.difference(&there) {
-            netlink::add_rule(handle, rule).await?;
-        }
-    }
-    Ok(())
+    let of_port = |port: &u16| families(ipv6).flat_map(|ipv6| of_port(link, &gateway, *port, ipv6)).collect::<Vec<_>>();
+    let wanted = ports.iter().flat_map(of_port).collect();
+    let of_link = |rule: &Rule| match rule.priority {
+        ANSWER => rule.input.as_ref() == Some(&link.name),
+        CLIENTS => rule.destination == Some(link.address6.into()),
+        _ => false,
+    };
+    rules.set(of_link, &wanted).await
 }
