@@ -60,6 +60,7 @@ pub fn run(paths: &Paths, host_toml: Option<&Path>, json: bool) -> Result<ExitCo
         kernel::version(),
         kernel::namespaces(),
         kernel::overlay(),
+        kernel::links(),
         kernel::idmapped(&paths.state),
     ];
     findings.push(kernel::seccomp());

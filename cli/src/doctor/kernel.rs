@@ -7,6 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage},
+};
 use rustix::{
     fs::CWD,
     mount::{MountFlags, MountPropagationFlags, OpenTreeFlags, mount, mount_change, open_tree},
@@ -15,6 +20,7 @@ use rustix::{
 use sys::{
     mount::{Attributes, set_attributes},
     namespace::{IdMap, create_user, unshare},
+    netlink::Netlink,
     process::spawn_child,
     quota::Counting,
     seccomp::{Action, Filter},
@@ -124,6 +130,31 @@ fn mount_overlay() -> io::Result<()> {
     }
     let options = CString::new("userxattr,lowerdir=/tmp/lower,upperdir=/tmp/upper,workdir=/tmp/work")?;
     Ok(mount("overlay", "/tmp/merged", "overlay", MountFlags::empty(), Some(options.as_c_str()))?)
+}
+
+pub fn links() -> Finding {
+    const WHAT: &str = "links";
+    if !is_root() {
+        return not_tried(WHAT);
+    }
+    match in_child(make_link) {
+        Ok(()) => Finding::ok(WHAT, "a veth pair in a network namespace"),
+        Err(error) => Finding::missing(
+            WHAT,
+            format!("no veth pair: {error}"),
+            "each VPS is reached through one",
+            "load the kernel module: modprobe veth",
+        ),
+    }
+}
+
+/// A veth pair; it ends with its network namespace.
+fn make_link() -> io::Result<()> {
+    unshare(UnshareFlags::NEWNET)?;
+    let mut message = LinkMessage::default();
+    message.attributes =
+        vec![LinkAttribute::IfName("probe".to_owned()), LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)])];
+    Netlink::open()?.request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL).map(drop)
 }
 
 /// Tried on the filesystem that VPSs would be on; the mount is attached nowhere and ends with its descriptor.
