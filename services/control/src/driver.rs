@@ -37,6 +37,8 @@ const QUEUE: usize = 256;
 const STEP_LIMIT: Duration = Duration::from_secs(10);
 /// How long a stop waits for the gateway to have been told.
 const FLUSH_LIMIT: Duration = Duration::from_millis(200);
+/// How long one that comes back after a boot may keep others from that.
+const BACK_LIMIT: Duration = Duration::from_secs(30);
 /// How long a `busy` command may take.
 const BUSY_LIMIT: Duration = Duration::from_secs(10);
 /// Who has been frozen for a shorter time keeps its memory, whoever waits.
@@ -181,6 +183,16 @@ impl Vps {
     }
 }
 
+/// Starts again what was up when the host ended, a few at once: at a boot the machine has much else to do. Who is asked for
+/// meanwhile does not wait for the others.
+async fn come_back(control: Arc<Control>, vps: Arc<Vps>) {
+    let Ok(_place) = control.coming_back.acquire().await else { return };
+    if vps.wakes().up && !vps.is_up() {
+        vps.ask(Input::Wake("it was up when the host ended".to_owned())).await;
+        vps.settled(BACK_LIMIT).await;
+    }
+}
+
 struct Driver {
     control: Arc<Control>,
     vps: Arc<Vps>,
@@ -221,7 +233,7 @@ impl Driver {
         let (stopped, found) = (matches!(input, Input::Stop(_)), matches!(input, Input::Snapshot(_)));
         let was_up = lock(&self.vps.wakes).up;
         let down = self.listen(&input);
-        let (mut actions, asleep, ended) = {
+        let (actions, asleep, ended) = {
             let led_to = self.control.routes.is_led_to(&self.vps.name);
             let mut life = self.vps.life();
             life.set_led_to(led_to);
@@ -232,8 +244,7 @@ impl Driver {
         if was_up && (stopped || ended) {
             self.keep_wakes(|wakes| wakes.up = false);
         } else if was_up && found && asleep && self.vps.spec().idle == Idle::Never {
-            let by = "it was up when the host ended".to_owned();
-            actions.extend(self.vps.life().step(now_ms(), Input::Wake(by)));
+            tokio::spawn(come_back(self.control.clone(), self.vps.clone()));
         }
         if let Some(status) = down.filter(|_| asleep) {
             tokio::spawn(story::found_down(self.control.clone(), self.vps.clone(), status));

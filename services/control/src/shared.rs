@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    num::NonZero,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -9,7 +10,7 @@ use std::{
 
 use anyhow::Context as _;
 use model::{HostConfig, VpsName, VpsSpec, VpsStatus};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use wire::Client;
 
 use crate::{
@@ -83,6 +84,8 @@ pub struct Control {
     pub memory: Memory,
     /// What is run at certain times.
     pub jobs: Jobs,
+    /// Places of those that start again after a boot.
+    pub coming_back: Semaphore,
     /// Held by who changes desired state: one at a time.
     pub changing: tokio::sync::Mutex<()>,
     vps: Mutex<BTreeMap<VpsName, Arc<Vps>>>,
@@ -131,6 +134,7 @@ impl Control {
             routes: Routes::default(),
             images: Images::new(stored.images.clone()),
             secrets: Secrets::new(stored.secrets.clone(), data),
+            coming_back: Semaphore::new(2 * std::thread::available_parallelism().map_or(1, NonZero::get)),
             changing: tokio::sync::Mutex::new(()),
             vps: Mutex::default(),
             deleting: Mutex::default(),
