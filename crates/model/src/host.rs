@@ -364,6 +364,7 @@ mod tests {
         );
         assert!(told.contains("host.toml:3:11  grant verb `fly` is not known"), "{told}");
         assert!(told.contains("host.toml:3:22  `mail` is not a service"), "{told}");
+        assert!(told.contains("host.toml:2:24  `gateway` can't run in the VPS of `network`"), "{told}");
     }
 
     #[test]

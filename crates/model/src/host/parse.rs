@@ -34,7 +34,7 @@ pub fn parse(file: &str, text: &str) -> Result<HostConfig, Vec<Problem>> {
     problems.or(|| Some(config))
 }
 
-/// Each service must be run once, and the one that makes the network has no link to it.
+/// Each service must be run once; the VPS whose service makes the network has no link to it, and so can't have the gateway.
 fn services(problems: &mut Problems<'_>, root: &DeTable<'_>) {
     let Some((key, designated)) = root.get_key_value("designated") else { return };
     let mut runs = Vec::<(usize, Range<usize>, &str, &str)>::new();
@@ -58,6 +58,14 @@ fn services(problems: &mut Problems<'_>, root: &DeTable<'_>) {
         }
     }
     runs.sort_by_key(|(at, ..)| *at);
+    let of = |service: &str| runs.iter().find(|(_, _, found, _)| *found == service);
+    if let (Some((.., network)), Some((_, span, _, gateway))) = (of("network"), of("gateway"))
+        && network == gateway
+    {
+        let message =
+            "`gateway` can't run in the VPS of `network`: that one has no link, by which VPSs would reach the gateway";
+        problems.tell(span.clone(), message, Some("write a [designated.NAME] for each".to_owned()));
+    }
     let mut owners = BTreeMap::<&str, &str>::new();
     for (_, span, service, name) in runs {
         match owners.get(service) {
