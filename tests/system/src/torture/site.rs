@@ -140,9 +140,15 @@ pub fn cargo(directory: &Path, mark: &str) -> Result<()> {
     for n in 0..CARGO_FILES {
         let part = directory.join(format!("part{}", n % 4));
         fs::create_dir_all(&part)?;
-        // Some of them take more than one piece of a stream.
-        let size = if n % 8 == 0 { 2_000_000 } else { 100 };
-        fs::write(part.join(format!("file{n}")), format!("{mark} ").repeat(size / (mark.len() + 1)))?;
+        let name = format!("file{n}");
+        fs::write(part.join(&name), cargo_file(&name, mark))?;
     }
     Ok(())
+}
+
+/// What is in one of its files.
+pub fn cargo_file(name: &str, mark: &str) -> String {
+    // Some of them take many pieces of a stream.
+    let size = if name.ends_with('8') { 2_000_000 } else { 100 };
+    format!("{mark} ").repeat(size / (mark.len() + 1))
 }

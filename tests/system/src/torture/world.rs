@@ -10,10 +10,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::site::CARGO_FILES;
+use super::site::{CARGO_FILES, cargo_file};
 use crate::Host;
 
 /// Longest wait for an answer.
@@ -100,21 +100,20 @@ impl World {
     }
 }
 
-/// The mark of a volume's files; all of them must be there.
+/// The mark of a volume's files; all of them must be there, and whole.
 fn content(data: &Path) -> Result<String> {
-    let mut all = String::new();
+    let mut marks = BTreeSet::new();
     let mut count = 0;
     for part in fs::read_dir(data).into_iter().flatten().flatten() {
         for file in fs::read_dir(part.path())?.flatten() {
-            let text = fs::read_to_string(file.path())?;
-            ensure!(!text.is_empty(), "{} is empty", file.path().display());
+            let (text, name) = (fs::read_to_string(file.path())?, file.file_name());
+            let mark = text.split(' ').next().unwrap_or_default();
+            ensure!(text == cargo_file(&name.to_string_lossy(), mark), "{} is damaged", file.path().display());
             count += 1;
-            all.push_str(&text);
+            marks.insert(mark.to_owned());
         }
     }
-    match count {
-        0 => Ok(String::new()),
-        CARGO_FILES => mark(&all),
-        some => bail!("{some} of {CARGO_FILES} files are there"),
-    }
+    ensure!(marks.len() <= 1, "it is neither the old nor the new one: {marks:?}");
+    ensure!(count == 0 || count == CARGO_FILES, "{count} of {CARGO_FILES} files are there");
+    Ok(marks.into_iter().next().unwrap_or_default())
 }
