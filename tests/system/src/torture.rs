@@ -344,15 +344,21 @@ impl Torture {
             let built = programs().to_string_lossy().into_owned();
             outcomes.iter_mut().for_each(|world| world.programs = [built.clone()].into());
         }
+        let mut reasons: BTreeMap<String, u32> = BTreeMap::new();
         let world = loop {
             match self.look(&outcomes) {
                 Ok(world) => break world,
                 Err(error) if error.is::<clients::Lost>() => return Err(error),
-                Err(error) if begun.elapsed() > SETTLES => {
-                    return Err(error.context(format!("not settled after {SETTLES:?}")));
-                }
-                Err(_) => std::thread::sleep(AGAIN),
+                Err(error) => *reasons.entry(format!("{error:#}")).or_default() += 1,
             }
+            if begun.elapsed() > SETTLES {
+                // What was so most often is what keeps it.
+                let mut reasons: Vec<_> = reasons.into_iter().collect();
+                reasons.sort_by_key(|(_, times)| std::cmp::Reverse(*times));
+                reasons.truncate(5);
+                bail!("not settled after {SETTLES:?}: {reasons:#?}");
+            }
+            std::thread::sleep(AGAIN);
         };
         let rows = json(&self.root, "/v1/vps?all=true")?;
         let now = self.bystanders(&rows)?;
@@ -409,7 +415,8 @@ impl Torture {
             ensure!(["running", "asleep", "frozen"].contains(&state), "{name} is {state}");
         }
         let world = World::observe(host, &rows)?;
-        ensure!(outcomes.contains(&world), "the world is {world:#?}, and should be one of {outcomes:#?}");
+        let differs = || outcomes.iter().map(|outcome| world.differs(outcome)).collect::<Vec<_>>().join("; or ");
+        ensure!(outcomes.contains(&world), "the world is another: {}", differs());
         let left = leftovers::find(host, &world, &rows)?;
         ensure!(left.is_empty(), "left over: {left:#?}");
         clients::counted(&self.clients.shared)?;

@@ -68,6 +68,15 @@ fn mark(text: &str) -> Result<String> {
 }
 
 impl World {
+    /// What it has and `other` has not, and the other way round.
+    pub fn differs(&self, other: &Self) -> String {
+        let lines =
+            |world: &Self| -> BTreeSet<String> { format!("{world:#?}").lines().map(|l| l.trim().to_owned()).collect() };
+        let (own, others) = (lines(self), lines(other));
+        let only = |a: &BTreeSet<String>, b: &BTreeSet<String>| a.difference(b).cloned().collect::<Vec<_>>().join(" ");
+        format!("it has {} instead of {}", only(&own, &others), only(&others, &own))
+    }
+
     /// As it is now.
     pub fn observe(host: &Host, rows: &[Value]) -> Result<Self> {
         let root = &host.root;
