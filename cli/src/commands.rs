@@ -30,6 +30,7 @@ mod images;
 mod jobs;
 mod logs;
 pub mod manual;
+mod part;
 pub mod passphrase;
 mod ps;
 mod routes;

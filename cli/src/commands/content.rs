@@ -1,9 +1,9 @@
 //! `volume import` and `volume export`.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io::{self, Read, Write},
-    os::{fd::AsFd, unix::fs::OpenOptionsExt},
+    os::fd::AsFd,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -20,6 +20,7 @@ use model::{
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
+use super::part::Part;
 use super::passphrase::Passphrase;
 use crate::{
     arguments::VolumeRef,
@@ -271,28 +272,19 @@ async fn pour(host: &Host, saving: &Saving<'_>, to: Option<PathBuf>, instead: &s
         }
         return Ok(());
     };
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let part = path.with_file_name(format!(".{name}.{}.part", std::process::id()));
     let failed = |error: io::Error| Failure::new(ErrorKind::Failed, format!("{}: {error}", path.display()));
     let written = async {
-        // What a volume holds is its tenant's alone.
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part).map_err(failed)?;
+        let mut part = Part::begin(&path).map_err(failed)?;
         let mut total = 0;
         while let Some(chunk) = body.next().await? {
-            file.write_all(&chunk).map_err(failed)?;
+            part.file.write_all(&chunk).map_err(failed)?;
             total += chunk.len() as u64;
             bar.inc(chunk.len() as u64);
         }
-        file.sync_all().and_then(|()| std::fs::rename(&part, &path)).map_err(failed)?;
+        part.finish().map_err(failed)?;
         Ok(total)
     };
     let written: Result<u64> = written.await;
     bar.finish_and_clear();
-    match written {
-        Ok(total) => output::line(&format!("{what}: {} in {}", show_bytes(total), path.display())),
-        Err(failure) => {
-            let _ = std::fs::remove_file(&part);
-            Err(failure)
-        }
-    }
+    output::line(&format!("{what}: {} in {}", show_bytes(written?), path.display()))
 }

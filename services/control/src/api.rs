@@ -16,6 +16,7 @@ mod state;
 mod stream;
 mod volumes;
 mod vps;
+mod whole;
 
 pub use send::mend;
 
@@ -82,5 +83,6 @@ fn router(control: Arc<Control>) -> Router {
         .route("/v1/openapi.json", get(openapi::serve))
         .fallback(error::no_such_path)
         .layer(DefaultBodyLimit::max(BODY))
+        .layer(axum::middleware::from_fn(whole::to_its_end))
         .with_state(control)
 }
