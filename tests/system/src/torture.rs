@@ -128,6 +128,8 @@ struct Torture {
     still: BTreeMap<&'static str, Still>,
     /// What the world may be: more than one where a command was cut short that may still be carried out.
     worlds: Vec<World>,
+    /// How many the keeper and the daemon held at first.
+    descriptors: (usize, usize),
     usual: BTreeMap<&'static str, Duration>,
     told: Vec<String>,
     report: Report,
@@ -156,6 +158,8 @@ impl Torture {
         host.run(&["stop", "hold"])?;
         site::cargo(&root.join("files/cargo"), "mark-0")?;
         host.run(&["volume", "import", "acme/cargo", &root.join("files/cargo").to_string_lossy()])?;
+        host.run(&["stop", "web", "store"])?;
+        let descriptors = descriptors(&host)?;
         let clients = Clients::start(options.seed);
         let mut this = Self {
             host: Some(host),
@@ -166,6 +170,7 @@ impl Torture {
             held: Some(Held::open()?),
             still: BTreeMap::new(),
             worlds: Vec::new(),
+            descriptors,
             usual: BTreeMap::new(),
             told: Vec::new(),
             report: Report::default(),
@@ -187,7 +192,32 @@ impl Torture {
             self.step()?;
         }
         // At the end what may still be carried out must have been.
-        self.settle(&self.worlds.clone()).map(drop)
+        self.settle(&self.worlds.clone())?;
+        self.rest()
+    }
+
+    /// With nobody up but bystanders, keeper and daemon hold what they held at first.
+    fn rest(&mut self) -> Result<()> {
+        self.clients.end();
+        for name in ["born", "copy"] {
+            if self.worlds.iter().any(|world| world.vps.contains_key(name)) {
+                self.host()?.cli(&["delete", name, "--volumes", "--yes"])?;
+            }
+        }
+        self.host()?.run(&["stop", "web", "store", "hold"])?;
+        self.held = None;
+        let begun = Instant::now();
+        loop {
+            let now = descriptors(self.host()?)?;
+            // The daemon keeps some of what it may need again.
+            if now.0 <= self.descriptors.0 && now.1 <= self.descriptors.1 + 8 {
+                return Ok(());
+            }
+            let told =
+                || format!("keeper and daemon hold {now:?} descriptors, and held {:?} at first", self.descriptors);
+            ensure!(begun.elapsed() < SETTLES, "{}", told());
+            std::thread::sleep(AGAIN);
+        }
     }
 
     /// One operation, and somebody who is killed meanwhile.
@@ -476,6 +506,12 @@ impl Torture {
             None => Ok(()),
         }
     }
+}
+
+/// How many descriptors keeper and daemon hold.
+fn descriptors(host: &Host) -> Result<(usize, usize)> {
+    let of = |pid: i32| Ok::<_, anyhow::Error>(fs::read_dir(format!("/proc/{pid}/fd"))?.count());
+    Ok((of(host.keeper())?, of(host.daemon()?)?))
 }
 
 /// Whether it ends within that time.

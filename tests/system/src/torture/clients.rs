@@ -78,12 +78,19 @@ impl Clients {
     }
 }
 
-impl Drop for Clients {
-    fn drop(&mut self) {
+impl Clients {
+    /// Has them end, and waits for that.
+    pub fn end(&mut self) {
         self.shared.over.store(true, Relaxed);
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
+    }
+}
+
+impl Drop for Clients {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
