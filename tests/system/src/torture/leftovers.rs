@@ -61,20 +61,21 @@ fn files(host: &Host, world: &World, rows: &[Value]) -> Result<Vec<String>> {
         let known = |name: &str| world.volumes.contains_key(&format!("{tenant}/{name}"));
         only(root.join("lib/volumes").join(&tenant), &known);
     }
-    only(root.join("lib"), &|name| {
-        ["vps", "volumes", "designated", "format", "host.toml.good", "listening"].contains(&name)
-    });
-    only(root.join("run"), &|name| !name.starts_with('.'));
-    only(root.join("files"), &|name| !name.starts_with('.'));
+    // Elsewhere it is the name that says that something is half made.
+    let whole = |name: &str| !name.starts_with('.') && !name.ends_with(".new");
+    for directory in ["lib", "run", "files"] {
+        only(root.join(directory), &whole);
+    }
     let data = root.join("lib/designated");
-    only(data.join("control/control"), &|name| {
-        ["state.redb", "secret.key"].contains(&name) || name.contains(".format-")
-    });
-    only(data.join("network/network"), &|name| name.ends_with(".json"));
+    for service in
+        names(&data).into_iter().flat_map(|vps| names(data.join(&vps)).into_iter().map(move |s| (vps.clone(), s)))
+    {
+        only(data.join(service.0).join(service.1), &whole);
+    }
     let store = root.join("layers");
     only(store.clone(), &|name| ["layers", "images", "uses", "hosts", ".lock"].contains(&name));
     only(store.join("images"), &|name| name.ends_with(".json"));
-    only(store.join("uses"), &|name| !name.ends_with(".new"));
+    only(store.join("uses"), &whole);
     for named in names(store.join("hosts")) {
         only(store.join("hosts").join(named), &|name| name == ".place" || vps.contains(name));
     }
