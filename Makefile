@@ -73,9 +73,11 @@ V2_HOST ?= ../shared/tools/v2-host
 test-v2:
 	$(call install,$(DEMO_PACKAGES) binutils:strip)
 	cargo build --quiet --release --bins
-	$(RELEASE)/bailiwick-images debian:nginx-light
+	cargo test --quiet -p bailiwick-system-tests --test sizes --no-run
+	$(RELEASE)/bailiwick-images debian:nginx-light debian:
 	dir=$$(mktemp -d /var/tmp/bailiwick-v2-XXXXXX); trap 'rm -rf "$$dir"' EXIT; \
-	tests/v2/prepare $(RELEASE) "$$dir" && V2_HOST_PACKAGES="mmdebstrap kexec-tools" $(V2_HOST) "$$dir"
+	tests/v2/prepare $(RELEASE) "$$(ls -t $(DEBUG)/deps/sizes-* | grep -v '\.d$$' | head -n 1)" "$$dir" && \
+	V2_HOST_PACKAGES="mmdebstrap kexec-tools e2fsprogs xfsprogs" $(V2_HOST) "$$dir"
 
 package:
 	$(call install,binutils:strip)

@@ -57,11 +57,15 @@ keeper=$(systemctl show -p MainPID --value bailiwick)
 daemon=$(pgrep -P "$keeper" -f 'daemon' | head -n 1)
 kill -9 "$daemon"
 check "answers after SIGKILL of bailiwickd" says shop
-# Sizes: this kernel has project quotas. The system test is the proof; here that doctor finds them on such a file system.
+# Sizes: this kernel has project quotas, on which the system test runs here.
 disk=/var/tmp/bailiwick-quota
 mkdir -p $disk/lib && truncate -s 300M $disk.img && mkfs.ext4 -q -O quota,project $disk.img && mount -o loop,prjquota $disk.img $disk/lib
-check "doctor finds project quotas" sh -c "/usr/lib/bailiwick/bailiwick --root $disk doctor | grep -q 'project quotas at'"
+check "doctor finds project quotas" sh -c "bailiwick --root $disk doctor | grep -q 'project quotas at'"
 umount $disk/lib && rm -r $disk $disk.img
+mkdir -p cache/bailiwick && mv layers cache/bailiwick/layers
+check "project quotas of ext4 and xfs enforce sizes" env BAILIWICK_PROJECT_QUOTAS=1 BAILIWICK_PROJECT=/in XDG_CACHE_HOME=/in/cache \
+  BAILIWICK_BIN=/usr/lib/bailiwick/current ./sizes --test-threads=1 project_quotas
+rm -r cache
 check "blog falls asleep" sleeps blog 60
 check "shop falls asleep" sleeps shop 60
 check "and is woken again" says blog

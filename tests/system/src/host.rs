@@ -291,7 +291,10 @@ impl From<Output> for Answer {
     }
 }
 
-/// The project's directory.
+/// The project's directory: `BAILIWICK_PROJECT`, or where this was built.
 pub fn project() -> PathBuf {
+    if let Some(path) = std::env::var_os("BAILIWICK_PROJECT") {
+        return path.into();
+    }
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }

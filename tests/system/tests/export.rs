@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     process::{Child, Stdio},
     sync::{
         Arc,
@@ -185,5 +186,63 @@ fn a_vps_goes_on_when_its_exporter_is_killed() -> Result<()> {
     host.await_state("store", "running", Duration::from_secs(20))?;
     export.kill()?;
     export.wait()?;
+    host.stop()
+}
+
+const POSTGRES: &str = r#"tenant = "acme"
+[vps.db]
+image   = "debian:postgresql"
+command = ["sh", "-c", "cd /usr/lib/postgresql/*/bin; exec ./postgres -D /var/lib/postgresql/*/main -c config_file=$(echo /etc/postgresql/*/main/postgresql.conf) -c unix_socket_directories=/tmp -c ssl=off"]
+user    = "postgres"
+volumes = { data = "/var/lib/postgresql" }
+ready   = { listen = 5432, run = ["pg_isready", "-h", "/tmp"] }
+start_deadline = "60s"
+"#;
+
+/// Writes rows as fast as they are acknowledged, and says each that was.
+const WRITES: &str =
+    "i=0; while i=$((i+1)); do echo \"insert into t values ($i) returning n;\"; done | psql -h /tmp -qAt";
+
+#[test]
+fn a_database_that_is_written_to_has_all_acknowledged_rows_after_its_import() -> Result<()> {
+    let mut host = Host::start(HostOptions::default())?;
+    host.apply("db.toml", POSTGRES)?;
+    host.run(&["start", "db"])?;
+    let sql = |vps: &str, text: &str| -> Result<String> {
+        let said = host.run(&["exec", vps, "--user", "postgres", "--", "psql", "-h", "/tmp", "-qAtc", text])?;
+        Ok(said.trim().to_owned())
+    };
+    sql("db", "create table t (n int primary key)")?;
+    let mut writer = host.command(&["exec", "db", "--user", "postgres", "--", "sh", "-c", WRITES]);
+    let mut writer = writer.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let acknowledged = Arc::new(AtomicU64::new(0));
+    let lines = BufReader::new(writer.stdout.take().context("output")?).lines();
+    let reader = std::thread::spawn({
+        let acknowledged = acknowledged.clone();
+        move || lines.map_while(Result::ok).for_each(|n| acknowledged.store(n.parse().unwrap_or(0), Ordering::Relaxed))
+    });
+    let until = Instant::now() + Duration::from_secs(60);
+    let more_than = |n: u64| -> Result<u64> {
+        loop {
+            match acknowledged.load(Ordering::Relaxed) {
+                now if now > n => return Ok(now),
+                _ => ensure!(Instant::now() < until, "nothing is written"),
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    let before = more_than(200)?;
+    let file = host.root.join("db.tar").to_string_lossy().into_owned();
+    host.run(&["export", "db", &file])?;
+    // It goes on.
+    more_than(acknowledged.load(Ordering::Relaxed))?;
+    writer.kill()?;
+    writer.wait()?;
+    reader.join().map_err(|_| anyhow::anyhow!("the reader died"))?;
+    host.run(&["import", &file, "--name", "copy"])?;
+    host.run(&["start", "copy"])?;
+    let rows: u64 = sql("copy", "select count(*) from t")?.parse()?;
+    let last: u64 = sql("copy", "select max(n) from t")?.parse()?;
+    ensure!(rows == last && rows >= before, "{rows} rows up to {last}; {before} were acknowledged before");
     host.stop()
 }

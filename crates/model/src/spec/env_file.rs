@@ -190,6 +190,17 @@ mod tests {
     use crate::{api::SpecFile, spec::parse_with};
 
     #[test]
+    fn the_example_in_docs_is_read_as_it_says() {
+        let docs = include_str!("../../../../docs/FILES.md");
+        let example = docs.split("## env_file").nth(1).and_then(|part| part.split("```").nth(1)).expect("an example");
+        let read = parse_env("FILES.md", example).expect("a good file");
+        assert_eq!(read["PLAIN"], "everything up to the end of the line, without blanks around it");
+        assert_eq!(read["EMPTY"], "");
+        assert_eq!(read["SINGLE"], r#"as it is: \n is two characters, # and "quotes" too"#);
+        assert!(read["DOUBLE"].starts_with("\n, \r, \t, \", \\ and $ mean"), "{read:?}");
+    }
+
+    #[test]
     fn every_form_of_a_line() {
         let text =
             "# about\n\nA=b c\nB='x # \"y\" $A \\n'\nC=\"a\\n\\\"b\\\" \\$A # \"\r\nD=\nE=a=b#c\n_F1=  padded  \n";
