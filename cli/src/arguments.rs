@@ -186,7 +186,7 @@ Examples:
   bailiwick export db - | ssh other bailiwick import -
   bailiwick export db --with-secrets --passphrase-file /root/phrase
 
-In it are spec, volumes and which image it has; not what it wrote beside its volumes, and no directory of the host.
+In it are spec, volumes and the name of its image (with --with-image all of it); not what it wrote beside its volumes, and no directory of the host.
 It stands still while its volumes are read, and goes on afterwards; requests meanwhile are told to come again. Stop it
 first to have its program write all it has to say.")]
     Export {
@@ -197,6 +197,9 @@ first to have its program write all it has to say.")]
         /// Take the place of a file that is there
         #[arg(long)]
         force: bool,
+        /// With the layers of its image, so that where it is imported nothing has to be built
+        #[arg(long)]
+        with_image: bool,
         /// With what its secrets say, sealed with a passphrase
         #[arg(long)]
         with_secrets: bool,
@@ -211,7 +214,8 @@ Examples:
   bailiwick import db.bailiwick.tar --tenant beta
   bailiwick import db.bailiwick.tar --with-secrets
 
-Its image must be there, and the secrets that it needs must be set, or come with it. With --name, a volume whose name is taken becomes
+Its image must be there, and the secrets that it needs must be set, or come with it. An image that comes with it and is not here
+yet is called after the VPS: tar:NAME@sha256:…. With --name, a volume whose name is taken becomes
 NEW-VOLUME.")]
     Import(Import),
     /// Save all specs and secrets of this host, or make a saved state so

@@ -67,9 +67,9 @@ pub async fn run(host: &Host, command: Command) -> Result<ExitCode> {
         Command::Images { form } => images::list(host, form).await?,
         Command::Image(image) => images::run(host, image).await?,
         Command::Volume(volume) => volumes::run(host, volume).await?,
-        Command::Export { name, file, force, with_secrets, passphrase } => {
+        Command::Export { name, file, force, with_image, with_secrets, passphrase } => {
             let secrets = (with_secrets || passphrase.is_said()).then_some(passphrase);
-            archive::export(host, &name, file, force, secrets).await?;
+            archive::export(host, &name, archive::To { file, force }, with_image, secrets).await?;
         }
         Command::Import(import) => archive::import(host, import).await?,
         Command::State(state) => state::run(host, state).await?,

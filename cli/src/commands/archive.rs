@@ -18,12 +18,20 @@ use crate::{
     output,
 };
 
+/// Where to.
+pub struct To {
+    /// None: a file of the VPS's name; `-`: standard output.
+    pub file: Option<PathBuf>,
+    /// In place of what is there.
+    pub force: bool,
+}
+
 /// Writes a VPS to a file.
 pub async fn export(
     host: &Host,
     name: &VpsName,
-    file: Option<PathBuf>,
-    force: bool,
+    To { file, force }: To,
+    image: bool,
     secrets: Option<PassphraseFrom>,
 ) -> Result<()> {
     let to = match file {
@@ -31,7 +39,7 @@ pub async fn export(
         file => Some(file.unwrap_or_else(|| format!("{name}.bailiwick.tar").into())),
     };
     free(to.as_deref(), force)?;
-    let (what, request) = (format!("vps {name}"), format!("/v1/vps/{name}/archive"));
+    let (what, request) = (format!("vps {name}"), format!("/v1/vps/{name}/archive?image={image}"));
     let passphrase = secrets.as_ref().map(passphrase::new).transpose()?;
     let saving = Saving { what: &what, request: &request, passphrase, why: Some(name) };
     save(host, saving, to, &format!("bailiwick export {name} FILE")).await
@@ -69,6 +77,9 @@ pub async fn import(host: &Host, import: Import) -> Result<()> {
     }
     for rule in &imported.left_out {
         output::line(&format!("allow {rule:?} was left out: there is no such vps here"))?;
+    }
+    if imported.image.starts_with("tar:") {
+        output::line(&format!("its image is {} here", imported.image))?;
     }
     if imported.other_image {
         output::line("its image here is another build than the one it was exported with")?;

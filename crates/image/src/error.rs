@@ -69,6 +69,9 @@ pub enum StoreError {
         /// What there is too much of, and the limit.
         what: String,
     },
+    /// A layer's stream broke off, or could not be written to.
+    #[error("the stream of an image layer broke off: {0}")]
+    Stream(#[source] std::io::Error),
     /// Somebody builds or removes at this moment.
     #[error("an image is being built in this layer store; try again when that is done")]
     Busy,

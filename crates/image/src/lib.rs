@@ -9,6 +9,7 @@ mod compression;
 mod error;
 mod meta;
 mod store;
+mod stream;
 mod tree;
 mod unpack;
 

@@ -7,6 +7,7 @@
 use std::{
     collections::HashMap,
     ffi::{CStr, CString, OsStr},
+    io::{self, Write},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -49,9 +50,22 @@ pub fn pass(source: &Path, target: Option<BorrowedFd<'_>>) -> Result<Found, Stor
 
 /// The same for a directory that is open.
 pub fn pass_open(directory: &OwnedFd, source: &Path, target: Option<BorrowedFd<'_>>) -> Result<Found, StoreError> {
+    pass_to(directory, source, target, None)
+}
+
+/// The same, with what is digested written to `stream`, of which `stream::read` makes the same tree.
+pub fn pass_to<'a>(
+    directory: &OwnedFd,
+    source: &Path,
+    target: Option<BorrowedFd<'a>>,
+    stream: Option<&'a mut dyn Write>,
+) -> Result<Found, StoreError> {
     let buffer = vec![0; 256 << 10];
-    let mut pass = Pass { digest: Sha256::new(), size: 0, links: HashMap::new(), target, buffer };
+    let mut pass = Pass { digest: Sha256::new(), stream, broken: None, size: 0, links: HashMap::new(), target, buffer };
     pass.directory(directory, target, Path::new(""), 0)?;
+    if let Some(error) = pass.broken {
+        return Err(StoreError::Stream(error));
+    }
     let id = hex::encode(pass.digest.finalize());
     let id = LayerId::try_from(id).map_err(|_| StoreError::Changed { path: source.to_owned() })?;
     Ok(Found { id, size: pass.size })
@@ -61,6 +75,9 @@ const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::
 
 struct Pass<'a> {
     digest: Sha256,
+    stream: Option<&'a mut dyn Write>,
+    /// Why the stream could not be written to.
+    broken: Option<io::Error>,
     size: u64,
     /// The first path of each file that has several.
     links: HashMap<(u64, u64), PathBuf>,
@@ -77,13 +94,20 @@ struct Place<'a> {
 }
 
 impl Pass<'_> {
-    fn field(&mut self, bytes: &[u8]) {
-        self.digest.update((bytes.len() as u64).to_le_bytes());
+    fn say(&mut self, bytes: &[u8]) {
         self.digest.update(bytes);
+        if let (Some(stream), None) = (&mut self.stream, &self.broken) {
+            self.broken = stream.write_all(bytes).err();
+        }
+    }
+
+    fn field(&mut self, bytes: &[u8]) {
+        self.number(bytes.len() as u64);
+        self.say(bytes);
     }
 
     fn number(&mut self, number: u64) {
-        self.digest.update(number.to_le_bytes());
+        self.say(&number.to_le_bytes());
     }
 
     fn header(&mut self, kind: u8, path: &Path, stat: &Stat) {
@@ -91,11 +115,11 @@ impl Pass<'_> {
         for number in [u64::from(stat.st_mode & 0o7777), u64::from(stat.st_uid), u64::from(stat.st_gid)] {
             self.number(number);
         }
-        self.digest.update(stat.st_mtime.to_le_bytes());
+        self.say(&stat.st_mtime.to_le_bytes());
     }
 
     fn entry(&mut self, kind: u8, path: &Path) {
-        self.digest.update([kind]);
+        self.say(&[kind]);
         self.field(path.as_os_str().as_bytes());
     }
 
@@ -235,7 +259,13 @@ impl Pass<'_> {
             if read == 0 {
                 break;
             }
-            self.digest.update(&self.buffer[..read]);
+            // Taken out meanwhile: it is lent to no other.
+            let buffer = std::mem::take(&mut self.buffer);
+            self.say(&buffer[..read]);
+            self.buffer = buffer;
+            if let Some(error) = self.broken.take() {
+                return Err(StoreError::Stream(error));
+            }
             if let Some(target) = &target {
                 write_all(target.as_fd(), &self.buffer[..read]).doing("writing", place.path)?;
             }

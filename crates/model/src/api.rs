@@ -411,6 +411,9 @@ pub struct Imported {
     pub tenant: TenantName,
     /// Its volumes: as they were called, and as they are here.
     pub volumes: BTreeMap<VolumeName, VolumeName>,
+    /// What its image is called here.
+    #[serde(default)]
+    pub image: String,
     /// Whether its image here is another build than the one it was exported with.
     pub other_image: bool,
     /// Rules about VPSs that the tenant does not have here; they were left out.

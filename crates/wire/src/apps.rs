@@ -28,6 +28,28 @@ method! {
     } = "io.bailiwick.Apps.Send" -> BuildStep
 }
 method! {
+    /// Writes a layer to a pipe (descriptor 0), as the stream that its name is the digest of. Answers when all of it is written.
+    GiveLayer {
+        /// Which.
+        layer: LayerId,
+    } = "io.bailiwick.Apps.GiveLayer" -> Empty
+}
+method! {
+    /// Takes a layer from a pipe (descriptor 0): whole, and the one of that name, or not at all. One that is there is not read.
+    /// It stays until `TakeImage` names it, or the next `Prune`, or build.
+    TakeLayer {
+        /// Which.
+        layer: LayerId,
+    } = "io.bailiwick.Apps.TakeLayer" -> LayerTaken
+}
+method! {
+    /// Makes an image of layers that are there, unless one of that name is.
+    TakeImage {
+        /// What it is.
+        image: ImageInfo,
+    } = "io.bailiwick.Apps.TakeImage" -> Empty
+}
+method! {
     /// Says which images the specs of this host name, whatever becomes of them; in place of what was said before.
     Use {
         /// All of them.
@@ -78,6 +100,13 @@ pub enum BuildStep {
     },
     /// It is there; the last step.
     Done(ImageInfo),
+}
+
+/// Answer of `TakeLayer`.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct LayerTaken {
+    /// Bytes of its files.
+    pub size: u64,
 }
 
 /// Answer of `Images`.

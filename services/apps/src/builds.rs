@@ -2,6 +2,8 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    fs::File,
+    io::{self, BufReader, BufWriter, Read, Write},
     os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -12,6 +14,9 @@ use tokio::sync::watch;
 use wire::Fault;
 
 use crate::{BuildError, Debian, sent};
+
+/// Bytes of a layer that are moved at once.
+const CHUNK: usize = 256 << 10;
 
 /// How a build goes on.
 #[derive(Debug, Clone)]
@@ -146,6 +151,45 @@ impl Builds {
             progress.0.send_replace(State::Ended(ended));
         });
         Ok(state)
+    }
+
+    /// Writes a layer to a pipe.
+    pub async fn give_layer(&self, layer: LayerId, output: OwnedFd) -> Result<(), BuildError> {
+        let store = self.inner.store.clone();
+        let give = move || {
+            // No other process may remove it meanwhile.
+            let _lock = store.build_lock()?;
+            let mut output = BufWriter::with_capacity(CHUNK, File::from(output));
+            store.write_layer(&layer, &mut output)?;
+            output.flush().map_err(image::StoreError::Stream)
+        };
+        Ok(tokio::task::spawn_blocking(give).await.map_err(|_| BuildError::Lost)??)
+    }
+
+    /// Takes a layer from a pipe.
+    pub async fn take_layer(&self, layer: LayerId, input: OwnedFd) -> Result<u64, BuildError> {
+        let (store, limits) = (self.inner.store.clone(), self.inner.limits);
+        let take = move || {
+            let mut input = BufReader::with_capacity(CHUNK, File::from(input));
+            let taken = store.read_layer(&layer, &mut input, limits);
+            // To the end, so that who sends is not cut off where it is there already; no further than a layer may be long.
+            let rest = if taken.is_ok() { limits.bytes } else { 0 };
+            let _ = io::copy(&mut input.take(rest), &mut io::sink());
+            taken
+        };
+        Ok(tokio::task::spawn_blocking(take).await.map_err(|_| BuildError::Lost)??)
+    }
+
+    /// Makes an image of layers that are there.
+    pub fn take_image(&self, info: &ImageInfo) -> Result<(), BuildError> {
+        let store = &self.inner.store;
+        if store.image(&info.reference)?.is_some() {
+            return Ok(());
+        }
+        if let Some(missing) = info.layers.iter().find(|layer| !store.has_layer(layer)) {
+            return Err(image::StoreError::Missing(missing.clone()).into());
+        }
+        Ok(store.put_image(info)?)
     }
 
     /// What this host's specs name.

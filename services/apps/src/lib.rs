@@ -12,14 +12,17 @@ mod sent;
 mod sources;
 mod suggest;
 
-use std::{path::Path, sync::Arc};
+use std::{os::fd::OwnedFd, path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use image::Store;
 use tokio::sync::watch;
 use wire::{
     Fault, Peer, Replier, Request,
-    apps::{Build, BuildStep, ImageList, Images, Prune, Pruned, Remove, Send, Use, Verified, Verify},
+    apps::{
+        Build, BuildStep, GiveLayer, ImageList, Images, LayerTaken, Prune, Pruned, Remove, Send, TakeImage, TakeLayer,
+        Use, Verified, Verify,
+    },
     varlink::{Empty, Method, Service},
 };
 
@@ -52,6 +55,12 @@ pub async fn run(context: service::Context) -> anyhow::Result<()> {
     context.serve(Arc::new(Apps { builds: Builds::new(store, debian, host, limits) })).await
 }
 
+/// The one descriptor of a call.
+fn pipe(mut request: Request) -> Result<OwnedFd, Fault> {
+    let missing = || Fault::new(model::api::ErrorKind::Invalid, "this call needs the descriptor of a pipe");
+    request.fds.pop().filter(|_| request.fds.is_empty()).ok_or_else(missing)
+}
+
 struct Apps {
     builds: Builds,
 }
@@ -66,11 +75,23 @@ impl Service for Apps {
             }
             Send::NAME => {
                 let Send { image, refresh } = request.parse()?;
-                let missing = || Fault::new(model::api::ErrorKind::Invalid, "Send needs the descriptor of a pipe");
-                let mut request = request;
-                let input = request.fds.pop().ok_or_else(missing)?;
-                let state = self.builds.receive(image, refresh, input)?;
-                follow::<Send>(state, request.more, replier).await
+                let more = request.more;
+                let state = self.builds.receive(image, refresh, pipe(request)?)?;
+                follow::<Send>(state, more, replier).await
+            }
+            GiveLayer::NAME => {
+                let GiveLayer { layer } = request.parse()?;
+                self.builds.give_layer(layer, pipe(request)?).await?;
+                Ok(replier.done::<GiveLayer>(&Empty {}, &[]).await?)
+            }
+            TakeLayer::NAME => {
+                let TakeLayer { layer } = request.parse()?;
+                let size = self.builds.take_layer(layer, pipe(request)?).await?;
+                Ok(replier.done::<TakeLayer>(&LayerTaken { size }, &[]).await?)
+            }
+            TakeImage::NAME => {
+                self.builds.take_image(&request.parse::<TakeImage>()?.image)?;
+                Ok(replier.done::<TakeImage>(&Empty {}, &[]).await?)
             }
             Use::NAME => {
                 self.builds.use_images(&request.parse::<Use>()?.images)?;

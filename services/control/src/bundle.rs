@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! bailiwick.json           what it is: spec, image with the ids of its layers, names of volumes
+//! layers/ID/000000 …       a layer of its image, if that was asked for: the stream that its id is the digest of
 //! volumes/NAME/000000 …    a volume: the parts of a tar stream, one after the other
 //! end.json                 a checksum for each volume; without it the archive is not whole
 //! ```
@@ -20,10 +21,16 @@ use wire::{Fault, host};
 use crate::{calls::insist, life::Input, secrets::Carried, shared::Control};
 
 pub mod export;
+mod fill;
 pub mod import;
+mod members;
 
 /// What this version writes; it reads none that is higher.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// What archives without layers have: versions that know of none read them.
+const WITHOUT_LAYERS: u32 = 1;
+/// Bytes of `bailiwick.json` and `end.json` at most.
+const SMALL: u64 = 2 << 20;
 const MANIFEST: &str = "bailiwick.json";
 const END: &str = "end.json";
 /// How long the host is asked for something small.
@@ -43,6 +50,9 @@ struct Manifest {
     spec: String,
     image: ImageRef,
     layers: Vec<LayerId>,
+    /// Whether the layers are in it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    with_image: bool,
     /// Volumes that had something; those of the spec that are not here were never used.
     volumes: Vec<VolumeName>,
     /// Secrets that it needs.

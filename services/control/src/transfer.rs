@@ -7,11 +7,14 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use model::LayerId;
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::{io::AsyncReadExt as _, net::unix::pipe};
 use wire::{
     Client, Fault, Method,
+    apps::{GiveLayer, LayerTaken, TakeLayer},
     host::{ExportVolume, ImportVolume, Moved},
+    varlink::Empty,
 };
 
 /// Bytes that are read at once.
@@ -28,24 +31,40 @@ pub fn import(
 }
 
 /// Begins to read a volume.
-pub fn export(host: &Client, request: ExportVolume) -> Result<Export, Fault> {
+pub fn export(host: &Client, request: ExportVolume) -> Result<Export<Moved>, Fault> {
     let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(std::io::Error::from)?;
-    let end: End = Box::pin(moved(host.clone(), request, theirs));
+    let end: End<Moved> = Box::pin(moved(host.clone(), request, theirs));
     Ok(Export { pipe: pipe::Receiver::from_owned_fd(ours)?, end: Some(end), moved: None })
 }
 
-type End = Pin<Box<dyn Future<Output = Result<Moved, Fault>> + Send>>;
-
-/// A volume that is being read.
-pub struct Export {
-    pipe: pipe::Receiver,
-    /// How it ends; none: it has ended well, and what is in the pipe is the rest.
-    end: Option<End>,
-    /// What was moved, once it has ended.
-    pub moved: Option<Moved>,
+/// Begins to read a layer.
+pub fn give_layer(apps: &Client, layer: LayerId) -> Result<Export<Empty>, Fault> {
+    let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(std::io::Error::from)?;
+    let end: End<Empty> = Box::pin(moved(apps.clone(), GiveLayer { layer }, theirs));
+    Ok(Export { pipe: pipe::Receiver::from_owned_fd(ours)?, end: Some(end), moved: None })
 }
 
-impl Export {
+/// Begins to take a layer, as `import` does.
+pub fn take_layer(
+    apps: &Client,
+    layer: LayerId,
+) -> Result<(pipe::Sender, impl Future<Output = Result<LayerTaken, Fault>> + use<>), Fault> {
+    let (theirs, ours) = pipe_with(PipeFlags::CLOEXEC).map_err(std::io::Error::from)?;
+    Ok((pipe::Sender::from_owned_fd(ours)?, moved(apps.clone(), TakeLayer { layer }, theirs)))
+}
+
+type End<T> = Pin<Box<dyn Future<Output = Result<T, Fault>> + Send>>;
+
+/// A volume, or a layer, that is being read.
+pub struct Export<T> {
+    pipe: pipe::Receiver,
+    /// How it ends; none: it has ended well, and what is in the pipe is the rest.
+    end: Option<End<T>>,
+    /// What was answered, once it has ended.
+    pub moved: Option<T>,
+}
+
+impl<T> Export<T> {
     /// The next bytes; none: that was all of it.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Fault> {
         let mut chunk = BytesMut::with_capacity(CHUNK);
@@ -63,6 +82,6 @@ impl Export {
     }
 }
 
-async fn moved<M: Method<Reply = Moved>>(host: Client, request: M, end: OwnedFd) -> Result<Moved, Fault> {
+async fn moved<M: Method>(host: Client, request: M, end: OwnedFd) -> Result<M::Reply, Fault> {
     host.call_once(&request, &[end.as_fd()]).await
 }

@@ -246,3 +246,43 @@ fn a_database_that_is_written_to_has_all_acknowledged_rows_after_its_import() ->
     ensure!(rows == last && rows >= before, "{rows} rows up to {last}; {before} were acknowledged before");
     host.stop()
 }
+
+#[test]
+fn a_vps_brings_its_image_along() -> Result<()> {
+    const SPEC: &str = "tenant = \"acme\"\n[vps.sh]\nimage = \"debian:redis-server\"\ncommand = [\"sleep\", \"1000000\"]\n\
+                        volumes = { data = \"/srv/data\" }\n";
+    let place = tempfile::Builder::new().prefix("bailiwick-").tempdir_in("/var/tmp")?;
+    let file = place.path().join("sh.tar").to_string_lossy().into_owned();
+    let mut host = Host::start(HostOptions::default())?;
+    host.apply("sh.toml", SPEC)?;
+    host.run(&["exec", "sh", "--", "sh", "-c", "echo kept > /srv/data/file"])?;
+    host.run(&["export", "sh", &file, "--with-image"])?;
+    let layers = host.json(&["image", "inspect", "debian:redis-server"])?["layers"].clone();
+    // Here it is the same image as ever.
+    host.run(&["import", &file, "--name", "copy"])?;
+    ensure!(host.run(&["get", "copy"])?.contains("\"debian:redis-server\""));
+    host.stop()?;
+
+    // A machine that has no image at all.
+    let store = place.path().join("layers");
+    let mut host = Host::start(HostOptions { layers: Some(store.clone()), ..HostOptions::default() })?;
+    let good = fs::read(&file)?;
+    let mut bad = good.clone();
+    let at = good.windows(7).position(|part| part == b"layers/").context("a layer")?;
+    // Within a file, not in what means nothing, as the mode of a link.
+    bad[at + 400_000] ^= 1;
+    fs::write(&file, &bad)?;
+    let refused = host.cli(&["import", &file])?;
+    ensure!(refused.code != 0 && refused.err.contains("layer"), "{refused:?}");
+    ensure!(host.cli(&["get", "sh"])?.code == 3 && host.json(&["images"])?.as_array().is_some_and(Vec::is_empty));
+    ensure!(fs::read_dir(store.join("layers"))?.count() == 0, "a layer of a damaged archive is left");
+    fs::write(&file, &good)?;
+    let told = host.run(&["import", &file])?;
+    // Nobody can call an image what others mean by another.
+    ensure!(told.contains("its image is tar:sh@sha256:"), "{told}");
+    ensure!(host.json(&["images"])?[0]["layers"] == layers, "another image");
+    let said = host.run(&["exec", "sh", "--", "sh", "-c", "cat /srv/data/file; redis-server --version"])?;
+    ensure!(said.starts_with("kept\nRedis server"), "{said}");
+    host.run(&["image", "verify"])?;
+    host.stop()
+}

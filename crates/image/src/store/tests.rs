@@ -198,3 +198,84 @@ fn an_image_without_its_layers_is_not_there() {
     fs::create_dir(place.store.layer_path(&missing)).expect("made");
     assert_eq!(place.store.image(&info.reference).expect("read"), Some(info));
 }
+
+fn roomy() -> crate::Limits {
+    crate::Limits { bytes: 1 << 20, entries: 100, free: 0 }
+}
+
+#[test]
+fn a_layer_goes_through_a_stream_whole_or_not_at_all() {
+    let (from, to) = (place(), place());
+    let tree = from.tree("tree");
+    fill(&tree);
+    let (id, size) = from.store.add_layer(&tree).expect("a layer");
+    let mut stream = Vec::new();
+    from.store.write_layer(&id, &mut stream).expect("a stream");
+    for cut in (0..stream.len()).step_by(7) {
+        assert!(to.store.read_layer(&id, &stream[..cut], roomy()).is_err(), "cut at {cut}");
+    }
+    for at in 0..stream.len() {
+        let mut other = stream.clone();
+        other[at] ^= 1;
+        // The mode of a symbolic link means nothing; whatever else is changed makes another tree.
+        if to.store.read_layer(&id, &other[..], roomy()).is_ok() {
+            to.store.verify(&id).expect("the same tree");
+            assert_eq!(to.store.gc().expect("removed"), std::slice::from_ref(&id));
+        }
+    }
+    assert!(!to.store.has_layer(&id) && to.leftovers() == 0);
+    let few = crate::Limits { entries: 3, ..roomy() };
+    assert!(matches!(to.store.read_layer(&id, &stream[..], few), Err(StoreError::TooLarge { .. })));
+    assert_eq!(to.store.read_layer(&id, &stream[..], roomy()).expect("a layer"), size);
+    to.store.verify(&id).expect("the same");
+    // What is there is not read again.
+    assert_eq!(to.store.read_layer(&id, std::io::empty(), roomy()).expect("there"), size);
+    fs::write(from.store.layer_path(&id).join("usr/bin/su"), "changed").expect("written");
+    assert!(matches!(from.store.write_layer(&id, &mut std::io::sink()), Err(StoreError::Damaged { .. })));
+}
+
+/// An entry without attributes.
+fn entry(kind: u8, path: &[u8], rest: &[&[u8]]) -> Vec<u8> {
+    let field = |bytes: &[u8]| [&(bytes.len() as u64).to_le_bytes()[..], bytes].concat();
+    let numbers = |all: &[u64]| all.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<_>>();
+    let head = if matches!(kind, b'h' | b'w') { Vec::new() } else { numbers(&[0o755, 0, 0, 1]) };
+    let attributes = if matches!(kind, b'd' | b'f') { numbers(&[0]) } else { Vec::new() };
+    let rest: Vec<u8> = rest.iter().flat_map(|bytes| field(bytes)).collect();
+    [vec![kind], field(path), head, attributes, rest].concat()
+}
+
+#[test]
+fn no_stream_of_a_layer_leads_out_of_it() {
+    let place = place();
+    let id: LayerId = "0".repeat(64).try_into().expect("an id");
+    let outside = place.directory.path().join("outside");
+    fs::write(&outside, "kept").expect("written");
+    let far = outside.to_string_lossy().into_owned();
+    let root = entry(b'd', b"", &[]);
+    let streams: [Vec<Vec<u8>>; 12] = [
+        vec![],
+        vec![entry(b'f', b"file", &[b"x"])],
+        vec![root.clone(), entry(b'f', b"../outside", &[b"x"])],
+        vec![root.clone(), entry(b'f', far.as_bytes(), &[b"x"])],
+        vec![root.clone(), entry(b'd', b"..", &[]), entry(b'f', b"../outside", &[b"x"])],
+        vec![root.clone(), entry(b'l', b"up", &[b"../.."]), entry(b'f', b"up/outside", &[b"x"])],
+        vec![
+            root.clone(),
+            entry(b'l', b"up", &[b"../.."]),
+            entry(b'd', b"up", &[]),
+            entry(b'f', b"up/outside", &[b"x"]),
+        ],
+        vec![root.clone(), entry(b'h', b"mine", &[b"../../outside"])],
+        vec![root.clone(), entry(b'h', b"mine", &[far.as_bytes()])],
+        vec![root.clone(), entry(b'l', b"up", &[b"../.."]), entry(b'h', b"mine", &[b"up/outside"])],
+        vec![root.clone(), entry(b'c', b"sda", &[])],
+        vec![root.clone(), entry(b'd', b"a", &[]), root.clone()],
+    ];
+    for (n, stream) in streams.into_iter().enumerate() {
+        assert!(place.store.read_layer(&id, &stream.concat()[..], roomy()).is_err(), "stream {n}");
+        assert_eq!(fs::read_to_string(&outside).expect("there"), "kept", "stream {n}");
+        assert_eq!((place.leftovers(), fs::metadata(&outside).expect("there").nlink()), (0, 1), "stream {n}");
+    }
+    let endless = std::io::repeat(b'd');
+    assert!(place.store.read_layer(&id, endless, roomy()).is_err());
+}

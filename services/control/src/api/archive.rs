@@ -10,6 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use model::api::{ErrorKind, Imported};
+use serde::Deserialize;
 
 use super::{
     ACTOR,
@@ -22,14 +23,23 @@ use crate::{
     shared::Control,
 };
 
+/// Query of an export.
+#[derive(Debug, Deserialize)]
+pub struct ExportQuery {
+    /// With the layers of its image.
+    #[serde(default)]
+    image: bool,
+}
+
 /// `GET /v1/vps/{name}/archive`
 pub async fn export(
     State(control): State<Arc<Control>>,
     Path(name): Path<String>,
+    Query(query): Query<ExportQuery>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let vps = server_vps(&control, &vps_name(&name)?)?;
-    let with = export::With { secrets: passphrase::of(&headers)? };
+    let with = export::With { secrets: passphrase::of(&headers)?, image: query.image };
     let parts = export::begin(&control, &vps, with, ACTOR).await?;
     let stream = futures_util::stream::unfold(parts, |mut parts| async { Some((parts.recv().await?, parts)) });
     Ok(([(CONTENT_TYPE, "application/x-tar")], Body::from_stream(stream)).into_response())

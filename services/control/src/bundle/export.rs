@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use wire::{Fault, host};
 
-use super::{BLOCK, END, End, FORMAT, LIMIT, MANIFEST, Manifest, member};
+use super::{BLOCK, END, End, FORMAT, LIMIT, MANIFEST, Manifest, WITHOUT_LAYERS, member};
 use crate::{
     api::error::ApiError,
     calls::insist,
@@ -40,6 +40,8 @@ pub type Parts = mpsc::Receiver<std::io::Result<Bytes>>;
 pub struct With {
     /// Its secrets, sealed with this.
     pub secrets: Option<Passphrase>,
+    /// The layers of its image.
+    pub image: bool,
 }
 
 /// Begins to export; an error comes before the first byte.
@@ -54,7 +56,7 @@ pub async fn begin(control: &Arc<Control>, vps: &Arc<Vps>, with: With, actor: &s
     let there: BTreeSet<_> = there.into_iter().filter(|v| v.tenant == spec.tenant).map(|v| v.name).collect();
     let volumes: Vec<_> = spec.volumes.keys().filter(|name| there.contains(*name)).cloned().collect();
     let manifest = Manifest {
-        format: FORMAT,
+        format: if with.image { FORMAT } else { WITHOUT_LAYERS },
         by: model::version().to_owned(),
         name: vps.name.clone(),
         tenant: spec.tenant.clone(),
@@ -62,17 +64,20 @@ pub async fn begin(control: &Arc<Control>, vps: &Arc<Vps>, with: With, actor: &s
         spec: render(&vps.name, &spec),
         image: spec.image.clone(),
         layers,
+        with_image: with.image,
         volumes,
         secrets: spec.secrets.keys().cloned().collect(),
         carried,
     };
-    let still = Still::hold(control, users(control, &spec)).await?;
+    // Layers take their time, in which nobody needs to stand still; without them a refusal is an answer of its own.
+    let held = match with.image {
+        true => None,
+        false => Some(Still::hold(control, users(control, &spec)).await?),
+    };
     let (sender, parts) = mpsc::channel(WAITING);
     let (control, name, actor) = (control.clone(), vps.name.clone(), actor.to_owned());
     tokio::spawn(async move {
-        let result = write(&control, &manifest, &still, &sender).await;
-        drop(still);
-        match result {
+        match write(&control, &manifest, held, &sender).await {
             Ok(()) => control.history.record(Some(&name), "exported", "", actor),
             Err(fault) => {
                 control.history.record(Some(&name), "export-failed", fault.message.clone(), actor);
@@ -165,9 +170,21 @@ async fn send(sender: &Sender, bytes: Bytes) -> Result<(), Fault> {
     sender.send(Ok(bytes)).await.map_err(gone)
 }
 
-async fn write(control: &Control, manifest: &Manifest, still: &Still, sender: &Sender) -> Result<(), Fault> {
+async fn write(control: &Arc<Control>, manifest: &Manifest, held: Option<Still>, sender: &Sender) -> Result<(), Fault> {
     let json = |error: serde_json::Error| Fault::new(ErrorKind::Failed, error.to_string());
     send(sender, member(MANIFEST, &serde_json::to_vec_pretty(manifest).map_err(json)?)).await?;
+    for layer in manifest.layers.iter().filter(|_| manifest.with_image) {
+        let content = transfer::give_layer(&control.apps, layer.clone())?;
+        write_parts(content, &format!("layers/{layer}"), sender).await?;
+    }
+    let still = match held {
+        Some(still) => still,
+        None => {
+            let vps = control.get(&manifest.name);
+            let vps = vps.ok_or_else(|| Fault::not_found(format!("vps \"{}\" was deleted", manifest.name)))?;
+            Still::hold(control, users(control, &vps.spec())).await?
+        }
+    };
     let mut end = End { sha256: Default::default() };
     for volume in &manifest.volumes {
         let digest = write_volume(control, manifest, volume, sender).await?;
@@ -186,7 +203,11 @@ async fn write_volume(
     sender: &Sender,
 ) -> Result<String, Fault> {
     let request = host::ExportVolume { tenant: manifest.tenant.clone(), name: volume.clone() };
-    let mut content = transfer::export(&control.host, request)?;
+    write_parts(transfer::export(&control.host, request)?, &format!("volumes/{volume}"), sender).await
+}
+
+/// Its checksum.
+async fn write_parts<T>(mut content: transfer::Export<T>, path: &str, sender: &Sender) -> Result<String, Fault> {
     let (mut digest, mut number, mut part) = (Sha256::new(), 0, BytesMut::new());
     loop {
         let chunk = content.next().await?;
@@ -195,7 +216,7 @@ async fn write_volume(
             part.extend_from_slice(chunk);
         }
         if part.len() >= PART || (chunk.is_none() && !part.is_empty()) {
-            send(sender, member(&format!("volumes/{volume}/{number:06}"), &part)).await?;
+            send(sender, member(&format!("{path}/{number:06}"), &part)).await?;
             (number, part) = (number + 1, BytesMut::new());
         }
         if chunk.is_none() {

@@ -5,21 +5,23 @@ use std::{
     sync::Arc,
 };
 
-use archive::Kind;
-use axum::body::{Body, BodyDataStream};
-use bytes::{Buf, Bytes, BytesMut};
+use axum::body::Body;
 use futures_util::StreamExt as _;
 use model::{
-    TenantName, VolumeName, VpsName, VpsSpec,
+    ImageRef, TenantName, VolumeName, VpsName, VpsSpec,
     api::{ApplyRequest, ErrorKind, Imported, SpecFile},
+    image::SentKind,
     spec::{ReadySpec, render},
 };
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
-use tokio::{io::AsyncWriteExt as _, net::unix::pipe, task::JoinHandle};
-use wire::{Fault, host};
+use wire::host;
 
-use super::{BLOCK, END, End, FORMAT, Header, LIMIT, MANIFEST, Manifest, discard};
+use super::{
+    FORMAT, LIMIT, MANIFEST, Manifest, SMALL, discard,
+    fill::{Target, fill},
+    members::Members,
+};
 use crate::{
     api::{
         apply::{Secrets, carry_out, missing_images, planned},
@@ -29,13 +31,8 @@ use crate::{
     images,
     secrets::{Passphrase, SecretId, Value},
     shared::Control,
-    state, transfer,
+    state,
 };
-
-/// Bytes of `bailiwick.json` and `end.json` at most.
-const SMALL: u64 = 2 << 20;
-/// Bytes of one part of a volume at most.
-const PART: u64 = 64 << 20;
 
 /// How it is to be here.
 #[derive(Debug, Deserialize)]
@@ -45,7 +42,7 @@ pub struct Wanted {
     routes: Option<bool>,
 }
 
-fn invalid(message: impl Into<String>) -> ApiError {
+pub(super) fn invalid(message: impl Into<String>) -> ApiError {
     ApiError::new(ErrorKind::Invalid, format!("{}; nothing was changed", message.into()))
 }
 
@@ -57,7 +54,7 @@ pub async fn run(
     body: Body,
     actor: &str,
 ) -> Result<Imported, ApiError> {
-    let mut members = Members { body: body.into_data_stream(), buffer: BytesMut::new() };
+    let mut members = Members::new(body.into_data_stream());
     let result = import(control, wanted, passphrase, &mut members).await;
     match &result {
         Ok(imported) => control.history.record(Some(&imported.vps), "imported", "", actor),
@@ -76,7 +73,12 @@ async fn import(
     let mut manifest = manifest(members).await?;
     let there = insist(&control.host, &host::Volumes {}, LIMIT).await?.volumes;
     let there = there.into_iter().map(|volume| (volume.tenant, volume.name)).collect();
-    let Adapted { name, spec, volumes, left_out } = adapt(control, &manifest, wanted, &there)?;
+    let Adapted { name, mut spec, volumes, left_out } = adapt(control, &manifest, wanted, &there)?;
+    let here = images::layers(control, &manifest.image, LIMIT).await.ok();
+    let comes = manifest.with_image && here.as_ref() != Some(&manifest.layers);
+    if comes {
+        spec.image = carried_image(&manifest)?;
+    }
     let spec_file = SpecFile { name: MANIFEST.to_owned(), text: render(&name, &spec), ..Default::default() };
     let request = ApplyRequest { files: vec![spec_file], dry_run: false, take_routes: false };
     let tenant = spec.tenant.clone();
@@ -96,14 +98,15 @@ async fn import(
     {
         let _one_at_a_time = control.changing.lock().await;
         let secrets = new_secrets(control, &tenant, &values).await?;
-        check(control, &name, &request, &secrets).await.map_err(hint)?;
+        check(control, &name, &request, &secrets, comes).await.map_err(hint)?;
     }
-    let mut target = Target { control, spec: &spec, volumes: &volumes, made: Vec::new() };
+    let image = comes.then_some(&spec.image);
+    let mut target = Target { control, spec: &spec, volumes: &volumes, made: Vec::new(), image, sizes: Vec::new() };
     let done = async {
         fill(&manifest, &mut target, members).await?;
         let _one_at_a_time = control.changing.lock().await;
         let secrets = new_secrets(control, &tenant, &values).await?;
-        let plan = check(control, &name, &request, &secrets).await?;
+        let plan = check(control, &name, &request, &secrets, false).await?;
         carry_out(control, &request, &plan, secrets).await
     };
     let done = done.await;
@@ -115,8 +118,20 @@ async fn import(
     if let Err(error) = control.store.run(move |store| store.note_importing(&of, &made, false)).await {
         tracing::error!(%error, "that an import has ended could not be noted");
     }
-    let layers = images::layers(control, &manifest.image, LIMIT).await.unwrap_or_default();
-    Ok(Imported { vps: name, tenant, volumes, other_image: layers != manifest.layers, left_out })
+    let layers = images::layers(control, &spec.image, LIMIT).await.unwrap_or_default();
+    let (image, other_image) = (spec.image.to_string(), layers != manifest.layers);
+    Ok(Imported { vps: name, tenant, volumes, image, other_image, left_out })
+}
+
+/// What an image that comes with an archive is called here: after its layers, since whoever wrote the archive could have
+/// called it what others mean by another.
+fn carried_image(manifest: &Manifest) -> Result<ImageRef, ApiError> {
+    let mut digest = Sha256::new();
+    manifest.layers.iter().for_each(|layer| digest.update(format!("{layer}\n")));
+    let digest = model::image::Digest::from_hex(hex::encode(digest.finalize()));
+    let name = model::image::ImageName::for_file(manifest.name.as_str());
+    let digest = digest.map_err(|error| invalid(error.to_string()))?;
+    Ok(ImageRef::Sent { kind: SentKind::Tar, name, digest })
 }
 
 async fn manifest(members: &mut Members) -> Result<Manifest, ApiError> {
@@ -208,6 +223,7 @@ async fn check(
     name: &VpsName,
     request: &ApplyRequest,
     secrets: &Secrets,
+    image_comes: bool,
 ) -> Result<crate::apply::Plan, ApiError> {
     if control.get(name).is_some() {
         let message = format!("there is a vps \"{name}\" already; nothing was changed");
@@ -217,7 +233,8 @@ async fn check(
         let taken = error.0.problems.iter().any(|problem| problem.message.starts_with("route "));
         if taken { error.next("import it without its routes: --no-routes") } else { error }
     })?;
-    if let Some(image) = missing_images(control, &plan).await?.first() {
+    let missing = missing_images(control, &plan).await?;
+    if let Some(image) = missing.first().filter(|_| !image_comes) {
         let message = format!("image {image} is not there; nothing was changed");
         return Err(ApiError::new(ErrorKind::NotFound, message).next(format!("bailiwick image build {image}")));
     }
@@ -247,172 +264,4 @@ async fn new_secrets(
         }
     }
     Ok(new)
-}
-
-/// Where volumes go.
-struct Target<'a> {
-    control: &'a Control,
-    spec: &'a VpsSpec,
-    /// Volumes as they were called, and as they are here.
-    volumes: &'a BTreeMap<VolumeName, VolumeName>,
-    /// Those that are there since this import.
-    made: Vec<VolumeName>,
-}
-
-impl Target<'_> {
-    fn begin(&self, volume: VolumeName) -> Result<Filling, ApiError> {
-        let name = self.volumes[&volume].clone();
-        let (tenant, size) = (self.spec.tenant.clone(), self.spec.volumes.get(&name).and_then(|volume| volume.size));
-        let request = host::ImportVolume { tenant, name, owner: None, replace: false, size };
-        let (pipe, end) = transfer::import(&self.control.host, request)?;
-        Ok(Filling { volume, pipe, end: tokio::spawn(end), digest: Sha256::new(), parts: 0 })
-    }
-
-    /// Waits until a volume is there, and notes that it goes if this process dies. Only now: before, the host undoes it, and
-    /// one that somebody else made meanwhile is not this import's to remove.
-    async fn end(&mut self, filling: Filling) -> Result<(VolumeName, String), ApiError> {
-        let (volume, digest) = filling.end().await?;
-        let (tenant, made) = (self.spec.tenant.clone(), self.volumes[&volume].clone());
-        self.made.push(made.clone());
-        self.control.store.run(move |store| store.note_importing(&tenant, &[made], true)).await?;
-        Ok((volume, digest))
-    }
-}
-
-/// A volume that is being filled.
-struct Filling {
-    volume: VolumeName,
-    pipe: pipe::Sender,
-    end: JoinHandle<Result<host::Moved, Fault>>,
-    digest: Sha256,
-    parts: u32,
-}
-
-impl Filling {
-    async fn end(self) -> Result<(VolumeName, String), ApiError> {
-        let Self { volume, pipe, end, digest, .. } = self;
-        drop(pipe);
-        let ended = |_| ApiError::new(ErrorKind::Failed, format!("volume `{volume}`: filling it broke off"));
-        end.await.map_err(ended)??;
-        Ok((volume, hex::encode(digest.finalize())))
-    }
-}
-
-async fn fill(manifest: &Manifest, target: &mut Target<'_>, members: &mut Members) -> Result<(), ApiError> {
-    let mut found = End { sha256: BTreeMap::new() };
-    let mut wanted = manifest.volumes.iter();
-    let mut filling: Option<Filling> = None;
-    let result = async {
-        loop {
-            let (path, size) = members.next().await?.ok_or_else(|| invalid("the archive ends before its end"))?;
-            let part = path.strip_prefix("volumes/").and_then(|rest| rest.split_once('/'));
-            let Some((volume, number)) = part else {
-                if let Some(done) = filling.take() {
-                    found.sha256.extend([target.end(done).await?]);
-                }
-                return match path == END && size <= SMALL {
-                    true => Ok(members.whole(size).await?),
-                    false => Err(invalid(format!("the archive holds {path:?}, which does not belong there"))),
-                };
-            };
-            if filling.as_ref().is_none_or(|filling| filling.volume.as_str() != volume) {
-                if let Some(done) = filling.take() {
-                    found.sha256.extend([target.end(done).await?]);
-                }
-                let next = wanted.next().filter(|next| next.as_str() == volume);
-                let volume =
-                    next.ok_or_else(|| invalid(format!("{path:?} does not come next in the archive")))?.clone();
-                filling = Some(target.begin(volume)?);
-            }
-            let Some(now) = &mut filling else { continue };
-            if number != format!("{:06}", now.parts) || size > PART {
-                return Err(invalid(format!("{path:?} does not come next in the archive")));
-            }
-            now.parts += 1;
-            let mut left = size;
-            while left > 0 {
-                let chunk = members.chunk(left).await?;
-                left -= chunk.len() as u64;
-                now.digest.update(&chunk);
-                if now.pipe.write_all(&chunk).await.is_err() {
-                    // The host does not read any more, and says why.
-                    let ended = |_| ApiError::new(ErrorKind::Failed, "filling a volume broke off");
-                    (&mut now.end).await.map_err(ended)??;
-                    return Err(invalid("a volume of the archive goes on after its end"));
-                }
-            }
-            members.padding(size).await?;
-        }
-    };
-    let end = match result.await {
-        Ok(end) => end,
-        Err(error) => {
-            if let Some(filling) = filling {
-                // The host hears that its caller is gone, and leaves the volume as it was.
-                filling.end.abort();
-                let _ = filling.end.await;
-            }
-            return Err(error);
-        }
-    };
-    let end: End = serde_json::from_slice(&end).map_err(|error| invalid(format!("{END} of the archive: {error}")))?;
-    if found != end || found.sha256.len() != manifest.volumes.len() {
-        return Err(invalid("the archive is damaged: a volume is not what its checksum says"));
-    }
-    Ok(())
-}
-
-/// The members of an archive as it comes.
-struct Members {
-    body: BodyDataStream,
-    buffer: BytesMut,
-}
-
-impl Members {
-    async fn more(&mut self) -> Result<(), ApiError> {
-        let broken = |what: String| invalid(format!("the archive broke off{what}"));
-        let next = self.body.next().await.ok_or_else(|| broken(String::new()))?;
-        self.buffer.extend_from_slice(&next.map_err(|error| broken(format!(": {error}")))?);
-        Ok(())
-    }
-
-    async fn take(&mut self, length: usize) -> Result<Bytes, ApiError> {
-        while self.buffer.len() < length {
-            self.more().await?;
-        }
-        Ok(self.buffer.split_to(length).freeze())
-    }
-
-    /// Path and size of the next file; none at the end.
-    async fn next(&mut self) -> Result<Option<(String, u64)>, ApiError> {
-        let block = self.take(BLOCK).await?;
-        let header = Header(block[..].try_into().map_err(|_| invalid("half a block"))?);
-        if header.is_zero() {
-            return Ok(None);
-        }
-        let path = String::from_utf8(header.path()).ok();
-        let known = path.zip(header.size()).filter(|_| header.is_sound() && header.kind() == Kind::File);
-        known.map(Some).ok_or_else(|| invalid("the archive is damaged, or none of `bailiwick export`"))
-    }
-
-    /// A small file's content.
-    async fn whole(&mut self, size: u64) -> Result<Bytes, ApiError> {
-        let bytes = self.take(usize::try_from(size.min(SMALL)).unwrap_or_default()).await?;
-        self.padding(size).await?;
-        Ok(bytes)
-    }
-
-    /// The next bytes of a file, of which `left` are left.
-    async fn chunk(&mut self, left: u64) -> Result<Bytes, ApiError> {
-        if !self.buffer.has_remaining() {
-            self.more().await?;
-        }
-        let length = self.buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        Ok(self.buffer.split_to(length).freeze())
-    }
-
-    async fn padding(&mut self, size: u64) -> Result<(), ApiError> {
-        let padding = size.next_multiple_of(BLOCK as u64) - size;
-        self.take(usize::try_from(padding).unwrap_or_default()).await.map(drop)
-    }
 }

@@ -58,12 +58,15 @@ const PATHS: &[Path] = &[
         ],
     ),
     row("/v1/vps/{name}/exec", "post", "Runs a program inside; starts the VPS if need be", One("ExecRequest"), Upgrade),
-    row(
-        "/v1/vps/{name}/archive",
-        "get",
-        "A whole VPS as one tar archive; with the header bailiwick-passphrase, in hexadecimal, also its secrets, sealed with it",
-        Nothing,
-        Tar,
+    with(
+        row(
+            "/v1/vps/{name}/archive",
+            "get",
+            "A whole VPS as one tar archive; with the header bailiwick-passphrase, in hexadecimal, also its secrets, sealed with it",
+            Nothing,
+            Tar,
+        ),
+        &[("image", "boolean", "With the layers of its image.")],
     ),
     with(
         row("/v1/archive", "put", "Makes a VPS of such an archive, whole or not at all", Tar, One("Imported")),

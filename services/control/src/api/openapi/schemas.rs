@@ -339,6 +339,7 @@ const TYPES: &[(&str, &str, &[Field])] = &[
             ("vps", Text, Always, "What it is called here."),
             ("tenant", Text, Always, "Whose it is here."),
             ("volumes", Strings, Always, "Its volumes: as they were called, and as they are here."),
+            ("image", Text, Always, "What its image is called here."),
             ("other_image", Bool, Always, "Whether its image here is another build than the one it was exported with."),
             ("left_out", Texts, Always, "Rules about VPSs that the tenant does not have here; they were left out."),
         ],

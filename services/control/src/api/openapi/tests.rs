@@ -118,6 +118,7 @@ fn schemas_hold_what_the_types_write() {
         vps: vps(),
         tenant: tenant(),
         volumes: Default::default(),
+        image: text(),
         other_image: false,
         left_out: Vec::new(),
     };
