@@ -50,6 +50,8 @@ const LEFTOVER: Duration = Duration::from_secs(10);
 const PREDECESSOR: Duration = Duration::from_secs(30);
 /// How long it may take to end once its directories are gone.
 const PREDECESSOR_END: Duration = Duration::from_secs(2);
+/// Name of the descriptor that claims the cgroup.
+const CLAIM: &str = "lock";
 
 /// Runs the daemon; the exit code.
 pub fn run(paths: Paths) -> anyhow::Result<u8> {
@@ -133,12 +135,12 @@ async fn claim(
     cgroups.prepare().map_err(explained)?;
     // Where its directories are there, the claim may be that of a daemon whose keeper died: it is stopping its VPSs.
     let deadline = Instant::now() + if paths.run.join("vps").exists() { PREDECESSOR } else { PREDECESSOR_END };
-    while !held.contains_key("lock") {
+    while !held.contains_key(CLAIM) {
         match cgroups.lock() {
             Ok(lock) => {
-                keeper.keep("lock", &lock)?;
+                keeper.keep(CLAIM, &lock)?;
                 // Held here too: without its keeper this daemon still has to stop its VPSs.
-                held.insert("lock".to_owned(), lock);
+                held.insert(CLAIM.to_owned(), lock);
             }
             Err(HostError::CgroupTaken(_)) if Instant::now() < deadline => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -373,7 +375,8 @@ async fn leave_nothing(host: &Host) {
     remove_uplink(&host.paths).await;
     remove_directories(&host.paths);
     // Where the keeper is gone a new host waits for the cgroup: from its removal on all that is under the root is that one's.
-    lock(&host.sockets).clear();
+    // Until then it stays claimed.
+    lock(&host.sockets).retain(|name, _| name == CLAIM);
     if let Err(error) = host.cgroups.remove() {
         warn!(error = error.explain(), "a cgroup stays");
     }
