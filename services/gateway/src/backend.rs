@@ -1,10 +1,13 @@
 //! Connections to a VPS: made when it can be reached, kept between requests within one generation.
 
 use std::{
+    future::poll_fn,
     io,
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -13,7 +16,6 @@ use hyper::{
     body::Incoming,
     client::conn::http1::{self, SendRequest},
 };
-use hyper_util::rt::TokioIo;
 use tokio::{
     net::TcpStream,
     time::{Instant, timeout_at},
@@ -21,6 +23,7 @@ use tokio::{
 
 use crate::{
     http::Upload,
+    socket::Socket,
     wake::{NotReached, Place, Vps},
 };
 
@@ -31,9 +34,18 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// Bytes of an answer's head at most.
 pub const MAX_HEAD: usize = 64 << 10;
 
+/// How long a connection waits for its next request at most.
+const UNUSED: Duration = Duration::from_secs(60);
+
+/// What reads and writes a connection.
+type Line = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
+
 /// A connection that takes requests.
 pub struct Backend {
     sender: SendRequest<Upload>,
+    /// Polled by whoever sends or reads, so that no other task has to be woken in between; none: it has ended.
+    line: Option<Line>,
+    kept: Instant,
     /// The generation of the VPS it was made in.
     pub generation: u64,
     port: u16,
@@ -80,7 +92,9 @@ impl Pool {
             return None;
         }
         while let Some(at) = kept.backends.iter().rposition(|backend| backend.port == port) {
-            let backend = kept.backends.remove(at);
+            let mut backend = kept.backends.remove(at);
+            // Its server may have closed it meanwhile.
+            backend.drive(&mut Context::from_waker(Waker::noop()));
             if backend.sender.is_ready() {
                 return Some(backend);
             }
@@ -88,8 +102,11 @@ impl Pool {
         None
     }
 
-    fn put(&self, backend: Backend) {
+    fn put(&self, mut backend: Backend) {
+        backend.kept = Instant::now();
         let mut kept = self.lock();
+        let unused = kept.backends.iter().take_while(|other| backend.kept - other.kept > UNUSED).count();
+        kept.backends.drain(..unused);
         if kept.generation == Some(backend.generation) && kept.backends.len() < KEPT && !backend.sender.is_closed() {
             kept.backends.push(backend);
         }
@@ -111,26 +128,54 @@ impl Backend {
         }
         loop {
             let (stream, place) = connect(vps, port, &by, deadline).await?;
-            let handshake = http1::Builder::new().max_header_size(MAX_HEAD).handshake(TokioIo::new(stream)).await;
-            match handshake {
+            match http1::Builder::new().max_header_size(MAX_HEAD).handshake(Socket::new(stream)).await {
                 Ok((sender, connection)) => {
-                    tokio::spawn(connection.with_upgrades());
-                    return Ok(Self { sender, generation: place.generation, port, reused: false });
+                    let line: Option<Line> = Some(Box::pin(connection.with_upgrades()));
+                    let (generation, kept) = (place.generation, Instant::now());
+                    return Ok(Self { sender, line, kept, generation, port, reused: false });
                 }
                 Err(_) => vps.lost(place),
             }
         }
     }
 
-    /// Sends a request. A request that no byte of was written comes back with the error.
+    /// Reads and writes as far as it goes now.
+    pub fn drive(&mut self, cx: &mut Context<'_>) {
+        if let Some(line) = &mut self.line
+            && let Poll::Ready(ended) = line.as_mut().poll(cx)
+        {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection to a server ended");
+            }
+            self.line = None;
+        }
+    }
+
+    /// Sends a request. A request that no byte of was written comes back with the error. Whoever reads the answer drives
+    /// the connection.
     pub async fn send(
         &mut self,
         request: Request<Upload>,
     ) -> Result<Response<Incoming>, (hyper::Error, Option<Request<Upload>>)> {
-        self.sender.try_send_request(request).await.map_err(|mut error| {
+        let mut sent = pin!(self.sender.try_send_request(request));
+        let line = &mut self.line;
+        let sent = poll_fn(|cx| {
+            if line.as_mut().is_some_and(|line| line.as_mut().poll(cx).is_ready()) {
+                *line = None;
+            }
+            sent.as_mut().poll(cx)
+        });
+        sent.await.map_err(|mut error| {
             let request = error.take_message();
             (error.into_error(), request)
         })
+    }
+
+    /// Lets the connection go on by itself: it becomes another protocol's.
+    pub fn release(self) {
+        if let Some(line) = self.line {
+            tokio::spawn(line);
+        }
     }
 
     /// Keeps the connection for the next request; its answer has been read to the end.
@@ -138,10 +183,15 @@ impl Backend {
         self.reused = true;
         if self.sender.is_ready() {
             vps.pool.put(self);
-        } else if !self.sender.is_closed() {
+        } else if self.line.is_some() && !self.sender.is_closed() {
+            // The request is still being sent.
             let vps = vps.clone();
             tokio::spawn(async move {
-                if self.sender.ready().await.is_ok() {
+                let ready = poll_fn(|cx| {
+                    self.drive(cx);
+                    self.sender.poll_ready(cx)
+                });
+                if ready.await.is_ok() {
                     vps.pool.put(self);
                 }
             });

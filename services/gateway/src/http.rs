@@ -20,7 +20,7 @@ use hyper::{
     service::service_fn,
     upgrade::{OnUpgrade, Upgraded},
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use model::{Ignore, ListenAddress};
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::Instant};
 
@@ -33,6 +33,7 @@ use crate::{
     page,
     quiet::Activity,
     route::Target,
+    socket::Socket,
     splice,
     wake::{DEADLINE, NotReached, Use, Vps},
 };
@@ -61,8 +62,9 @@ pub async fn serve(
     });
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(head).max_header_size(MAX_HEAD);
-    let mut served = pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
+    let mut served = pin!(builder.serve_connection(Socket::new(stream), service).with_upgrades());
     let ended = tokio::select! {
+        biased;
         ended = &mut served => ended,
         () = end::begun() => {
             // One that has not been asked anything yet would be closed in its client's face.
@@ -123,7 +125,9 @@ async fn answer(
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let Some(client_end) = client_end else { return page::broken() };
         let server_end = hyper::upgrade::on(&mut response);
-        let activity = Activity::new(vps, backend.generation, in_use, format!("connection from {}", client.address));
+        let generation = backend.generation;
+        backend.release();
+        let activity = Activity::new(vps, generation, in_use, format!("connection from {}", client.address));
         tokio::spawn(go_on(client_end, server_end, activity));
         let (mut parts, _) = response.into_parts();
         forward::response(&mut parts);
@@ -141,7 +145,7 @@ async fn answer(
             recording.end();
         }
     }
-    Response::from_parts(parts, Body::Answer { incoming, lease, recording })
+    Response::from_parts(parts, Body::Answer { incoming, lease, recording, broken: None })
 }
 
 /// Whether a client is one that is ignored for what it calls itself. One that says nothing has an empty name.
@@ -239,9 +243,8 @@ async fn go_on(client: OnUpgrade, server: OnUpgrade, activity: Activity) {
 }
 
 fn socket(upgraded: Upgraded) -> anyhow::Result<(TcpStream, Bytes)> {
-    let parts = upgraded
-        .downcast::<TokioIo<TcpStream>>()
-        .map_err(|_| anyhow::anyhow!("the upgraded connection is not a socket"))?;
+    let parts =
+        upgraded.downcast::<Socket>().map_err(|_| anyhow::anyhow!("the upgraded connection is not a socket"))?;
     Ok((parts.io.into_inner(), parts.read_buf))
 }
 
@@ -321,6 +324,8 @@ pub enum Body {
         lease: Option<Lease>,
         /// Where it is to be kept.
         recording: Option<Box<Recording>>,
+        /// It breaks off, when what came before has been written.
+        broken: Option<hyper::Error>,
     },
 }
 
@@ -338,14 +343,28 @@ impl hyper::body::Body for Body {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
         match self.get_mut() {
             Self::Page(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Answer { incoming, lease, recording } => {
+            Self::Answer { incoming, lease, recording, broken } => {
+                if let Some(error) = broken.take() {
+                    return Poll::Ready(Some(Err(error)));
+                }
+                if let Some(lease) = lease {
+                    lease.backend.drive(cx);
+                }
                 let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
                 let ended = frame.is_none() || incoming.is_end_stream();
                 if recording.is_some() {
                     record(recording, &frame, ended);
                 }
                 if ended {
+                    if let Some(lease) = lease {
+                        lease.backend.drive(cx);
+                    }
                     end(lease);
+                }
+                if let Some(Err(error)) = frame {
+                    *broken = Some(error);
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
                 }
                 Poll::Ready(frame)
             }

@@ -24,6 +24,7 @@ mod page;
 mod proxy;
 mod quiet;
 mod route;
+mod socket;
 mod splice;
 #[cfg(test)]
 mod tests;
