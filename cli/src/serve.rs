@@ -16,6 +16,7 @@ type Running = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 /// Runs the named services until one of them ends, which is always a failure.
 pub fn run(services: &[String], listeners: Vec<(String, OwnedFd)>) -> ExitCode {
     service::start_logging();
+    sys::memory::return_large_blocks();
     let ended = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -38,7 +39,7 @@ async fn serve(services: &[String], listeners: Vec<(String, OwnedFd)>) -> anyhow
     let unready = Unready::new(services.len());
     let mut running = Vec::new();
     for name in services {
-        let context = Context::start(name, Arc::clone(&listeners), Arc::clone(&unready)).await?;
+        let context = Context::start(name, Arc::clone(&listeners), Arc::clone(&unready), sys::memory::trim).await?;
         running.push((name.clone(), start(name, context)?));
     }
     service::first_to_end(running).await

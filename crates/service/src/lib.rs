@@ -13,6 +13,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -22,6 +23,8 @@ use wire::{Client, varlink::Service};
 
 /// Where the host daemon's socket is inside a designated VPS.
 pub const HOST_SOCKET: &str = "/run/bailiwick/host.sock";
+/// How long after a peak memory is given back.
+const MOMENT: Duration = Duration::from_secs(1);
 /// Connections between services that are served at once.
 const CONNECTIONS: usize = 1024;
 
@@ -34,6 +37,8 @@ pub struct Context {
     pub config: HostConfig,
     /// A directory of its own that outlives it.
     pub data: PathBuf,
+    /// Gives memory that is free back to the kernel: worth a call after much of it was used for a moment.
+    pub trim: fn(),
     name: String,
     listeners: Arc<Mutex<BTreeMap<String, OwnedFd>>>,
     unready: Arc<Unready>,
@@ -69,12 +74,13 @@ impl Context {
         name: &str,
         listeners: Arc<Mutex<BTreeMap<String, OwnedFd>>>,
         unready: Arc<Unready>,
+        trim: fn(),
     ) -> anyhow::Result<Self> {
         let host = Client::host(HOST_SOCKET);
         let config = host.call(&wire::host::Config {}).await.context("asking the host daemon for its configuration")?;
         let data = PathBuf::from("/data").join(name);
         std::fs::create_dir_all(&data).with_context(|| format!("making {}", data.display()))?;
-        Ok(Self { host, config, data, name: name.to_owned(), listeners, unready })
+        Ok(Self { host, config, data, trim, name: name.to_owned(), listeners, unready })
     }
 
     /// A client of another service.
@@ -100,6 +106,15 @@ impl Context {
     pub async fn serve<S: Service>(&self, service: Arc<S>) -> anyhow::Result<()> {
         let listener = self.listener(&self.name)?;
         Ok(wire::varlink::serve_listener(listener, service, CONNECTIONS).await?)
+    }
+}
+
+/// Calls `trim` a moment after each change of `grown`; many in a row are one.
+pub async fn keep_trimmed(mut grown: tokio::sync::watch::Receiver<()>, trim: fn()) {
+    while grown.changed().await.is_ok() {
+        tokio::time::sleep(MOMENT).await;
+        grown.mark_unchanged();
+        trim();
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod handover;
 pub mod listen_fds;
+pub mod memory;
 pub mod mount;
 pub mod namespace;
 pub mod netlink;

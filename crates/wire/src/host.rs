@@ -155,7 +155,11 @@ method! {
 }
 method! {
     /// All VPSs that the grants show, with memory and processes. Grant: `watch`.
-    List {} = "io.bailiwick.Host.List" -> Statuses
+    List {
+        /// Only designated ones, and those that have processes or are prepared: of others there are no figures.
+        #[serde(default)]
+        up: bool,
+    } = "io.bailiwick.Host.List" -> Statuses
 }
 method! {
     /// With `more`: first the statuses of all VPSs that the grants show, then each change. Grant: `watch`.

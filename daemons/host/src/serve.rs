@@ -97,8 +97,8 @@ impl Capability {
         table.get(name).map(drop)
     }
 
-    fn statuses(&self, table: &Table, figures: bool) -> Statuses {
-        let seen = |(name, vps): &(&VpsName, &Vps)| self.grants.allows(Verb::Watch, name, vps.tenant());
+    fn statuses(&self, table: &Table, figures: bool, wanted: impl Fn(&Vps) -> bool) -> Statuses {
+        let seen = |(name, vps): &(&VpsName, &Vps)| wanted(vps) && self.grants.allows(Verb::Watch, name, vps.tenant());
         let vps = table.vps.iter().filter(seen).map(|(name, vps)| vps.status(name, figures)).collect();
         Statuses { vps, gone: Vec::new() }
     }
@@ -162,7 +162,7 @@ impl Capability {
     async fn events(&self, more: bool, replier: &mut Replier<'_>) -> Result<(), Fault> {
         self.grants.check_any(Verb::Watch)?;
         let changes = self.host.events.follow();
-        let all = self.statuses(&self.host.table(), false);
+        let all = self.statuses(&self.host.table(), false, |_| true);
         if !more {
             return Ok(replier.done::<Events>(&all, &[]).await?);
         }
@@ -291,7 +291,10 @@ impl Service for Capability {
             }
             List::NAME => {
                 self.grants.check_any(Verb::Watch)?;
-                let all = self.statuses(&self.host.table(), true);
+                let up = request.parse::<List>()?.up;
+                let all = self.statuses(&self.host.table(), true, |vps| {
+                    !up || vps.designated || vps.phase().is_up() || vps.prepared.is_some()
+                });
                 replier.done::<List>(&all, &[]).await?;
             }
             Events::NAME => self.events(request.more, replier).await?,

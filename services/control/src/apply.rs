@@ -47,7 +47,7 @@ pub struct Plan {
     /// One per VPS, those without a difference too.
     pub changes: Vec<Change>,
     /// The new specs of VPSs that change.
-    pub specs: BTreeMap<VpsName, VpsSpec>,
+    pub specs: BTreeMap<VpsName, Arc<VpsSpec>>,
     /// The images of the VPSs that were sent.
     pub images: BTreeSet<ImageRef>,
     /// Addresses that are not listened on yet.
@@ -361,7 +361,8 @@ fn changes(world: &World<'_>, sent: BTreeMap<VpsName, Sent<'_>>, taken: BTreeMap
         changes.push(Change { vps: name.clone(), kind, fields, at_next_start, secrets });
     }
     wanted.retain(|name, spec| world.specs.get(name).is_none_or(|stored| **stored != *spec));
-    Plan { changes, specs: wanted, images, listen }
+    let specs = wanted.into_iter().map(|(name, spec)| (name, Arc::new(spec))).collect();
+    Plan { changes, specs, images, listen }
 }
 
 /// The secrets that were set since a VPS was started, which it does not have yet.

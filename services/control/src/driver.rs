@@ -74,12 +74,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Vps {
     /// Starts the driver of one VPS.
-    pub fn spawn(control: Arc<Control>, name: VpsName, spec: VpsSpec, link: Option<Link>, wakes: Wakes) -> Arc<Self> {
+    pub fn spawn(
+        control: Arc<Control>,
+        name: VpsName,
+        spec: Arc<VpsSpec>,
+        link: Option<Link>,
+        wakes: Wakes,
+    ) -> Arc<Self> {
         // Unix time is above every number a former process gave out: no VPS starts once a millisecond.
-        let life = Life::new(Rules::from(&spec), unix_ms(), now_ms());
+        let life = Life::new(Rules::from(&*spec), unix_ms(), now_ms());
         let vps = Arc::new(Self {
             name: name.clone(),
-            spec: Mutex::new(Arc::new(spec)),
+            spec: Mutex::new(spec),
             place: tokio::sync::Mutex::new(link.clone()),
             address: Mutex::new(link),
             wakes: Mutex::new(wakes),
@@ -108,9 +114,9 @@ impl Vps {
     }
 
     /// Follows a change of its spec: what is about idleness and failures counts at once, the rest at the next start.
-    pub fn set_spec(&self, spec: VpsSpec) {
-        self.life().set_rules(Rules::from(&spec));
-        *lock(&self.spec) = Arc::new(spec);
+    pub fn set_spec(&self, spec: Arc<VpsSpec>) {
+        self.life().set_rules(Rules::from(&*spec));
+        *lock(&self.spec) = spec;
         self.inbox.try_send(Message::Input(Input::Changed));
     }
 
@@ -310,7 +316,7 @@ impl Driver {
             Action::Look(number) => {
                 let (control, vps) = (self.control.clone(), self.vps.clone());
                 tokio::spawn(async move {
-                    if let Ok(list) = insist(&control.host, &host::List {}, STEP_LIMIT).await {
+                    if let Ok(list) = insist(&control.host, &host::List { up: false }, STEP_LIMIT).await {
                         let found = list.vps.into_iter().find(|status| status.name == vps.name);
                         vps.feed(Input::Looked(number, found)).await;
                     }
@@ -451,7 +457,7 @@ fn make_room(control: &Arc<Control>, missing: u64) {
 pub async fn measure(control: Arc<Control>) {
     loop {
         control.memory.worth_measuring().await;
-        let Ok(list) = insist(&control.host, &host::List {}, STEP_LIMIT).await else { continue };
+        let Ok(list) = insist(&control.host, &host::List { up: true }, STEP_LIMIT).await else { continue };
         let (mut tenants, mut others) = (BTreeMap::new(), 0);
         for status in list.vps {
             match (status.designated, status.memory) {

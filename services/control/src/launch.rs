@@ -56,6 +56,15 @@ pub async fn attach_found(control: Arc<Control>, vps: Arc<Vps>, number: u64) {
     vps.feed(Input::Attached(number, attached)).await;
 }
 
+/// Has that done in its turn. Of thousands each takes little room until then.
+pub fn ahead(control: &Arc<Control>, vps: Arc<Vps>) {
+    let control = control.clone();
+    tokio::spawn(async move {
+        let Ok(_turn) = control.ahead.acquire().await else { return };
+        Box::pin(prepare(control.clone(), vps)).await;
+    });
+}
+
 /// Does ahead what the first start would have to wait for. Its failure shows at that start.
 pub async fn prepare(control: Arc<Control>, vps: Arc<Vps>) {
     match place(&control, &vps, AHEAD).await {

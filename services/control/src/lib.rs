@@ -61,6 +61,9 @@ pub async fn run(context: service::Context) -> anyhow::Result<()> {
     let events = events::follow(control.clone()).await;
     delete::resume(&control);
     bundle::resume(&control);
+    let mut grown = control.grown.subscribe();
+    grown.mark_changed();
+    tokio::spawn(service::keep_trimmed(grown, context.trim));
     tokio::spawn(images::watch(control.clone()));
     tokio::spawn(disk::watch(control.clone()));
     tokio::spawn(neighbours::tell(control.clone()));

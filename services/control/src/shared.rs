@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Context as _;
 use model::{HostConfig, VpsName, VpsSpec, VpsStatus};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use wire::Client;
 
 use crate::{
@@ -29,6 +29,8 @@ use crate::{
 
 /// Wakes are written together, so many at once at most.
 const WAKES: usize = 1024;
+/// Places that are prepared at the same time: what an apply of thousands asks of others at once.
+const AHEAD: usize = 16;
 /// How long wakes are collected before they are written.
 const COLLECT: Duration = Duration::from_millis(20);
 
@@ -88,6 +90,10 @@ pub struct Control {
     pub coming_back: Semaphore,
     /// Held by who changes desired state: one at a time.
     pub changing: tokio::sync::Mutex<()>,
+    /// Changes when memory was used for a moment, much where there are many VPSs.
+    pub grown: watch::Sender<()>,
+    /// Held by who prepares a place ahead of its first start.
+    pub ahead: Semaphore,
     vps: Mutex<BTreeMap<VpsName, Arc<Vps>>>,
     /// Those that are being deleted: not there for anybody, but their names are not free yet.
     deleting: Mutex<BTreeMap<VpsName, Arc<Vps>>>,
@@ -136,6 +142,8 @@ impl Control {
             secrets: Secrets::new(stored.secrets.clone(), data),
             coming_back: Semaphore::new(2 * std::thread::available_parallelism().map_or(1, NonZero::get)),
             changing: tokio::sync::Mutex::new(()),
+            grown: watch::Sender::new(()),
+            ahead: Semaphore::new(AHEAD),
             vps: Mutex::default(),
             deleting: Mutex::default(),
             designated: Mutex::default(),
@@ -152,7 +160,7 @@ impl Control {
         for (name, spec) in stored.specs {
             let link = stored.links.get(&name).filter(|_| stored.created.contains(&name)).cloned();
             let wakes = stored.wakes.get(&name).cloned().unwrap_or_default();
-            let vps = Vps::spawn(self.clone(), name.clone(), spec, link, wakes);
+            let vps = Vps::spawn(self.clone(), name.clone(), Arc::new(spec), link, wakes);
             let deleted = stored.deleting.contains(&name);
             if deleted { &self.deleting } else { &self.vps }
                 .lock()
@@ -187,6 +195,7 @@ impl Control {
         let doors = doors(&specs, &rules, |name| self.get(name)?.link());
         self.routes.set_table(table(specs.iter().map(|(name, spec)| (name, &**spec))), doors, rules);
         self.telling.changed();
+        self.grown.send_replace(());
     }
 
     /// The designated VPSs' statuses.

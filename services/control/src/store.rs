@@ -1,6 +1,6 @@
 //! Desired state on disk: one redb file, one transaction per change.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{borrow::Borrow, collections::BTreeMap, path::Path, sync::Arc};
 
 use model::{ImageRef, JobName, TenantName, VolumeName, VpsName, VpsSpec, api::LastWake, image::ImageInfo, run::Link};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
@@ -309,9 +309,9 @@ impl Store {
     }
 
     /// Puts all `specs`, and the secrets that came with them, or nothing.
-    pub fn put_specs(
+    pub fn put_specs<S: Borrow<VpsSpec>>(
         &self,
-        specs: &BTreeMap<VpsName, VpsSpec>,
+        specs: &BTreeMap<VpsName, S>,
         secrets: &BTreeMap<SecretId, secrets::Stored>,
     ) -> Result<(), StoreError> {
         self.write(|write| {
@@ -321,7 +321,7 @@ impl Store {
             }
             let mut table = write.open_table(VPS)?;
             for (name, spec) in specs {
-                table.insert(name.as_str(), encode(spec)?.as_slice())?;
+                table.insert(name.as_str(), encode(spec.borrow())?.as_slice())?;
             }
             Ok(())
         })

@@ -16,7 +16,6 @@ use wire::{
 
 use crate::{
     cache::Cache,
-    idle::attend,
     route::{Site, Table, Target},
     wake::{IdleTimes, Use, Vps},
 };
@@ -169,8 +168,7 @@ impl Directory {
         if let Some(vps) = known.get(name) {
             return vps.clone();
         }
-        let vps = Vps::new(name.clone());
-        tokio::spawn(attend(vps.clone(), self.control.clone()));
+        let vps = Vps::new(name.clone(), Some(self.control.clone()));
         known.insert(name.clone(), vps.clone());
         vps
     }

@@ -15,7 +15,7 @@ use crate::wake::{Next, Vps};
 /// Both are answered at once by a `control` that lives.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// Serves one VPS until it has no route and no user.
+/// Serves one VPS until there is nothing to call or to wait for.
 pub async fn attend(vps: Arc<Vps>, control: Client) {
     loop {
         let next = vps.next();
@@ -40,8 +40,7 @@ pub async fn attend(vps: Arc<Vps>, control: Client) {
                 () = sleep_until(*at) => {}
                 () = vps.work.notified() => {}
             },
-            Next::Rest => vps.work.notified().await,
-            Next::End => return,
+            Next::Rest => return,
         }
     }
 }

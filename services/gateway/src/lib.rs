@@ -52,6 +52,7 @@ pub async fn run(context: service::Context) -> anyhow::Result<()> {
     let limits = Arc::new(Limits::of_this_process(transparent));
     let listeners = Listeners::new(context.host.clone(), directory.clone(), limits.clone());
     let (table_changed, tables) = tokio::sync::watch::channel(());
+    tokio::spawn(service::keep_trimmed(tables.clone(), context.trim));
     let (doors_open, listening) = (Notify::new(), Notify::new());
     let doors = doors::keep(directory.clone(), limits.clone(), doors::place(&context.config), tables.clone(), || {
         doors_open.notify_one()

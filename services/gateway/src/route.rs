@@ -125,6 +125,7 @@ impl Table {
 impl Hosts {
     fn add(&mut self, host: &str, prefix: &str, target: Target) {
         let routes = self.0.entry(host.into()).or_default();
+        routes.reserve_exact(1);
         let at = routes.partition_point(|(other, _)| other.len() >= prefix.len());
         routes.insert(at, (prefix.into(), target));
     }

@@ -14,7 +14,7 @@ mod hear;
 use std::{
     net::IpAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -25,9 +25,9 @@ use tokio::{
     sync::Notify,
     time::{Instant, timeout_at},
 };
-use wire::control::VpsState;
+use wire::{Client, control::VpsState};
 
-use crate::backend::Pool;
+use crate::{backend::Pool, idle::attend};
 
 /// How long a client waits for a VPS.
 pub const DEADLINE: Duration = Duration::from_secs(90);
@@ -97,9 +97,9 @@ struct State {
     times: Option<IdleTimes>,
     /// Something was heard since the last table: its route may be in the next.
     fresh: bool,
-    retired: bool,
-    /// Whoever calls `Wake` and `Idle` rests until `work` is notified.
-    resting: bool,
+    /// Whether a task calls `Wake` and `Idle`. There is one only while there is something to call, or to wait for: of ten
+    /// thousand VPSs nearly all sleep.
+    attended: bool,
 }
 
 /// When a VPS counts as idle.
@@ -145,16 +145,22 @@ pub struct Vps {
     news: Notify,
     /// Wakes the caller of `Wake` and `Idle`.
     pub(crate) work: Notify,
+    /// Whom they are called of; none: nobody does.
+    control: Option<Client>,
+    me: Weak<Self>,
 }
 
 /// What is to be called next.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Next {
-    Wake { round: u64, by: String },
+    Wake {
+        round: u64,
+        by: String,
+    },
     Idle,
     SleepUntil(Instant),
+    /// Nothing: who calls may go.
     Rest,
-    End,
 }
 
 /// A use of a VPS: as long as it lives, the VPS is not idle.
@@ -178,9 +184,8 @@ impl Drop for Use {
         state.idle_since = state.idle_since.max(self.ended.unwrap_or_else(Instant::now));
         if state.users == 0 {
             // While the caller of `Idle` sleeps it looks at `idle_since` by itself afterwards.
-            if std::mem::take(&mut state.resting) {
-                drop(state);
-                self.vps.work.notify_one();
+            if !state.attended {
+                self.vps.attend(state);
             }
         }
     }
@@ -204,8 +209,8 @@ pub struct Place {
 }
 
 impl Vps {
-    /// A VPS nothing is known of yet.
-    pub fn new(name: VpsName) -> Arc<Self> {
+    /// A VPS nothing is known of yet; `control` is asked to wake it.
+    pub fn new(name: VpsName, control: Option<Client>) -> Arc<Self> {
         let state = State {
             phase: Phase::Away,
             heard: None,
@@ -220,11 +225,24 @@ impl Vps {
             idle_since: Instant::now(),
             times: None,
             fresh: false,
-            retired: false,
-            resting: false,
+            attended: false,
         };
+        let (pool, ignored, state) = (Pool::default(), Counts::default(), Mutex::new(state));
         let (news, work) = (Notify::new(), Notify::new());
-        Arc::new(Self { name, pool: Pool::default(), ignored: Counts::default(), state: Mutex::new(state), news, work })
+        Arc::new_cyclic(|me| Self { name, pool, ignored, state, news, work, control, me: me.clone() })
+    }
+
+    /// Has somebody look at what is to be called next.
+    fn attend(&self, mut state: MutexGuard<'_, State>) {
+        if state.attended {
+            drop(state);
+            return self.work.notify_one();
+        }
+        let due = state.ask.is_some() || state.say_idle.is_some() || matches!(state.phase, Phase::Up { .. });
+        let (true, Some(me), Some(control)) = (due, self.me.upgrade(), &self.control) else { return };
+        state.attended = true;
+        drop(state);
+        tokio::spawn(attend(me, control.clone()));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -257,9 +275,9 @@ impl Vps {
             if !matches!(state.phase, Phase::Waking { .. }) || forgotten {
                 state.by = by;
                 state.start_round(Instant::now());
-                self.work.notify_one();
             }
             state.waiting += 1;
+            self.attend(state);
             Waiting(self)
         };
         let arrival = async {
@@ -277,7 +295,7 @@ impl Vps {
                         // It went down again between two looks.
                         Phase::Away => {
                             state.start_round(Instant::now());
-                            self.work.notify_one();
+                            self.attend(state);
                         }
                     }
                 }
@@ -297,9 +315,8 @@ impl Vps {
         let pause = state.pause;
         state.pause = (pause * 2).min(PAUSE.1);
         state.start_round(Instant::now() + pause);
-        drop(state);
+        self.attend(state);
         self.pool.clear(None);
-        self.work.notify_one();
     }
 
     /// Whether it can still be sent to as in `generation`.
@@ -314,8 +331,11 @@ impl Vps {
 
     /// What leads to it changed: its idle times; none: nothing does.
     pub fn configure(&self, times: Option<IdleTimes>) {
-        self.lock().times = times;
-        self.work.notify_one();
+        let mut state = self.lock();
+        if state.times != times {
+            state.times = times;
+            self.attend(state);
+        }
     }
 
     /// Silence after which an open connection is no use of it.
@@ -327,11 +347,7 @@ impl Vps {
     pub fn retire(&self) -> bool {
         let mut state = self.lock();
         let fresh = std::mem::take(&mut state.fresh);
-        state.retired = state.times.is_none() && state.users == 0 && !fresh;
-        if state.retired {
-            self.work.notify_one();
-        }
-        state.retired
+        state.times.is_none() && state.users == 0 && !fresh
     }
 
     #[cfg(test)]
@@ -372,9 +388,8 @@ impl Vps {
                 self.pool.clear(None);
                 Next::Idle
             }
-            _ if state.retired => Next::End,
             _ => {
-                state.resting = true;
+                state.attended = false;
                 Next::Rest
             }
         }

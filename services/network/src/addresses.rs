@@ -60,6 +60,11 @@ pub struct AddressBook {
     prefix6: Ipv6Addr,
     first: u32,
     book: Book,
+    /// All that are given out, released or reserved, and below which number none is missing among them.
+    used: BTreeSet<Ipv4Addr>,
+    fresh: u32,
+    /// Whether the book is not what the file is.
+    unwritten: bool,
     /// Held for spares; not on disk, since spares end with the host.
     reserved: BTreeSet<Ipv4Addr>,
 }
@@ -75,8 +80,10 @@ impl AddressBook {
             Err(source) => return Err(AddressError::File { path: path.display().to_string(), source }),
         };
         let first = u32::from(subnet.network()) + reserved;
-        let mut this = Self { path: path.to_owned(), subnet, prefix6, first, book, reserved: BTreeSet::new() };
+        let (path, reserved, used) = (path.to_owned(), BTreeSet::new(), BTreeSet::new());
+        let mut this = Self { path, subnet, prefix6, first, book, used, fresh: first, unwritten: false, reserved };
         this.forget_foreign();
+        this.used = this.book.given.values().chain(&this.book.released).copied().collect();
         Ok(this)
     }
 
@@ -91,26 +98,41 @@ impl AddressBook {
     /// The link of `name`: the one it has, or the lowest address that was never used, or the one released longest ago.
     /// One that was reserved is taken where there is one.
     pub fn allocate(&mut self, name: &VpsName, reserved: Option<Ipv4Addr>) -> Result<Link, AddressError> {
+        let link = self.give(name, reserved)?;
+        self.keep(name)?;
+        Ok(link)
+    }
+
+    /// The same, as far as this process goes: `keep` puts it on disk, together with what else was given out meanwhile.
+    pub fn give(&mut self, name: &VpsName, reserved: Option<Ipv4Addr>) -> Result<Link, AddressError> {
         if let Some(address) = self.book.given.get(name) {
             return Ok(self.link(*address));
         }
-        let mut book = self.book.clone();
-        let address = match reserved.filter(|address| self.reserved.contains(address)) {
+        let address = match reserved.filter(|address| self.reserved.remove(address)) {
             Some(address) => address,
-            None => self.free(&mut book)?,
+            None => self.free()?,
         };
-        book.given.insert(name.clone(), address);
-        self.store(book)?;
-        self.reserved.remove(&address);
+        self.book.given.insert(name.clone(), address);
+        self.unwritten = true;
         Ok(self.link(address))
+    }
+
+    /// Has what was given to `name` on disk; takes it back where that can't be done.
+    pub fn keep(&mut self, name: &VpsName) -> Result<(), AddressError> {
+        if !self.unwritten {
+            return Ok(());
+        }
+        let written = replace_file(&self.path, &self.book);
+        match written {
+            Ok(()) => self.unwritten = false,
+            Err(_) => self.book.released.extend(self.book.given.remove(name)),
+        }
+        written
     }
 
     /// A link that is nobody's yet.
     pub fn reserve(&mut self) -> Result<Link, AddressError> {
-        let mut book = self.book.clone();
-        let address = self.free(&mut book)?;
-        // Taken from the released ones, as far as this process goes.
-        self.book = book;
+        let address = self.free()?;
         self.reserved.insert(address);
         Ok(self.link(address))
     }
@@ -123,23 +145,32 @@ impl AddressBook {
         self.book.released.extend(back);
     }
 
-    fn free(&self, book: &mut Book) -> Result<Ipv4Addr, AddressError> {
-        let used: BTreeSet<Ipv4Addr> =
-            book.given.values().chain(&book.released).chain(&self.reserved).copied().collect();
-        let mut all = (self.first..u32::from(self.subnet.broadcast())).map(Ipv4Addr::from);
-        all.find(|address| !used.contains(address))
-            .or_else(|| book.released.pop_front())
-            .ok_or(AddressError::Exhausted { subnet: self.subnet, given: book.given.len() })
+    fn free(&mut self) -> Result<Ipv4Addr, AddressError> {
+        let end = u32::from(self.subnet.broadcast());
+        while self.fresh < end {
+            let address = Ipv4Addr::from(self.fresh);
+            self.fresh += 1;
+            if self.used.insert(address) {
+                return Ok(address);
+            }
+        }
+        let given = self.book.given.len();
+        self.book.released.pop_front().ok_or(AddressError::Exhausted { subnet: self.subnet, given })
     }
 
     /// Takes the address of `name` back; nothing when it has none.
     pub fn release(&mut self, name: &VpsName) -> Result<(), AddressError> {
-        let mut book = self.book.clone();
-        if let Some(address) = book.given.remove(name) {
-            book.released.push_back(address);
-            self.store(book)?;
+        let Some(address) = self.book.given.remove(name) else { return Ok(()) };
+        self.book.released.push_back(address);
+        let written = replace_file(&self.path, &self.book);
+        match written {
+            Ok(()) => self.unwritten = false,
+            Err(_) => {
+                self.book.released.pop_back();
+                self.book.given.insert(name.clone(), address);
+            }
         }
-        Ok(())
+        written
     }
 
     /// The link of `name`, when it has one.
@@ -155,12 +186,6 @@ impl AddressBook {
     fn link(&self, address: Ipv4Addr) -> Link {
         Link::new(address, Link::address6_for(self.prefix6, address))
     }
-
-    fn store(&mut self, book: Book) -> Result<(), AddressError> {
-        replace_file(&self.path, &book)?;
-        self.book = book;
-        Ok(())
-    }
 }
 
 /// Replaces a file as a whole.
@@ -168,7 +193,7 @@ pub fn replace_file(path: &Path, content: &impl Serialize) -> Result<(), Address
     let written = || {
         let fresh = path.with_extension("new");
         let mut file = File::create(&fresh)?;
-        file.write_all(&serde_json::to_vec_pretty(content)?)?;
+        file.write_all(&serde_json::to_vec(content)?)?;
         file.sync_all()?;
         std::fs::rename(&fresh, path)?;
         File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
@@ -222,6 +247,25 @@ mod tests {
         let link = book.allocate(&name("a"), None).expect("an address");
         assert_eq!(link.name, "v0a500010");
         assert_eq!(link.address6.to_string(), "fd00:ba11::a50:10");
+    }
+
+    #[test]
+    fn what_is_given_out_at_the_same_time_is_written_at_once_or_taken_back() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut book = open(&directory, "10.80.0.0/24");
+        assert_eq!(octet(book.give(&name("a"), None)), 16);
+        assert_eq!(octet(book.give(&name("b"), None)), 17);
+        book.keep(&name("a")).expect("written");
+        assert_eq!(open(&directory, "10.80.0.0/24").links().len(), 2);
+        book.give(&name("c"), None).expect("an address");
+        // Where a directory is, no file can be made.
+        let way = directory.path().join("addresses.new");
+        std::fs::create_dir(&way).expect("a directory");
+        book.keep(&name("c")).expect_err("not written");
+        assert!(book.link_of(&name("c")).is_none());
+        std::fs::remove_dir(&way).expect("removed");
+        assert_eq!(octet(book.allocate(&name("d"), None)), 19);
+        assert_eq!(open(&directory, "10.80.0.0/24").links().len(), 3);
     }
 
     #[test]

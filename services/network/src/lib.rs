@@ -130,7 +130,10 @@ impl Service for Network {
         match request.method.as_str() {
             Allocate::NAME => {
                 let Allocate { name, reserved } = request.parse()?;
-                let link = self.state().book.allocate(&name, reserved)?;
+                let link = self.state().book.give(&name, reserved)?;
+                // Who asks at the same time is written with it.
+                tokio::task::yield_now().await;
+                self.state().book.keep(&name)?;
                 self.readdressed(&name).await?;
                 replier.done::<Allocate>(&Allocated { link }, &[]).await?;
             }

@@ -178,7 +178,7 @@ fn take_over(control: &Arc<Control>, plan: &Plan) {
         }
         let vps = Vps::spawn(control.clone(), name.clone(), spec.clone(), None, Wakes::default());
         control.all().insert(name.clone(), vps.clone());
-        tokio::spawn(launch::prepare(control.clone(), vps));
+        launch::ahead(control, vps);
     }
     control.publish_table();
     control.jobs.changed();

@@ -50,9 +50,9 @@ pub struct ListQuery {
     all: bool,
 }
 
-/// What the host says of all VPSs; nothing when it does not answer: a list without memory is better than none.
+/// What the host says of VPSs that it has figures of; nothing when it does not answer: a list without memory is better than none.
 pub async fn statuses(control: &Control) -> BTreeMap<VpsName, VpsStatus> {
-    match insist(&control.host, &host::List {}, NUMBERS).await {
+    match insist(&control.host, &host::List { up: true }, NUMBERS).await {
         Ok(list) => by_name(list.vps),
         Err(fault) => {
             tracing::warn!(%fault, "the host daemon did not say how much memory is in use");
@@ -72,6 +72,7 @@ pub async fn list(State(control): State<Arc<Control>>, Query(query): Query<ListQ
     let all: Vec<_> = control.all().values().cloned().collect();
     let rules = control.routes.rules();
     rows.extend(all.iter().map(|vps| view::row(&control, vps, &rules, statuses.get(&vps.name))));
+    control.grown.send_replace(());
     Json(rows)
 }
 

@@ -50,17 +50,13 @@ fn refused(plan: Result<Plan, Refusal>) -> (ErrorKind, Vec<String>) {
 }
 
 /// Specs as they are once they are stored.
-fn kept(specs: BTreeMap<VpsName, VpsSpec>) -> BTreeMap<VpsName, Arc<VpsSpec>> {
-    specs.into_iter().map(|(name, spec)| (name, Arc::new(spec))).collect()
-}
-
 #[test]
 fn a_second_apply_changes_nothing() {
     let site = request(vec![file("a.toml", "acme", &vps("a", "routes = { \"http://a.example\" = 80 }"))]);
     let first = House::with(&[]).plan(&site).unwrap();
     assert_eq!(first.changes[0].kind, ChangeKind::Create);
     assert_eq!((first.specs.len(), first.listen.len(), first.images.len()), (1, 1, 1));
-    let house = House { specs: kept(first.specs), ..House::with(&[]) };
+    let house = House { specs: first.specs, ..House::with(&[]) };
     let second = house.plan(&site).unwrap();
     assert_eq!(second.changes[0].kind, ChangeKind::None);
     assert!(second.specs.is_empty() && second.listen.is_empty() && second.changes[0].fields.is_empty());
@@ -70,7 +66,7 @@ fn a_second_apply_changes_nothing() {
 fn a_running_vps_keeps_its_spec_but_not_its_routes() {
     let before = request(vec![file("a.toml", "acme", &vps("a", ""))]);
     let mut house = House::with(&[]);
-    house.specs = kept(house.plan(&before).unwrap().specs);
+    house.specs = house.plan(&before).unwrap().specs;
     house.up.insert(name("a"), 5);
     let routed =
         request(vec![file("a.toml", "acme", &vps("a", "routes = { \"http://a.example\" = 80 }\nidle = \"never\""))]);
@@ -189,7 +185,7 @@ fn a_secret_that_is_not_set_is_refused_where_it_is_named() {
     let first = house.plan(&site).unwrap();
     assert!(first.changes[0].secrets.is_empty());
     // One that was set since the VPS was started is told of, though nothing else changes.
-    house.specs = kept(first.specs);
+    house.specs = first.specs;
     house.up.insert(name("a"), 8);
     let second = house.plan(&site).unwrap();
     assert_eq!((second.changes[0].kind, second.changes[0].secrets[0].as_str()), (ChangeKind::None, "key"));

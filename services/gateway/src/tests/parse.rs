@@ -19,7 +19,7 @@ fn listen() -> ListenAddress {
 
 fn table(routes: &[(&str, &str)]) -> Table {
     let entries: Vec<RouteEntry> = routes.iter().map(|(route, name)| http_route(listen(), route, name, 80)).collect();
-    Table::new(&entries, &[], |name| Vps::new(name.clone()))
+    Table::new(&entries, &[], |name| Vps::new(name.clone(), None))
 }
 
 fn found(table: &Table, host: &str, path: &str) -> Option<VpsName> {
@@ -51,7 +51,7 @@ fn the_longest_prefix_of_whole_segments_wins() {
 
 #[test]
 fn a_tcp_route_wins_its_address() {
-    let vps = |name: &VpsName| Vps::new(name.clone());
+    let vps = |name: &VpsName| Vps::new(name.clone(), None);
     let (http, tcp) = (http_route(listen(), "a.example", "web", 80), tcp_route(listen(), "db", 3306));
     for entries in [[http.clone(), tcp.clone()], [tcp, http]] {
         assert!(

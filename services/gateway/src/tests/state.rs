@@ -11,7 +11,7 @@ use crate::wake::{IdleTimes, Next, NotReached, Vps};
 const AFTER: Duration = Duration::from_secs(10);
 
 fn new() -> Arc<Vps> {
-    let vps = Vps::new("a".parse().unwrap());
+    let vps = Vps::new("a".parse().unwrap(), None);
     vps.configure(Some(IdleTimes { after: Some(AFTER), quiet: None }));
     vps
 }

@@ -105,9 +105,8 @@ impl Vps {
             Phase::Up { generation, .. } => Some(generation),
             _ => None,
         };
-        drop(state);
+        self.attend(state);
         self.pool.clear(keep);
         self.news.notify_waiters();
-        self.work.notify_one();
     }
 }
