@@ -16,7 +16,7 @@ type Running = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 /// Runs the named services until one of them ends, which is always a failure.
 pub fn run(services: &[String], listeners: Vec<(String, OwnedFd)>) -> ExitCode {
     service::start_logging();
-    sys::memory::return_large_blocks();
+    sys::memory::one_tidy_heap();
     let ended = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -13,7 +13,7 @@ use model::{
     spec::Idle,
 };
 use tokio::{
-    sync::{oneshot, watch},
+    sync::{Notify, oneshot},
     task::AbortHandle,
 };
 use wire::host;
@@ -64,7 +64,7 @@ pub struct Vps {
     /// The start that goes on, or led to what runs.
     beginning: Mutex<Option<Box<Beginning>>>,
     life: Mutex<Life>,
-    changed: watch::Sender<()>,
+    changed: Notify,
     inbox: Inbox<Message>,
 }
 
@@ -90,7 +90,7 @@ impl Vps {
             address: Mutex::new(link),
             wakes: Mutex::new(wakes),
             beginning: Mutex::new(None),
-            changed: watch::Sender::new(()),
+            changed: Notify::new(),
             inbox: Inbox::new(QUEUE),
             life: Mutex::new(life),
         });
@@ -177,12 +177,14 @@ impl Vps {
 
     /// Waits until nothing more happens by itself; false when that took longer than `limit`.
     pub async fn settled(&self, limit: Duration) -> bool {
-        let mut changed = self.changed.subscribe();
         let settled = async {
-            while !self.life().settled() {
-                if changed.changed().await.is_err() {
+            loop {
+                let mut changed = std::pin::pin!(self.changed.notified());
+                changed.as_mut().enable();
+                if self.life().settled() {
                     return;
                 }
+                changed.await;
             }
         };
         tokio::time::timeout(limit, settled).await.is_ok()
@@ -264,7 +266,7 @@ impl Driver {
             self.version = self.control.routes.set_state(&self.vps.name, now.0, now.1.clone(), address);
             self.published = Some(now);
         }
-        self.vps.changed.send_replace(());
+        self.vps.changed.notify_waiters();
         actions
     }
 

@@ -129,12 +129,7 @@ pub async fn place(control: &Arc<Control>, vps: &Arc<Vps>, limit: Duration) -> R
         control.publish_table();
     }
     // Asking again does no harm, so nobody waits for the disk.
-    let (store, name, kept) = (control.store.clone(), name.clone(), link.clone());
-    tokio::spawn(async move {
-        if let Err(error) = store.run(move |store| store.put_place(&name, &kept)).await {
-            tracing::error!(%error, "a VPS's place could not be kept");
-        }
-    });
+    let _ = control.places.try_send((name.clone(), link.clone()));
     Ok(link)
 }
 

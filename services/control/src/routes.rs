@@ -33,6 +33,8 @@ struct Inner {
     led_to: BTreeSet<VpsName>,
     table_version: u64,
     states: BTreeMap<VpsName, Known>,
+    /// The same by the version that said each last, so that one change is found among ten thousand.
+    changes: BTreeMap<u64, VpsName>,
     followers: BTreeMap<u64, u64>,
     next_follower: u64,
 }
@@ -141,14 +143,20 @@ impl Routes {
     /// Sets one VPS's state; answers the version that says so.
     pub fn set_state(&self, name: &VpsName, generation: u64, reach: Reach, address: Option<IpAddr>) -> u64 {
         self.change(|inner, version| {
-            inner.states.insert(name.clone(), Known { version, generation, reach, address });
+            let known = Known { version, generation, reach, address };
+            if let Some(before) = inner.states.insert(name.clone(), known) {
+                inner.changes.remove(&before.version);
+            }
+            inner.changes.insert(version, name.clone());
         })
     }
 
     /// Forgets a VPS that was deleted.
     pub fn forget(&self, name: &VpsName) {
         self.change(|inner, _| {
-            inner.states.remove(name);
+            if let Some(before) = inner.states.remove(name) {
+                inner.changes.remove(&before.version);
+            }
         });
     }
 
@@ -211,11 +219,10 @@ impl Follower<'_> {
         let first = std::mem::take(&mut self.first);
         let table = (first || inner.table_version > self.seen).then(|| inner.table.clone());
         let doors = if table.is_some() { inner.doors.clone() } else { Vec::new() };
-        let news = inner.states.iter().filter(|(name, known)| {
-            // A VPS may have come into the table without having changed.
-            (first || known.version > self.seen || table.is_some()) && inner.led_to.contains(*name)
-        });
-        let states: Vec<_> = news.map(|(name, known)| known.say(name)).collect();
+        // A VPS may have come into the table without having changed.
+        let from = if table.is_some() { 0 } else { self.seen + 1 };
+        let news = inner.changes.range(from..).map(|(_, name)| name).filter(|name| inner.led_to.contains(*name));
+        let states: Vec<_> = news.filter_map(|name| Some(inner.states.get(name)?.say(name))).collect();
         let version = inner.version;
         self.seen = version;
         if table.is_none() && states.is_empty() {

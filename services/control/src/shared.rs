@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use model::{HostConfig, VpsName, VpsSpec, VpsStatus};
+use model::{HostConfig, VpsName, VpsSpec, VpsStatus, run::Link};
 use tokio::sync::{Semaphore, mpsc, watch};
 use wire::Client;
 
@@ -24,14 +24,14 @@ use crate::{
     pool::Pool,
     routes::{Routes, table},
     secrets::Secrets,
-    store::{self, Store, Stored, Wakes},
+    store::{self, Store, StoreError, Stored, Wakes},
 };
 
-/// Wakes are written together, so many at once at most.
-const WAKES: usize = 1024;
+/// Wakes, and places, are written together, so many at once at most.
+const WAITING: usize = 1024;
 /// Places that are prepared at the same time: what an apply of thousands asks of others at once.
 const AHEAD: usize = 16;
-/// How long wakes are collected before they are written.
+/// How long they are collected before they are written.
 const COLLECT: Duration = Duration::from_millis(20);
 
 /// Whom this service talks to.
@@ -101,6 +101,8 @@ pub struct Control {
     designated: Mutex<BTreeMap<VpsName, VpsStatus>>,
     /// Wakes on their way to the store.
     pub wakes: mpsc::Sender<(VpsName, Wakes)>,
+    /// Places on their way there.
+    pub places: mpsc::Sender<(VpsName, Link)>,
 }
 
 impl Control {
@@ -120,7 +122,8 @@ impl Control {
     pub fn new(others: Others, config: HostConfig, data: &Path) -> anyhow::Result<Arc<Self>> {
         let path = data.join("state.redb");
         let (store, stored) = store::good::open(&path).with_context(|| format!("opening {}", path.display()))?;
-        let (wakes, inbox) = mpsc::channel(WAKES);
+        let (wakes, inbox) = mpsc::channel(WAITING);
+        let (places, new_places) = mpsc::channel(WAITING);
         let Others { host, network, gateway, apps, logs } = others;
         let machine = Machine::read(&config).context("reading the machine's size")?;
         let control = Arc::new(Self {
@@ -148,10 +151,12 @@ impl Control {
             deleting: Mutex::default(),
             designated: Mutex::default(),
             wakes,
+            places,
             damaged: stored.damaged.clone(),
             store: store.clone(),
         });
-        tokio::spawn(keep_wakes(store, inbox));
+        tokio::spawn(keep(store.clone(), inbox, "last wakes", Store::put_wakes));
+        tokio::spawn(keep(store, new_places, "places of VPSs", Store::put_places));
         control.fill(stored);
         Ok(control)
     }
@@ -209,16 +214,21 @@ impl Control {
     }
 }
 
-/// Writes wakes, several with one commit: a wake waits for none of this.
-async fn keep_wakes(store: Store, mut inbox: mpsc::Receiver<(VpsName, Wakes)>) {
-    while let Some((name, wakes)) = inbox.recv().await {
-        let mut batch = BTreeMap::from([(name, wakes)]);
+/// Writes what comes, several with one commit: nobody waits for it.
+async fn keep<T: Send + 'static>(
+    store: Store,
+    mut inbox: mpsc::Receiver<(VpsName, T)>,
+    what: &'static str,
+    put: fn(&Store, &BTreeMap<VpsName, T>) -> Result<(), StoreError>,
+) {
+    while let Some((name, value)) = inbox.recv().await {
+        let mut batch = BTreeMap::from([(name, value)]);
         tokio::time::sleep(COLLECT).await;
-        while let Ok((name, wakes)) = inbox.try_recv() {
-            batch.insert(name, wakes);
+        while let Ok((name, value)) = inbox.try_recv() {
+            batch.insert(name, value);
         }
-        if let Err(error) = store.run(move |store| store.put_wakes(&batch)).await {
-            tracing::error!(%error, "last wakes could not be kept");
+        if let Err(error) = store.run(move |store| put(store, &batch)).await {
+            tracing::error!(%error, "{what} could not be kept");
         }
     }
 }

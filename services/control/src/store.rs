@@ -370,15 +370,16 @@ impl Store {
         })
     }
 
-    /// Remembers what a start need not ask for again; nothing of a VPS that was deleted meanwhile.
-    pub fn put_place(&self, name: &VpsName, link: &Link) -> Result<(), StoreError> {
-        let (link, created) = (encode(link)?, encode(&())?);
+    /// Remembers what starts need not ask for again; nothing of VPSs that were deleted meanwhile.
+    pub fn put_places(&self, places: &BTreeMap<VpsName, Link>) -> Result<(), StoreError> {
         self.write(|write| {
-            let mut facts = write.open_table(FACTS)?;
-            let deleting = facts.get(Fact::Deleting(name).key().as_str())?.is_some();
-            if !deleting && write.open_table(VPS)?.get(name.as_str())?.is_some() {
-                facts.insert(Fact::Link(name).key().as_str(), link.as_slice())?;
-                facts.insert(Fact::Created(name).key().as_str(), created.as_slice())?;
+            let (mut facts, specs) = (write.open_table(FACTS)?, write.open_table(VPS)?);
+            for (name, link) in places {
+                let deleting = facts.get(Fact::Deleting(name).key().as_str())?.is_some();
+                if !deleting && specs.get(name.as_str())?.is_some() {
+                    facts.insert(Fact::Link(name).key().as_str(), encode(link)?.as_slice())?;
+                    facts.insert(Fact::Created(name).key().as_str(), encode(&())?.as_slice())?;
+                }
             }
             Ok(())
         })

@@ -19,7 +19,7 @@ fn what_was_put_is_there_after_a_restart() {
     let path = directory.path().join("state.redb");
     let store = Store::open(&path).unwrap();
     store.put_specs(&specs(&["a", "b"]), &Default::default()).unwrap();
-    store.put_place(&name("a"), &link()).unwrap();
+    store.put_places(&[(name("a"), link())].into()).unwrap();
     store.put_images(&BTreeMap::from([(image().reference, image())])).unwrap();
     let wakes = Wakes { last: None, starts: 3, up: false };
     store.put_wakes(&BTreeMap::from([(name("a"), wakes.clone()), (name("gone"), wakes)])).unwrap();
@@ -39,7 +39,7 @@ fn a_deletion_is_seen_until_it_is_done_and_then_leaves_nothing() {
     let path = directory.path().join("state.redb");
     let store = Store::open(&path).unwrap();
     store.put_specs(&specs(&["a"]), &Default::default()).unwrap();
-    store.put_place(&name("a"), &link()).unwrap();
+    store.put_places(&[(name("a"), link())].into()).unwrap();
     store.begin_delete(&name("a")).unwrap();
     drop(store);
 
@@ -47,7 +47,7 @@ fn a_deletion_is_seen_until_it_is_done_and_then_leaves_nothing() {
     let stored = store.load().unwrap();
     assert_eq!((stored.deleting, stored.specs.len()), (vec![name("a")], 1));
     store.end_delete(&name("a")).unwrap();
-    store.put_place(&name("a"), &link()).unwrap();
+    store.put_places(&[(name("a"), link())].into()).unwrap();
     let stored = store.load().unwrap();
     assert!(stored.deleting.is_empty() && stored.specs.is_empty() && stored.links.is_empty());
 }
@@ -84,7 +84,7 @@ fn an_entry_that_cant_be_read_is_told_and_no_other_is_lost() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(&directory.path().join("state.redb")).unwrap();
     store.put_specs(&specs(&["a", "b", "c"]), &BTreeMap::new()).unwrap();
-    store.put_place(&name("a"), &link()).unwrap();
+    store.put_places(&[(name("a"), link())].into()).unwrap();
     store
         .write(|write| {
             write.open_table(VPS)?.insert("b", &b"{\"tenant\":7}"[..])?;
