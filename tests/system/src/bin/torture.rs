@@ -11,9 +11,8 @@ fn main() -> Result<()> {
     let number = |text: String| text.parse::<u64>().with_context(|| format!("`{text}` is no number"));
     let seconds = arguments.next().map(number).transpose()?.unwrap_or(120);
     let seed = arguments.next().map(number).transpose()?.unwrap_or_else(Dice::seed);
-    let config = std::env::var("TORTURE_CONFIG").unwrap_or_default();
     println!("seed {seed}; the same again: make torture SECONDS={seconds} SEED={seed}");
-    let report = run(&Options { seed, time: Duration::from_secs(seconds), config })?;
+    let report = run(&Options { seed, time: Duration::from_secs(seconds) })?;
     println!("{report}");
     Ok(())
 }
