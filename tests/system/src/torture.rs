@@ -498,6 +498,12 @@ impl Torture {
         for process in victims::all(host.keeper(), &victims::cgroup(&self.root)) {
             let _ = writeln!(text, "{process}");
         }
+        for (who, pid) in [("keeper", Some(host.keeper())), ("daemon", host.daemon().ok())] {
+            let entries =
+                pid.map(|pid| fs::read_dir(format!("/proc/{pid}/fd"))).into_iter().flatten().flatten().flatten();
+            let targets = entries.filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.display().to_string()));
+            let _ = writeln!(text, "{who} holds {}", targets.collect::<Vec<_>>().join(" "));
+        }
         text + &host.daemon_log()
     }
 
