@@ -60,7 +60,9 @@ fn steps(start: &Value) -> Vec<(String, u64)> {
 
 #[test]
 fn the_last_start_stop_and_failure_outlive_control_and_the_host() -> Result<()> {
-    let mut host = Host::start(HostOptions::default())?;
+    // A start that takes nothing prepared has all steps.
+    let config = "pool = { memory = \"0B\" }".to_owned();
+    let mut host = Host::start(HostOptions { config, ..HostOptions::default() })?;
     let greeting = server("", "print $c \"hi\"; close $c");
     let bad = "print \"reading\\n\"; print STDERR \"the table of stars is missing\\n\"; exit 3";
     host.apply("one.toml", &perl("one", 20640, bad, "restart = \"never\""))?;
