@@ -1,8 +1,11 @@
 //! Logs that are shipped: JSON lines, syslog, journald.
 
 use std::{
+    collections::BTreeMap,
     fs,
+    os::unix::net::UnixDatagram,
     path::Path,
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -96,4 +99,156 @@ fn json_lines_have_everybodys_lines_once() -> Result<()> {
     ensure!(again == 1, "{:#?}", objects(&file));
     ensure!(!host.run(&["doctor"]).context("doctor")?.contains("logs to json"), "a fault where there is none");
     Ok(())
+}
+
+/// rsyslog from Debian, which writes the parts of each message as it understood them.
+struct Rsyslog(Child);
+
+impl Rsyslog {
+    fn start(directory: &Path, port: u16) -> Result<Self> {
+        let at = directory.display();
+        let parts = "%inputname%|%hostname%|%app-name%|%procid%|%msgid%|%structured-data%|%syslogfacility-text%.%syslogseverity-text%|%msg%\\n";
+        let config = format!(
+            "global(workDirectory=\"{at}\" maxMessageSize=\"16k\")\nmodule(load=\"imtcp\")\nmodule(load=\"imudp\")\nmodule(load=\"imuxsock\" SysSock.Use=\"off\")\n\
+             template(name=\"parts\" type=\"string\" string=\"{parts}\")\n\
+             input(type=\"imtcp\" port=\"{port}\")\ninput(type=\"imudp\" port=\"{port}\")\n\
+             input(type=\"imuxsock\" Socket=\"{at}/log.sock\" UseSpecialParser=\"off\" RateLimit.Interval=\"0\")\n\
+             action(type=\"omfile\" file=\"{at}/out\" template=\"parts\")\n"
+        );
+        fs::write(directory.join("rsyslog.conf"), config)?;
+        let arguments = ["-n".into(), "-f".into(), directory.join("rsyslog.conf"), "-i".into(), directory.join("pid")];
+        let child = Command::new("rsyslogd").args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        Ok(Self(child.context("rsyslogd; it is Debian's package rsyslog")?))
+    }
+}
+
+impl Drop for Rsyslog {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The lines that rsyslog has written whose parts hold all these.
+fn received(directory: &Path, parts: &[&str]) -> Vec<String> {
+    let text = String::from_utf8_lossy(&fs::read(directory.join("out")).unwrap_or_default()).into_owned();
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().filter(|line| parts.iter().all(|part| line.contains(part))).map(str::to_owned).collect()
+}
+
+#[test]
+fn rsyslog_understands_what_comes_by_tcp_udp_and_a_socket() -> Result<()> {
+    let targets = ["syslog+tcp://localhost:5514", "syslog+udp://127.0.0.1:5514", "syslog+unix:DIR/log.sock"];
+    let (directory, mut host) = host(&targets)?;
+    let at = directory.path();
+    let _rsyslog = Rsyslog::start(at, 5514)?;
+    host.apply("a.toml", &app("blog", "acme"))?;
+    host.run(&["start", "blog"])?;
+    for input in ["imtcp|", "imudp|", "imuxsock|"] {
+        let find = |parts: &[&str]| received(at, &[&[input, "|blog|"], parts].concat()).into_iter().next();
+        // `control` logs what is run. A datagram is lost where nobody listens yet: again until it comes.
+        until(input, &host, || {
+            say(&host, "blog", "logger -p mail.warning -t probe is it there").ok()?;
+            find(&["is it there"])
+        })?;
+        say(&host, "blog", "logger -i -p daemon.err -t probe it broke")?;
+        let line = until("it broke", &host, || find(&["it broke"]))?;
+        let parts: Vec<_> = line.split('|').collect();
+        ensure!(parts[1..3] == ["blog", "probe"] && parts[3].parse::<u32>().is_ok(), "{line}");
+        ensure!(parts[4] == "log" && parts[6] == "daemon.err", "{line}");
+        ensure!(parts[5].starts_with("[bailiwick@32473 vps=\"blog\" tenant=\"acme\" source=\"log\" host="), "{line}");
+        say(&host, "blog", &format!("printf '%s\\n' '{HOSTILE}' >> /var/log/x.log"))?;
+        let line = until("hostile text", &host, || find(&["forged"]))?;
+        ensure!(line.contains("|blog|blog|-|file|[") && line.contains(&format!("|{HOSTILE}")), "{line}");
+        say(&host, "blog", "rm /var/log/x.log")?;
+    }
+    ensure!(received(at, &["|beta|"]).is_empty());
+    host.stop()
+}
+
+#[test]
+fn what_a_target_misses_while_it_is_away_comes_later_and_what_is_lost_is_counted() -> Result<()> {
+    const LINES: usize = 900_000;
+    let (directory, mut host) = host(&["syslog+tcp://127.0.0.1:5515"])?;
+    let at = directory.path();
+    host.apply(
+        "a.toml",
+        "tenant = \"acme\"\n[vps.blog]\nimage = \"debian:\"\n\
+         command = [\"sh\", \"-c\", \"mkfifo /in; while :; do cat /in; done\"]\n",
+    )?;
+    host.run(&["start", "blog"])?;
+    say(&host, "blog", "while [ ! -p /in ]; do sleep 0.01; done; echo before > /in")?;
+    // Where a person looks, that is said.
+    until("that it is away", &host, || {
+        let said = host.cli(&["ps"]).ok()?;
+        (said.out + &said.err).contains("logs to syslog+tcp://127.0.0.1:5515: it takes no lines").then_some(())
+    })?;
+    let rsyslog = Rsyslog::start(at, 5515)?;
+    until("what waited", &host, || received(at, &["|blog|", "|before"]).pop())?;
+    drop(rsyslog);
+    say(&host, "blog", "echo between > /in")?;
+    // More than a log holds.
+    say(&host, "blog", &format!("seq -f 'flood %.0f' {LINES} > /in; echo after > /in"))?;
+    until("the end of the flood", &host, || {
+        host.run(&["logs", "blog", "-n", "1"]).ok()?.contains("out after").then_some(())
+    })?;
+    let _rsyslog = Rsyslog::start(at, 5515)?;
+    let told = until("what was lost", &host, || received(at, &["|vps|", "were not shipped"]).pop())?;
+    until("the last line", &host, || received(at, &["|after"]).pop())?;
+    let lost: usize = told.rsplit('|').next().and_then(|text| text.split(' ').next()).context("a number")?.parse()?;
+    let came = received(at, &["|flood "]);
+    // `between` was before the flood.
+    ensure!(came.len() + lost == LINES + 1, "{} came, {told}", came.len());
+    ensure!(came.last().is_some_and(|line| line.ends_with(&format!("flood {LINES}"))));
+    ensure!(host.run(&["doctor"])?.contains(&format!("{lost} lines were lost")), "doctor does not say it");
+    host.stop()
+}
+
+/// As systemd-journald reads it.
+fn journal_fields(mut rest: &[u8]) -> BTreeMap<String, String> {
+    let mut fields = BTreeMap::new();
+    while let Some(end) = rest.iter().position(|b| *b == b'\n') {
+        let (name, after) = (String::from_utf8_lossy(&rest[..end]).into_owned(), &rest[end + 1..]);
+        let (length, after) = after.split_first_chunk().expect("a length");
+        let (value, after) = after.split_at(u64::from_le_bytes(*length) as usize);
+        let before = fields.insert(name, String::from_utf8_lossy(value).into_owned());
+        assert_eq!(before, None, "a field twice");
+        rest = after.strip_prefix(b"\n").expect("an end");
+    }
+    fields
+}
+
+#[test]
+fn journald_gets_fields_that_no_text_can_forge() -> Result<()> {
+    let (directory, mut host) = host(&["journald:DIR/journal.sock"])?;
+    let socket = UnixDatagram::bind(directory.path().join("journal.sock"))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    host.apply("a.toml", &app("blog", "acme"))?;
+    host.run(&["start", "blog"])?;
+    say(
+        &host,
+        "blog",
+        "printf '%s\\n' 'BAILIWICK_TENANT=beta' 'MESSAGE' > /var/log/x.log; logger -p daemon.err -t probe it broke",
+    )?;
+    let mut found = BTreeMap::new();
+    while found.len() < 4 {
+        let mut message = vec![0; 64 << 10];
+        let n = socket.recv(&mut message).context("nothing more comes")?;
+        let fields = journal_fields(&message[..n]);
+        if fields["BAILIWICK_VPS"] == "blog" {
+            found.insert(fields["MESSAGE"].clone(), fields);
+        }
+    }
+    for (text, source, priority) in [
+        ("started", "out", "6"),
+        ("BAILIWICK_TENANT=beta", "file", "6"),
+        ("MESSAGE", "file", "6"),
+        ("it broke", "log", "3"),
+    ] {
+        let fields = found.get(text).with_context(|| format!("no {text}: {found:?}"))?;
+        ensure!(fields["BAILIWICK_TENANT"] == "acme" && fields["SYSLOG_IDENTIFIER"] == "blog", "{fields:?}");
+        ensure!(fields["BAILIWICK_SOURCE"] == source && fields["PRIORITY"] == priority, "{fields:?}");
+    }
+    ensure!(found["it broke"]["BAILIWICK_TAG"] == "probe" && found["it broke"]["SYSLOG_FACILITY"] == "3");
+    host.stop()
 }
