@@ -132,11 +132,15 @@ Also: cwd, user, hostname, env, env_file, files, volumes, secrets, job, ids, res
     Thaw(Names),
     /// Print what a VPS's program wrote
     #[command(
-        after_help = "Examples:\n  bailiwick logs blog\n  bailiwick logs -f -n 20 blog\n  bailiwick logs --source log,err --since 10m blog"
+        after_help = "Examples:\n  bailiwick logs blog\n  bailiwick logs -f -n 20 blog\n  bailiwick logs --source log,err --since 10m blog\n  bailiwick logs --targets"
     )]
     Logs {
         /// The VPS's name
-        name: VpsName,
+        #[arg(required_unless_present = "targets", conflicts_with = "targets")]
+        name: Option<VpsName>,
+        /// List where host.toml has all logs shipped, and how that goes
+        #[arg(long)]
+        targets: bool,
         /// Go on with what it writes from now on
         #[arg(long, short)]
         follow: bool,

@@ -37,6 +37,7 @@ mod routes;
 mod secrets;
 mod sent;
 mod services;
+mod shipping;
 mod state;
 mod time;
 mod upgrade;
@@ -60,9 +61,10 @@ pub async fn run(host: &Host, command: Command) -> Result<ExitCode> {
         Command::Restart(names) => act(host, "restart", "restarted", &names.names).await?,
         Command::Freeze(names) => act(host, "freeze", "frozen", &names.names).await?,
         Command::Thaw(names) => act(host, "thaw", "thawed", &names.names).await?,
-        Command::Logs { name, follow, lines, source, since, form } => {
-            logs::run(host, &name, logs::Which { follow, lines, source, since }, form).await?;
-        }
+        Command::Logs { name, targets: _, follow, lines, source, since, form } => match name {
+            Some(name) => logs::run(host, &name, logs::Which { follow, lines, source, since }, form).await?,
+            None => shipping::run(host, form).await?,
+        },
         Command::Exec(exec) => return exec::run(host, exec).await,
         Command::Images { form } => images::list(host, form).await?,
         Command::Image(image) => images::run(host, image).await?,

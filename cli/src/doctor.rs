@@ -84,8 +84,14 @@ pub fn run(paths: &Paths, host_toml: Option<&Path>, json: bool) -> Result<ExitCo
 fn faults(paths: &Paths) -> Result<Vec<Finding>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let faults = runtime.block_on(commands::faults::ask(&Host::new(paths.api())));
-    let next = "put host.toml right, then restart the host: systemctl restart bailiwick";
-    let note = |fault| Finding::note("host.toml", fault, "the host does not run as the file says", next);
+    let note = |fault: String| {
+        if let Some((seen, next)) = fault.split_once(". next: ").filter(|(seen, _)| seen.starts_with("logs to ")) {
+            let means = "lines wait in their logs, and are lost when those are rotated away";
+            return Finding::note("logs", seen, means, next);
+        }
+        let next = "put host.toml right, then restart the host: systemctl restart bailiwick";
+        Finding::note("host.toml", fault, "the host does not run as the file says", next)
+    };
     Ok(faults.into_iter().map(note).collect())
 }
 

@@ -32,6 +32,7 @@ check "the package is installed" dpkg -i bailiwick.deb
 check "its host is up" systemctl is-active bailiwick
 cp -a layers/layers/. /var/lib/bailiwick/layers/layers/ && mkdir -p /var/lib/bailiwick/layers/images &&
   cp -a layers/images/. /var/lib/bailiwick/layers/images/
+printf '\n[logs]\nship = ["journald", "syslog+unix:/dev/log"]\n' >> /etc/bailiwick/host.toml
 check "the host is started again" systemctl restart bailiwick
 systemctl --no-pager status bailiwick 2>&1 | head -20
 check "doctor finds everything it needs" bw doctor
@@ -45,11 +46,20 @@ unit=$(find /sys/fs/cgroup -type d -name blog | head -n 1)/vps
 check "its memory limit is in force" value "$unit/memory.max" 134217728
 check "its CPU limit is in force" value "$unit/cpu.max" "100000 100000"
 check "its process limit is in force" value "$unit/pids.max" 100
+# Its lines are in the journal, by journald's own protocol and by syslog, with fields that are not the tenant's.
+journal() { # MATCH...
+  for _ in $(seq 30); do journalctl -q --no-pager -o json "$@" | grep -q . && return 0; sleep 1; done
+  journalctl -q --no-pager -n 20; bw logs logs; return 1
+}
+check "a message is logged inside" bw exec blog -- logger -p daemon.err -t probe 'to the journal'
+check "journald has it" journal BAILIWICK_VPS=blog BAILIWICK_TENANT=acme BAILIWICK_TAG=probe PRIORITY=3 "MESSAGE=to the journal"
+check "under its VPS's name" journal SYSLOG_IDENTIFIER=blog _TRANSPORT=journal
+check "and by syslog" sh -c 'journalctl -q --no-pager _TRANSPORT=syslog | grep -q "bailiwick@32473 vps=.blog. tenant=.acme."'
 check "exec" sh -c '[ "$(bailiwick exec blog -- hostname)" = blog ]'
 check "freeze" bw freeze blog
 check "it is frozen" value "$unit/cgroup.freeze" 1
 check "a request thaws it" says blog
-for victim in control gateway network apps; do
+for victim in control gateway network apps logs; do
   kill -9 "$(bw inspect $victim | sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' | head -n 1)"
   check "answers after SIGKILL of $victim" says shop
 done

@@ -484,6 +484,27 @@ pub struct ServiceRow {
     pub pid: Option<i32>,
 }
 
+/// `GET /v1/logs/targets`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogTargetRow {
+    /// As host.toml has it.
+    pub target: String,
+    /// Why it takes no lines now; none: it does.
+    pub away: Option<String>,
+    /// Since when that is so, Unix time in milliseconds.
+    pub since_ms: u64,
+    /// Lines that were sent since the service was started.
+    pub sent: u64,
+    /// Bytes that wait in logs.
+    pub waiting: u64,
+    /// Lines that were lost, ever: their log was rotated away before they could be sent.
+    pub lost: u64,
+    /// How often lines were lost of which nobody knows the number.
+    pub gaps: u64,
+    /// When lines were lost last, Unix time in milliseconds.
+    pub lost_ms: Option<u64>,
+}
+
 /// `POST /v1/vps/{name}/exec`, upgraded to `bailiwick-exec`: frames of one kind byte (0 stdin, 1 stdout, 2 stderr, 3
 /// exit, 4 size), a big-endian 32-bit length, and so many bytes. An empty stdin frame closes it; `exit` holds the decimal
 /// code; `size`, only with a terminal, its rows and columns, 16 bits each, big-endian.

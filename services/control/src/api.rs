@@ -12,6 +12,7 @@ pub mod openapi;
 mod passphrase;
 mod secrets;
 mod send;
+mod shipping;
 mod state;
 mod stream;
 mod volumes;
@@ -78,6 +79,7 @@ fn router(control: Arc<Control>) -> Router {
         .route("/v1/jobs", get(jobs::all))
         .route("/v1/routes", get(lists::routes))
         .route("/v1/services", get(lists::services))
+        .route("/v1/logs/targets", get(shipping::targets))
         .route("/v1/events", get(lists::events))
         .route("/v1/health", get(lists::health))
         .route("/v1/openapi.json", get(openapi::serve))

@@ -19,6 +19,8 @@ pub struct Positions {
     pub lost: u64,
     #[serde(default)]
     pub gaps: u64,
+    #[serde(default)]
+    pub lost_ms: Option<u64>,
 }
 
 /// Where those of a target are.

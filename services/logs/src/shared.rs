@@ -9,9 +9,13 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use model::{TenantName, VpsName, api::LogLine, host::LogTarget};
+use model::{
+    TenantName, VpsName,
+    api::{LogLine, LogTargetRow},
+    host::LogTarget,
+};
 use tokio::sync::Notify;
-use wire::{host::Statuses, logs::TargetStatus};
+use wire::host::Statuses;
 
 use crate::{
     positions::{self, Positions},
@@ -55,6 +59,7 @@ struct State {
     sent: u64,
     lost: u64,
     gaps: u64,
+    lost_ms: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -91,15 +96,15 @@ impl Shared {
         let file = positions::place(directory, &target);
         let mut state = State { since_ms: now_ms(), away: Some("not connected yet".to_owned()), ..State::default() };
         match positions::load(&file) {
-            Ok(Some(Positions { vps, lost, gaps })) => {
-                (state.lost, state.gaps) = (lost, gaps);
+            Ok(Some(Positions { vps, lost, gaps, lost_ms })) => {
+                (state.lost, state.gaps, state.lost_ms) = (lost, gaps, lost_ms);
                 let log = |(name, position)| (name, Log::new(Begin::At(position)));
                 state.logs = vps.into_iter().map(log).collect();
             }
             Ok(None) => state.fresh = true,
             Err(error) => {
                 tracing::warn!(%target, %error, "how far it was sent can't be read: all that logs hold is sent again");
-                state.gaps += 1;
+                (state.gaps, state.lost_ms) = (state.gaps + 1, Some(now_ms()));
             }
         }
         let node = std::env::var("BAILIWICK_NODE").unwrap_or_else(|_| "localhost".to_owned());
@@ -178,6 +183,9 @@ impl Shared {
         let newest = log.tap.as_ref().and_then(Tap::newest).map(File::try_clone).transpose()?;
         state.lost += lost.lines;
         state.gaps += u64::from(lost.gap);
+        if lost != Lost::default() {
+            state.lost_ms = Some(now_ms());
+        }
         state.dirty.insert(name.clone());
         drop(state);
         if lost != Lost::default() {
@@ -313,15 +321,16 @@ impl Shared {
     }
 
     /// How it is, for who asks.
-    pub fn status(&self) -> TargetStatus {
+    pub fn status(&self) -> LogTargetRow {
         let state = self.state();
-        TargetStatus {
-            target: self.target.clone(),
+        LogTargetRow {
+            target: self.target.to_string(),
             away: state.away.clone(),
             since_ms: state.since_ms,
             sent: state.sent,
             lost: state.lost,
             gaps: state.gaps,
+            lost_ms: state.lost_ms,
             waiting: state.logs.values().filter_map(|log| log.tap.as_ref()).map(Tap::waiting).sum(),
         }
     }
@@ -344,7 +353,12 @@ impl Shared {
                 };
                 (name.clone(), known)
             };
-            Positions { vps: state.logs.iter().map(position).collect(), lost: state.lost, gaps: state.gaps }
+            Positions {
+                vps: state.logs.iter().map(position).collect(),
+                lost: state.lost,
+                gaps: state.gaps,
+                lost_ms: state.lost_ms,
+            }
         };
         if let Err(error) = positions::save(&self.file, &positions) {
             tracing::warn!(target = %self.target, %error, "how far logs were sent can't be stored");

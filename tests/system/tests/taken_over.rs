@@ -80,6 +80,7 @@ fn gateway_network_and_apps_get_nothing_of_the_daemon_that_is_not_granted() -> R
         ("Events", json!({})),
         ("Connect", json!({ "service": "apps" })),
         ("Narrow", json!({ "grants": ["stop : *"] })),
+        ("OpenTarget", json!({ "target": "json:/etc/passwd" })),
     ];
     let sockets = [
         ("Listen", json!({ "address": "127.0.0.1:20901" })),
@@ -97,6 +98,38 @@ fn gateway_network_and_apps_get_nothing_of_the_daemon_that_is_not_granted() -> R
         let kind = refused(&host, vps, "Start", &json!({ "run": run_spec("web") }))?;
         ensure!(kind == "denied", "{vps} Start: {kind}");
     }
+    ensure!(host.state("web")? == "running");
+    host.stop()
+}
+
+#[test]
+fn who_ships_logs_opens_what_host_toml_names_and_nothing_else() -> Result<()> {
+    let directory = tempfile::Builder::new().prefix("bailiwick-ship-").tempdir_in("/var/tmp")?;
+    let file = directory.path().join("all.jsonl").to_string_lossy().into_owned();
+    let config = format!("[logs]\nship = [\"json:{file}\"]\n");
+    let mut host = Host::start(HostOptions { config, ..HostOptions::default() })?;
+    host.apply("web.toml", &perl("web", 20990, &server("", ECHO), "idle = \"never\""))?;
+    host.run(&["start", "web"])?;
+    for target in ["json:/etc/passwd", &format!("json:{file}x"), &format!("json+unix:{file}"), "syslog+unix:/dev/log"] {
+        let kind = refused(&host, "logs", "OpenTarget", &json!({ "target": target }))?;
+        ensure!(kind == "denied", "{target}: {kind}");
+    }
+    refused(&host, "logs", "OpenTarget", &json!({ "target": "json:../x" }))?;
+    for vps in DESIGNATED {
+        let kind = refused(&host, vps, "OpenTarget", &json!({ "target": format!("json:{file}") }))?;
+        ensure!(kind == "denied", "{vps}: {kind}");
+    }
+    let name = json!({ "name": "web" });
+    let exec = json!({ "name": "web", "command": ["id"], "env": {}, "user": "root", "cwd": "/" });
+    for (method, parameters) in [("Stop", &json!({ "name": "web", "grace_ms": 0 })), ("Delete", &name), ("Exec", &exec)]
+    {
+        ensure!(refused(&host, "logs", method, parameters)? == "denied", "{method}");
+    }
+    ensure!(refused(&host, "logs", "Connect", &json!({ "service": "control" }))? == "denied");
+    // It has no network, where no target needs one.
+    let pid = host.pid_of("logs")?;
+    let links = fs::read_to_string(format!("/proc/{pid}/net/dev"))?;
+    ensure!(links.lines().filter(|line| line.contains(':')).count() == 1, "{links}");
     ensure!(host.state("web")? == "running");
     host.stop()
 }

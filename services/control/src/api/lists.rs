@@ -20,12 +20,9 @@ use tokio::sync::{
     broadcast::{self, error::RecvError},
     mpsc,
 };
-use wire::{
-    gateway::Faults,
-    logs::{Status, TargetStatus},
-};
+use wire::gateway::Faults;
 
-use super::{error::ApiError, stream, vps::statuses};
+use super::{error::ApiError, shipping, stream, vps::statuses};
 use crate::{
     calls::insist,
     clock::unix_ms,
@@ -172,35 +169,6 @@ pub async fn health(State(control): State<Arc<Control>>) -> Json<Health> {
         Err(fault) => vec![format!("the host daemon does not answer: {fault}")],
     };
     faults.extend(control.damaged.iter().cloned());
-    faults.extend(shipping(&control).await.into_iter().filter_map(|target| fault_of(&target)));
+    faults.extend(shipping::faults(&control).await);
     Json(Health { ok: true, version: model::version(), vps: control.all().len(), faults })
-}
-
-/// How it is with the targets of logs; none where there are none, or who ships does not answer: `services` shows that.
-async fn shipping(control: &Control) -> Vec<TargetStatus> {
-    if control.config.logs.ship.is_empty() {
-        return Vec::new();
-    }
-    match insist(&control.logs, &Status {}, FAULTS).await {
-        Ok(all) => all.targets,
-        Err(fault) => {
-            tracing::warn!(%fault, "the service that ships logs does not say how it is");
-            Vec::new()
-        }
-    }
-}
-
-/// What a person must know of a target.
-fn fault_of(status: &TargetStatus) -> Option<String> {
-    let TargetStatus { target, away, lost, gaps, waiting, .. } = status;
-    let mut said = Vec::new();
-    if let Some(reason) = away {
-        said.push(format!("it takes no lines ({reason}); {waiting} bytes wait in logs"));
-    }
-    match (lost, gaps) {
-        (0, 0) => {}
-        (lost, 0) => said.push(format!("{lost} lines were lost while it was away")),
-        (lost, gaps) => said.push(format!("{lost} lines were lost, and {gaps} times an unknown number")),
-    }
-    (!said.is_empty()).then(|| format!("logs to {target}: {}. next: bailiwick logs logs", said.join("; ")))
 }

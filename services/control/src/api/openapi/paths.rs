@@ -53,7 +53,11 @@ const PATHS: &[Path] = &[
         &[
             ("lines", "integer", "How many of the last lines; 100 where it is left out, 10000 at most."),
             ("follow", "boolean", "Go on with what is added."),
-            ("source", "string", "Only lines of these, with commas between: out, err, log, vps."),
+            (
+                "source",
+                "string",
+                "Only lines of these, with commas between: out, err, log, file, vps, or a file's path.",
+            ),
             ("since", "string", "Only lines since this time, RFC 3339 in UTC or its beginning; `lines` is 10000 then."),
         ],
     ),
@@ -120,6 +124,7 @@ const PATHS: &[Path] = &[
         &[("replace", "boolean", "Although there are VPSs or secrets: those of the same name become as it says.")],
     ),
     row("/v1/routes", "get", "Lists routes", Nothing, List("RouteRow")),
+    row("/v1/logs/targets", "get", "Lists the targets that logs are shipped to", Nothing, List("LogTargetRow")),
     row("/v1/services", "get", "Lists services", Nothing, List("ServiceRow")),
     with(
         row("/v1/events", "get", "What happened", Nothing, Lines("Event")),

@@ -393,6 +393,20 @@ const TYPES: &[(&str, &str, &[Field])] = &[
         ],
     ),
     (
+        "LogTargetRow",
+        "A target that logs are shipped to.",
+        &[
+            ("target", Text, Always, "As host.toml has it."),
+            ("away", Text, Nullable, "Why it takes no lines now; null: it does."),
+            ("since_ms", Int, Always, "Since when that is so, Unix time in milliseconds."),
+            ("sent", Int, Always, "Lines that were sent since the service was started."),
+            ("waiting", Int, Always, "Bytes that wait in logs."),
+            ("lost", Int, Always, "Lines that were lost, ever: their log was rotated away before they could be sent."),
+            ("gaps", Int, Always, "How often lines were lost of which nobody knows the number."),
+            ("lost_ms", Int, Nullable, "When lines were lost last, Unix time in milliseconds."),
+        ],
+    ),
+    (
         "ExecRequest",
         "A program to be run inside.",
         &[

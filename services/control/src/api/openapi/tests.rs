@@ -143,6 +143,8 @@ fn schemas_hold_what_the_types_write() {
     };
     holds("JobRow", job);
     holds("LogLine", LogLine::default());
+    let (target, away, lost_ms) = (text(), None, None);
+    holds("LogTargetRow", LogTargetRow { target, away, since_ms: 0, sent: 0, waiting: 0, lost: 0, gaps: 0, lost_ms });
     holds("Health", crate::api::lists::Health { ok: true, version: "", vps: 0, faults: Vec::new() });
 }
 
