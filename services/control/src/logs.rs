@@ -26,6 +26,8 @@ const TAIL: u64 = 4 << 20;
 const LINE: usize = 16 << 10;
 /// Where the kernel does not tell of changes: how often the file is looked at.
 const POLL: Duration = Duration::from_millis(250);
+/// How soon it is looked again for the file that follows one that was moved away.
+const BETWEEN: Duration = Duration::from_millis(50);
 /// How often the host is asked whether a file has been rotated that nothing tells of.
 const ASK: Duration = Duration::from_secs(2);
 
@@ -162,12 +164,15 @@ async fn one_file(
     let inode = file.metadata()?.ino();
     let mut rest = Vec::new();
     let mut asked = tokio::time::Instant::now();
+    // It was moved away, and its shim had not made the next one yet.
+    let mut between = false;
     loop {
         if !added(&file, &mut at, &mut rest, wanted, lines).await? {
             return Ok(None);
         }
         let moved = tokio::select! {
             moved = watch.changed() => moved,
+            () = tokio::time::sleep(BETWEEN), if between => true,
             () = lines.closed() => return Ok(None),
         };
         if moved || asked.elapsed() >= ASK {
@@ -183,6 +188,7 @@ async fn one_file(
                 }
                 return Ok(Some(files.into_iter().skip(place.map_or(0, |place| place + 1)).collect()));
             }
+            between |= moved;
         }
     }
 }

@@ -70,6 +70,8 @@ struct Log {
     gone: bool,
     /// Whether its files have to be asked for.
     ask: bool,
+    /// Whether the newest file was moved away, and the next one has not been seen.
+    moved: bool,
     begin: Begin,
     tap: Option<Tap>,
     /// Lost, and its target was not told.
@@ -146,6 +148,11 @@ impl Shared {
         self.work.notify_one();
     }
 
+    /// Whether a file is being waited for.
+    pub fn is_between(&self) -> bool {
+        self.state().logs.values().any(|log| log.moved)
+    }
+
     /// Whose files have to be asked for now.
     pub fn asking(&self) -> Vec<VpsName> {
         let state = self.state();
@@ -165,7 +172,13 @@ impl Shared {
         let Some(log) = state.logs.get_mut(name) else { return Ok(None) };
         log.ask = false;
         let lost = match &mut log.tap {
-            Some(tap) => tap.rotated(files)?,
+            Some(tap) => {
+                let (lost, newer) = tap.rotated(files)?;
+                // Between the two steps of its shim there is no file to be seen: again, soon.
+                log.moved &= !newer && log.up;
+                log.ask = log.moved;
+                lost
+            }
             None => match Tap::open(files, log.begin)? {
                 Some((tap, lost)) => {
                     // Most of those that are down have been sent: they are not kept open.
@@ -196,12 +209,12 @@ impl Shared {
         Ok(newest)
     }
 
-    /// A log was written to; `rotated`: it may have another file now.
-    pub fn mark(&self, name: &VpsName, rotated: bool) {
+    /// A log was written to; `rotated`: it may have another file now; `moved`: it surely has, or will.
+    pub fn mark(&self, name: &VpsName, rotated: bool, moved: bool) {
         let mut state = self.state();
         state.dirty.insert(name.clone());
         if let Some(log) = state.logs.get_mut(name).filter(|_| rotated) {
-            log.ask = true;
+            (log.ask, log.moved) = (true, log.moved || moved);
             self.asks.notify_one();
         }
         drop(state);
@@ -211,7 +224,7 @@ impl Shared {
     /// Every log may have been written to.
     pub fn mark_all(&self) {
         let names: Vec<_> = self.state().logs.iter().filter(|(_, log)| log.up).map(|(name, _)| name.clone()).collect();
-        names.iter().for_each(|name| self.mark(name, true));
+        names.iter().for_each(|name| self.mark(name, true, false));
     }
 
     /// The next lines, of each log in turn.
@@ -369,7 +382,7 @@ impl Shared {
 impl Log {
     fn new(begin: Begin) -> Self {
         let (untold, telling, tap, tenant) = Default::default();
-        Self { tenant, up: false, gone: false, ask: true, begin, tap, untold, telling }
+        Self { tenant, up: false, gone: false, ask: true, moved: false, begin, tap, untold, telling }
     }
 }
 

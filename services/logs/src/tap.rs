@@ -98,14 +98,16 @@ impl Tap {
         Ok(Some((Self { files, read: (0, offset), sent: offset }, lost)))
     }
 
-    /// Takes up the files that came since. What is gone from disk is not kept: it would fill it.
-    pub fn rotated(&mut self, files: Vec<File>) -> io::Result<Lost> {
+    /// Takes up the files that came since, and says whether there were any. What is gone from disk is not kept: it would
+    /// fill it.
+    pub fn rotated(&mut self, files: Vec<File>) -> io::Result<(Lost, bool)> {
         let mut lost = Lost::default();
         let mut files = held(files)?;
         match self.files.back().and_then(|last| files.iter().position(|held| held.inode == last.inode)) {
             Some(place) => drop(files.drain(..=place)),
             None => lost.gap = !files.is_empty(),
         }
+        let newer = !files.is_empty();
         self.files.extend(files);
         while self.files.len() > FILES {
             let Some(oldest) = self.files.pop_front() else { break };
@@ -118,7 +120,7 @@ impl Tap {
             }
             self.sent = 0;
         }
-        Ok(lost)
+        Ok((lost, newer))
     }
 
     /// Reads the next whole lines into `buffer`; false: there are none now.
@@ -238,7 +240,8 @@ mod tests {
         log.rotate();
         log.say("3\n");
         assert_eq!(all(&mut tap), "half a line\n");
-        assert_eq!(tap.rotated(log.files()).unwrap(), Lost::default());
+        assert_eq!(tap.rotated(log.files()).unwrap(), (Lost::default(), true));
+        assert_eq!(tap.rotated(log.files()).unwrap(), (Lost::default(), false));
         assert_eq!(all(&mut tap), "3\n");
         // Nothing was confirmed.
         tap.rewind();
@@ -263,7 +266,7 @@ mod tests {
         for text in ["4\n5\n", "6\n"] {
             log.rotate();
             log.say(text);
-            let lost = tap.rotated(log.files()).unwrap();
+            let (lost, _) = tap.rotated(log.files()).unwrap();
             assert_eq!(lost, Lost { lines: if text == "6\n" { 3 } else { 0 }, gap: false });
         }
         assert_eq!(all(&mut tap), "4\n5\n6\n");
@@ -274,7 +277,7 @@ mod tests {
             log.rotate();
             log.say(text);
         }
-        assert_eq!(tap.rotated(log.files()).unwrap(), Lost { lines: 0, gap: true });
+        assert_eq!(tap.rotated(log.files()).unwrap().0, Lost { lines: 0, gap: true });
         assert_eq!(all(&mut tap), "8\n9\n");
         let (mut late, lost) = log.tap(Begin::At(before));
         assert_eq!((all(&mut late).as_str(), lost.gap), ("8\n9\n", true));

@@ -22,6 +22,8 @@ use crate::shared::Shared;
 
 /// Pause before the host is asked again.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How soon it is looked again for the file that follows one that was moved away.
+const BETWEEN: Duration = Duration::from_millis(20);
 /// How often logs are looked at where the kernel does not tell of changes.
 const POLL: Duration = Duration::from_secs(1);
 
@@ -51,6 +53,7 @@ pub async fn run(shared: Arc<Shared>, host: Client) {
             },
             () = watches.written() => News::Written,
             () = shared.asks.notified() => News::Ask,
+            () = tokio::time::sleep(BETWEEN), if shared.is_between() => News::Ask,
             () = tokio::time::sleep(POLL), if watches.missing => News::Poll,
         };
         match news {
@@ -83,9 +86,9 @@ async fn ask(shared: &Shared, host: &Client, name: &VpsName, watches: &mut Watch
         Err(fault) => return Err(fault),
     };
     if let Some(newest) = shared.answered(name, files)? {
-        watches.add(name, &newest);
-        // What came between the last look and the watch.
-        shared.mark(name, false);
+        // What came between the last look and the watch; it may even have been rotated meanwhile.
+        let new = watches.add(name, &newest);
+        shared.mark(name, new, false);
     }
     Ok(())
 }
@@ -136,18 +139,20 @@ impl Watches {
         Self { missing: events.is_none(), events, names: HashMap::new() }
     }
 
-    fn add(&mut self, name: &VpsName, file: &File) {
+    /// Whether it was not watched before.
+    fn add(&mut self, name: &VpsName, file: &File) -> bool {
         use inotify::WatchFlags;
-        let Some(events) = &self.events else { return };
+        let Some(events) = &self.events else { return false };
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let flags = WatchFlags::MODIFY | WatchFlags::MOVE_SELF | WatchFlags::ATTRIB;
         match inotify::add_watch(events, path, flags) {
-            Ok(watch) => drop(self.names.insert(watch, name.clone())),
+            Ok(watch) => self.names.insert(watch, name.clone()).is_none(),
             Err(error) => {
                 if !self.missing {
                     tracing::warn!(vps = %name, %error, "its log can't be watched: logs are looked at once a second");
                 }
                 self.missing = true;
+                false
             }
         }
     }
@@ -174,7 +179,8 @@ impl Watches {
             }
             let ended = event.events().contains(ReadFlags::IGNORED);
             if let Some(name) = self.names.get(&event.wd()).filter(|_| !ended) {
-                shared.mark(name, event.events() != ReadFlags::MODIFY);
+                let (said, moved) = (event.events(), ReadFlags::MOVE_SELF);
+                shared.mark(name, said != ReadFlags::MODIFY, said.contains(moved));
             }
             if ended {
                 self.names.remove(&event.wd());
