@@ -19,7 +19,7 @@ fn show(rows: &[LogTargetRow]) -> String {
         ["TARGET", "SENT", "WAITING", "LOST", "STATE"],
         rows.iter().map(|row| {
             let more = if row.gaps > 0 { "+" } else { "" };
-            let state = row.away.as_ref().map_or("ok".to_owned(), |reason| output::harmless(reason).into());
+            let state = row.away.as_ref().map_or("ok".to_owned(), |reason| output::harmless(reason));
             [row.target.clone(), row.sent.to_string(), show_bytes(row.waiting), format!("{}{more}", row.lost), state]
         }),
     )
