@@ -85,6 +85,10 @@ impl HostError {
     /// The error and its cause in one line, for a person.
     pub fn explain(&self) -> String {
         let cause = std::error::Error::source(self);
+        let cause = cause.map(|cause| match cause.downcast_ref() {
+            Some(error) => crate::lack::cause(error),
+            None => cause.to_string(),
+        });
         cause.map_or_else(|| self.to_string(), |cause| format!("{self}: {cause}"))
     }
 }

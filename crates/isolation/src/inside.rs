@@ -40,7 +40,7 @@ pub struct StepError {
 impl StepError {
     /// The step and its cause in one line.
     pub fn explain(&self) -> String {
-        format!("{}: {}", self.step, self.source)
+        format!("{}: {}", self.step, crate::lack::cause(&self.source))
     }
 }
 

@@ -7,6 +7,7 @@
 
 pub mod host;
 pub mod inside;
+pub mod lack;
 mod remove;
 
 pub use remove::remove_tree;

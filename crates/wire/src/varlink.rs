@@ -37,6 +37,8 @@ const MAX_SERVICE_REQUEST: usize = 64 << 10;
 pub const MAX_FDS: usize = 16;
 /// Bytes that are read at once.
 const CHUNK: usize = 16 << 10;
+/// Pause before the next try when there is no room for a connection.
+const NO_ROOM: Duration = Duration::from_millis(50);
 /// Connections kept open between calls, per client.
 const POOL: usize = 8;
 
@@ -323,6 +325,12 @@ pub async fn serve_listener<S: Service>(listener: UnixListener, service: Arc<S>,
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+            // No descriptors or no memory are left: whoever waits does so until there are.
+            Err(error) if no_room(&error) => {
+                tracing::warn!(%error, "a connection waits to be accepted");
+                tokio::time::sleep(NO_ROOM).await;
+                continue;
+            }
             Err(error) => return Err(error),
         };
         let service = service.clone();
@@ -340,6 +348,11 @@ pub async fn serve_listener<S: Service>(listener: UnixListener, service: Arc<S>,
             drop(place);
         });
     }
+}
+
+fn no_room(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM))
 }
 
 /// How a client gets a connection.

@@ -8,7 +8,10 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use isolation::inside::{Live, Program, Secret, Setting, Starting, Stdio, build, finish, frame};
+use isolation::{
+    inside::{Live, Program, Secret, Setting, Starting, Stdio, build, finish, frame},
+    lack::cause,
+};
 use model::{ExitStatus, RunSpec, SecretName, run::Ready};
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -79,7 +82,7 @@ struct Running {
 
 fn begin<'a>(task: &Task<'_>, streams: &Streams<'a>) -> Result<Init<'a>, String> {
     let Task { run, setting, ahead, listeners, secrets, known } = *task;
-    let fault = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
+    let fault = |what: &'static str| move |error: std::io::Error| format!("{what}: {}", cause(&error));
     // After the last change of ids, which would undo it. Should the shim have died before, the socket says so.
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| fault("binding init to its shim")(e.into()))?;
     let mut keep = vec![streams.shim.as_fd(), streams.output.as_fd(), streams.errors.as_fd()];
@@ -266,7 +269,7 @@ impl Init<'_> {
         if self.programs.len() > MAX_EXECS {
             return Err(format!("{MAX_EXECS} programs are being run already"));
         }
-        let starting = program.start().map_err(|e| format!("forking: {e}"))?;
+        let starting = program.start().map_err(|e| format!("forking: {}", cause(&e)))?;
         self.programs.push(Running { exec: Some(id), pid: starting.child.pid, starting: Some(starting), error: None });
         Ok(())
     }

@@ -80,7 +80,7 @@ impl Request {
 
 /// Forks init into the VPS. The error is for a person.
 pub fn start(request: Request) -> Result<Vps, String> {
-    let fault = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
+    let fault = |what: &'static str| move |error: io::Error| format!("{what}: {}", isolation::lack::cause(&error));
     let (ours, theirs) = channel::pair().map_err(fault("making the socket to init"))?;
     let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|e| fault("making a pipe")(e.into()));
     let ((output, output_writer), (errors, errors_writer)) = (pipe()?, pipe()?);

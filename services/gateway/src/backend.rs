@@ -29,6 +29,8 @@ use crate::{
 
 /// Connections kept for one VPS.
 const KEPT: usize = 256;
+/// Pause before the next try when there is no room for a connection.
+const NO_ROOM: Duration = Duration::from_millis(50);
 /// How long one connection may take to come about: the link is local.
 const CONNECT: Duration = Duration::from_secs(5);
 /// Bytes of an answer's head at most.
@@ -224,11 +226,27 @@ pub async fn connect_by<F: Future<Output = io::Result<TcpStream>>>(
                 vps.found();
                 return Ok((stream, place));
             }
+            // The gateway's own lack, not the VPS's: it is there as before.
+            Ok(Err(error)) if no_room(&error) => {
+                tracing::warn!(vps = %vps.name, %error, "a connection waits to be made");
+                if Instant::now() + NO_ROOM >= deadline {
+                    return Err(NotReached::Deadline);
+                }
+                tokio::time::sleep(NO_ROOM).await;
+                continue;
+            }
             Ok(Err(error)) => tracing::debug!(vps = %vps.name, %error, "a connection failed"),
             Err(_) => tracing::debug!(vps = %vps.name, "a connection did not come about in time"),
         }
         vps.lost(place);
     }
+}
+
+/// Whether descriptors or memory are missing here.
+fn no_room(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let lacks = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    Errno::from_io_error(error).is_some_and(|errno| lacks.contains(&errno))
 }
 
 /// A connection from the gateway's own address.
