@@ -2,10 +2,11 @@
 # make test    all tests; needs root
 # make test-v2 the same system on a stock Debian 13 host, emulated (slow)
 # make torture SIGKILL of any process of a host, chosen by chance (SECONDS=600; SEED=n: a run again)
+# make fuzz    input at random, for longer than in `make test` (CASES=20000); prints the seed of what fails
 # make bench   measures, with the peers in the same run (ONLY=start: one group); writes target/bench.json
 # make package a .deb and a static tarball in target/package
 # make lint    format, clippy, dependency graph
-.PHONY: all demo test test-unit test-kernel test-system test-v2 torture bench package lint packages clean-packages
+.PHONY: all demo fuzz test test-unit test-kernel test-system test-v2 torture bench package lint packages clean-packages
 SHELL    := /bin/bash
 TRIPLE   := $(shell rustc -vV | sed -n 's/^host: //p')
 DEBUG    := target/$(TRIPLE)/debug
@@ -79,6 +80,16 @@ test-v2:
 	dir=$$(mktemp -d /var/tmp/bailiwick-v2-XXXXXX); trap 'rm -rf "$$dir"' EXIT; \
 	tests/v2/prepare $(RELEASE) "$$(ls -t $(DEBUG)/deps/sizes-* | grep -v '\.d$$' | head -n 1)" "$$dir" && \
 	V2_HOST_PACKAGES="mmdebstrap kexec-tools e2fsprogs xfsprogs" $(V2_HOST) "$$dir"
+
+# Whatever reads what a tenant, a client or another process says. Databases and trees on disk take a while: fewer of those.
+fuzz: CASES ?= 20000
+fuzz:
+	$(call install,$(TEST_PACKAGES))
+	cargo build --quiet --workspace --bins
+	PROPTEST_CASES=$(CASES) cargo test --quiet -p bailiwick-wire -p bailiwick-model -p bailiwick-network -p bailiwick-shim
+	PROPTEST_CASES=$$(($(CASES) / 10)) cargo test --quiet -p bailiwick-archive -p bailiwick-image -p bailiwick-gateway
+	PROPTEST_CASES=$$(($(CASES) / 50)) cargo test --quiet -p bailiwick-control store
+	PROPTEST_CASES=$$(($(CASES) / 5)) $(OWN_NET) cargo test -p bailiwick-system-tests --test fuzzed
 
 package:
 	$(call install,binutils:strip)

@@ -246,7 +246,6 @@ fn records_count_their_own_length() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
     /// Blocks that are like headers, in any order and with any bytes changed: an answer, never a panic, and nothing outside.
     #[test]
     fn any_stream_has_an_answer(

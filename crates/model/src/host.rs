@@ -331,6 +331,8 @@ impl Paths {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn problems(text: &str) -> String {
@@ -411,5 +413,28 @@ mod tests {
         assert!(told.contains("write \"10.80.0.0/16\""), "{told}");
         assert!(told.contains("a prefix of at most /96"), "{told}");
         assert!(told.contains("network interface"), "{told}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_file_makes_the_parser_panic(
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), "([\\[\\]{}=\".,\n #-]|[a-z]{1,8}|-?[0-9]{1,25}|1e999|MiB|ä|😀|\u{0}){0,6}", 0usize..30), 0..6),
+        ) {
+            let mut text: Vec<char> = include_str!("../../../packaging/host.toml").chars().collect();
+            for (at, put, gone) in changes {
+                let at = at.index(text.len());
+                let end = (at + gone).min(text.len());
+                text.splice(at..end, put.chars());
+            }
+            let text: String = text.into_iter().collect();
+            match parse("host.toml", &text) {
+                // What was understood is one that a host can be.
+                Ok(config) => prop_assert!(!config.designated.is_empty() && config.ids.blocks >= 16),
+                Err(problems) => {
+                    prop_assert!(!problems.is_empty());
+                    problems.iter().for_each(|problem| drop(problem.to_string()));
+                }
+            }
+        }
     }
 }

@@ -77,6 +77,8 @@ impl Budget {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn said(message: &[u8]) -> String {
@@ -104,5 +106,23 @@ mod tests {
         assert_eq!(kept, PER_SECOND as usize);
         assert_eq!(budget.take(start + Duration::from_secs(1)), (true, 4000));
         assert_eq!(budget.rest(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn any_message_is_one_line_and_hardly_longer(
+            head in "(<[0-9]{0,5}>?)?([A-Z][a-z]{2} [0-9 ]{2} [0-9:]{8} )?",
+            // RFC 5424's form is taken as text.
+            form in prop_oneof![Just(""), Just("1 2026-11-24T21:00:00Z host app 7 ID [x@1 y=\"z\"] ")],
+            rest in proptest::collection::vec(any::<u8>(), 0..3000),
+        ) {
+            let message = [head.as_bytes(), form.as_bytes(), &rest].concat();
+            let line = line(&message);
+            prop_assert!(!line.iter().any(|byte| matches!(byte, 0 | b'\n' | b'\r')));
+            prop_assert!(line.len() <= 4 * message.len() + 32);
+            let (source, _) = line.split_at(line.iter().position(|byte| *byte == b' ').expect("a facility"));
+            let (facility, severity) = std::str::from_utf8(source).expect("text").split_once('.').expect("two");
+            prop_assert!(FACILITIES.contains(&facility) && SEVERITIES.contains(&severity));
+        }
     }
 }
