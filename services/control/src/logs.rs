@@ -330,14 +330,13 @@ mod tests {
             older in proptest::collection::vec(prop_oneof![Just(b'\n'), Just(b' '), any::<u8>()], 0..3000),
             newer in proptest::collection::vec(prop_oneof![Just(b'\n'), Just(b' '), any::<u8>()], 0..3000),
             count in 0usize..50,
-            since in proptest::option::of("[0-9T:-]{0,20}"),
         ) {
             let file = |bytes: &[u8]| {
                 let mut file = tempfile::tempfile().unwrap();
                 file.write_all(bytes).unwrap();
                 file
             };
-            let wanted = Wanted { since, ..Wanted::default() };
+            let wanted = Wanted::default();
             let lines = tail(&[file(&older), file(&newer)], count, &wanted).unwrap();
             prop_assert!(lines.len() <= count && lines.iter().all(|line| !line.text.contains('\n')));
         }
