@@ -83,6 +83,10 @@ pub fn run(paths: Paths) -> anyhow::Result<u8> {
         }
         let cgroups = claim(&config, &paths, &keeper, &mut held).await?;
         let fresh = held.len() == 1;
+        // Of a host that was killed with its daemon: this one runs its own programs, and goes on with nobody's upgrade.
+        if fresh {
+            remove_directories(&paths);
+        }
         let host = match start(paths.clone(), config, cgroups, keeper, held).await {
             Ok(host) => host,
             Err(error) => {

@@ -2,13 +2,14 @@
 
 use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt, path::Path};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use bailiwick_system_tests::{
     Host, HostOptions,
     host::programs,
     load::{Load, Tally},
     versions,
 };
+use rustix::process::{Pid, Signal, kill_process};
 
 const WEB: &str = r#"
 tenant = "acme"
@@ -136,5 +137,22 @@ fn programs_that_can_not_follow_are_refused_before_anything_is_done() -> Result<
     fs::write(host.root.join("lib/format"), r#"{"format":99,"by":"77.0.0"}"#)?;
     refused(&["upgrade", text(&new)], "was written by 77.0.0")?;
     ensure!(host.daemon()? == daemon, "the daemon was exchanged");
+    host.stop()
+}
+
+#[test]
+fn a_host_after_a_crash_runs_its_own_programs() -> Result<()> {
+    let mut host = Host::start(HostOptions::default())?;
+    let new = versions::copy(&host.root.join("new"))?;
+    host.run(&["upgrade", text(&new)])?;
+    // Nobody is left to put the run directory in order.
+    kill_process(Pid::from_raw(host.keeper()).context("a pid")?, Signal::STOP)?;
+    host.kill(host.daemon()?)?;
+    host.crash()?;
+    let mut host = host.again()?;
+    for name in ["network", "apps", "control", "gateway"] {
+        let record = fs::read_to_string(host.root.join("run/vps").join(name))?;
+        ensure!(!record.contains(text(&new)), "{name} runs what the host before it ran: {record}");
+    }
     host.stop()
 }
