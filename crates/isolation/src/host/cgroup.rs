@@ -238,7 +238,9 @@ impl Hierarchies {
         if self.delegated {
             return Ok(());
         }
-        self.bases().try_for_each(|base| remove(base))
+        // The one that is locked last: the next host makes its own as soon as that is gone.
+        let v1 = self.v1.iter().flatten();
+        v1.chain([&self.unified]).try_for_each(|base| remove(base))
     }
 }
 
