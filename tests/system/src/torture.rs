@@ -164,6 +164,8 @@ impl Torture {
         host.run(&["stop", "hold"])?;
         site::cargo(&root.join("files/cargo"), "mark-0")?;
         host.run(&["volume", "import", "acme/cargo", &root.join("files/cargo").to_string_lossy()])?;
+        // Their first start makes their volumes.
+        host.run(&["start", "web", "store"])?;
         host.run(&["stop", "web", "store"])?;
         // Spares come and go when they like.
         let descriptors = if options.has_pool() { None } else { Some(descriptors(&host)?) };
