@@ -165,13 +165,14 @@ impl Operations {
             return remove_volume("acme/copy-data");
         }
         let archive = self.path(ARCHIVE);
+        // A volume that was filled when the daemon or control died stays, and is nobody's: who asked may remove it.
+        let fill = |world: &mut World| drop(world.volumes.insert("acme/copy-data".to_owned(), String::new()));
         let make = |world: &mut World| {
             let mark = world.vps.get("store").cloned().unwrap_or_default();
             world.vps.insert("copy".to_owned(), mark);
-            world.volumes.insert("acme/copy-data".to_owned(), String::new());
         };
         let words = ["import", &archive, "--name", "copy", "--no-routes"];
-        Operation::new("import", &words).after(&["export", "store", &archive, "--force"]).makes(make)
+        Operation::new("import", &words).after(&["export", "store", &archive, "--force"]).makes(fill).makes(make)
     }
 
     fn image(&mut self, world: &World) -> Result<Operation> {
