@@ -126,7 +126,7 @@ fn a_request_while_it_stops_waits_for_the_next_start() -> Result<()> {
 #[test]
 fn a_server_that_fails_gives_503_without_internals_and_a_reason_in_why() -> Result<()> {
     let mut host = Host::start(HostOptions::default())?;
-    let spec = nginx("broken", 20140, "").replace("daemon off;", "no_such_directive on;");
+    let spec = nginx("broken", 20140, "restart = \"never\"").replace("daemon off;", "no_such_directive on;");
     host.apply("a.toml", &spec)?;
     let (status, text) = get(20140, "broken.test", "/")?;
     ensure!(status == 503, "{text}");
