@@ -21,6 +21,17 @@ method! {
     } = "io.bailiwick.Control.Wake" -> VpsState
 }
 method! {
+    /// The first byte came from a VPS after a `Wake`. Only for what is told of that wake.
+    Answered {
+        /// Which.
+        name: VpsName,
+        /// Of the state that the wake led to.
+        generation: u64,
+        /// When it came, Unix time in microseconds.
+        at_us: u64,
+    } = "io.bailiwick.Control.Answered" -> Empty
+}
+method! {
     /// Nobody has used a VPS for its idle time. The caller must have stopped sending to it: the next connection asks
     /// for a `Wake` again, and gets the VPS as it then is.
     Idle {

@@ -34,6 +34,8 @@ pub struct Beginning {
     steps: Vec<(u64, &'static str)>,
     host: Option<StartSteps>,
     waits: Vec<Wait>,
+    /// Milliseconds until it was ready.
+    took_ms: Option<u64>,
     /// Since when it waits for memory, and why.
     short: Option<(u64, String)>,
 }
@@ -42,7 +44,7 @@ impl Beginning {
     /// Asked for now.
     pub fn new(by: String, thawed: bool) -> Self {
         let asked_us = unix_us();
-        Self { asked_us, by, thawed, steps: Vec::new(), host: None, waits: Vec::new(), short: None }
+        Self { asked_us, by, thawed, steps: Vec::new(), host: None, waits: Vec::new(), took_ms: None, short: None }
     }
 
     /// This has been done.
@@ -78,6 +80,11 @@ impl Beginning {
         self.host = status.steps.filter(|steps| steps.asked_us >= self.asked_us).or(self.host);
     }
 
+    fn told(&self, took_ms: u64) -> Start {
+        let (at_ms, by, thawed) = (self.asked_us / 1000, cut(&self.by), self.thawed);
+        Start { at_ms, by, took_ms, thawed, steps: self.steps(), waits: self.waits.clone() }
+    }
+
     fn steps(&self) -> Vec<Step> {
         let mut steps = self.steps.clone();
         if let Some(host) = self.host {
@@ -99,20 +106,11 @@ impl Beginning {
 
 /// It is ready.
 pub fn started(control: &Arc<Control>, vps: &Vps, took_ms: u64, by: &str) {
-    let Some(start) = vps.beginning().as_mut().map(|beginning| {
+    if let Some(beginning) = vps.beginning().as_mut() {
         beginning.mark(if beginning.thawed { "thawed" } else { "ready" });
-        Start {
-            at_ms: beginning.asked_us / 1000,
-            by: cut(by),
-            took_ms,
-            thawed: beginning.thawed,
-            steps: beginning.steps(),
-            waits: beginning.waits.clone(),
-        }
-    }) else {
-        return;
-    };
-    control.history.tell(&vps.name, Line::Start(start));
+        beginning.took_ms = Some(took_ms);
+        control.history.tell(&vps.name, Line::Start(beginning.told(took_ms)));
+    }
     let from = by.strip_prefix("connection from ").and_then(|from| control.get(&from.parse().ok()?));
     let Some(from) = from.filter(|from| from.spec().tenant == vps.spec().tenant) else { return };
     let starting = from.life().state() == model::api::State::Starting;
@@ -122,6 +120,20 @@ pub fn started(control: &Arc<Control>, vps: &Vps, took_ms: u64, by: &str) {
             let took = show_duration_ms(took_ms);
             control.history.record(Some(&from.name), "woke", format!("{}, ready after {took}", vps.name), "");
         }
+    }
+}
+
+/// The gateway had the first byte from it.
+pub fn answered(control: &Control, vps: &Vps, generation: u64, at_us: u64) {
+    if vps.life().generation() != generation {
+        return;
+    }
+    let mut beginning = vps.beginning();
+    let Some(beginning) = beginning.as_mut() else { return };
+    // Who is ready and has answered is told again; whatever else is heard is none of this start's.
+    if let Some(took_ms) = beginning.took_ms.take().filter(|_| at_us >= beginning.asked_us) {
+        beginning.steps.push((at_us.min(unix_us()), "first byte of an answer"));
+        control.history.tell(&vps.name, Line::Start(beginning.told(took_ms)));
     }
 }
 

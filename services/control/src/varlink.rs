@@ -5,11 +5,11 @@ use std::sync::Arc;
 use model::{Verb, VpsName};
 use wire::{
     Fault, Method, Peer, Replier, Request,
-    control::{Idle, Reachable, Routes, VpsState, Wake},
+    control::{Answered, Idle, Reachable, Routes, VpsState, Wake},
     varlink::{Empty, Service},
 };
 
-use crate::{driver::Vps, life::Input, shared::Control};
+use crate::{driver::Vps, life::Input, shared::Control, story};
 
 /// Characters of a reason that are kept.
 const REASON: usize = 200;
@@ -67,6 +67,11 @@ impl Service for Server {
                 let none = || VpsState { name: name.clone(), generation: 0, state: Reachable::No };
                 let state = self.control.routes.state(&name).unwrap_or_else(none);
                 replier.done::<Wake>(&state, &[]).await?;
+            }
+            Answered::NAME => {
+                let Answered { name, generation, at_us } = request.parse()?;
+                story::answered(&self.control, &*self.wakeable(peer, &name)?, generation, at_us);
+                replier.done::<Answered>(&Empty {}, &[]).await?;
             }
             Idle::NAME => {
                 let Idle { name } = request.parse()?;

@@ -200,7 +200,10 @@ async fn send(
         let mut backend = Backend::get(vps, port, fresh, by, deadline).await.map_err(Unanswered::NotReached)?;
         let copy = repeatable.then(|| head_of(&request));
         let error = match backend.send(request).await {
-            Ok(response) => return Ok((backend, response)),
+            Ok(response) => {
+                vps.sent();
+                return Ok((backend, response));
+            }
             Err((error, unsent)) => match unsent.or(copy) {
                 Some(again) if backend.reused || !vps.is_up(backend.generation) => {
                     request = again;

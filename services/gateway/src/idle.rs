@@ -1,4 +1,4 @@
-//! Calls `Wake` and `Idle` for one VPS, one after the other: an `Idle` has been answered before the next `Wake` is sent,
+//! Calls `Wake`, `Answered` and `Idle` for one VPS, one after the other: an `Idle` has been answered before the next `Wake` is sent,
 //! so `control` never hears them in the wrong order.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
@@ -7,7 +7,7 @@ use model::api::ErrorKind;
 use tokio::time::{sleep_until, timeout};
 use wire::{
     Client, Fault,
-    control::{Idle, Wake},
+    control::{Answered, Idle, Wake},
 };
 
 use crate::wake::{Next, Vps};
@@ -29,6 +29,12 @@ pub async fn attend(vps: Arc<Vps>, control: Client) {
                         tracing::warn!(vps = %vps.name, %fault, "a wake was refused");
                         vps.refused(*round);
                     }
+                }
+            }
+            Next::Answered { generation, at_us } => {
+                let answered = Answered { name: vps.name.clone(), generation: *generation, at_us: *at_us };
+                if let Err(fault) = answer(Box::pin(control.call(&answered))).await {
+                    tracing::debug!(vps = %vps.name, %fault, "nobody hears of its first byte");
                 }
             }
             Next::Idle => match answer(Box::pin(control.call(&Idle { name: vps.name.clone() }))).await {

@@ -84,6 +84,7 @@ impl Activity {
 
     /// Bytes came from the server. The last words of one that stops are no reason to wake it.
     pub fn server_sent(&self) {
+        self.vps.sent();
         if self.quiet.is_some() && !self.counts() && self.vps.is_up(self.generation) {
             self.count(self.vps.enter());
         }

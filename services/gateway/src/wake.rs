@@ -17,7 +17,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use model::{VpsName, api::Ignored};
@@ -93,6 +93,10 @@ struct State {
     users: usize,
     waiting: usize,
     idle_since: Instant,
+    /// The generation that a `Wake` led to, of which nobody listens yet whether it answers.
+    woken: Option<u64>,
+    /// When it first answered after a `Wake`, Unix microseconds; to be told.
+    answered: Option<(u64, u64)>,
     /// None: nothing leads to it.
     times: Option<IdleTimes>,
     /// Something was heard since the last table: its route may be in the next.
@@ -141,6 +145,8 @@ pub struct Vps {
     /// How clients were served that don't wake it.
     pub ignored: Counts,
     state: Mutex<State>,
+    /// The generation whose first byte is waited for; 0: none.
+    first: AtomicU64,
     /// Wakes who waits.
     news: Notify,
     /// Wakes the caller of `Wake` and `Idle`.
@@ -156,6 +162,10 @@ pub(crate) enum Next {
     Wake {
         round: u64,
         by: String,
+    },
+    Answered {
+        generation: u64,
+        at_us: u64,
     },
     Idle,
     SleepUntil(Instant),
@@ -223,13 +233,15 @@ impl Vps {
             users: 0,
             waiting: 0,
             idle_since: Instant::now(),
+            woken: None,
+            answered: None,
             times: None,
             fresh: false,
             attended: false,
         };
         let (pool, ignored, state) = (Pool::default(), Counts::default(), Mutex::new(state));
-        let (news, work) = (Notify::new(), Notify::new());
-        Arc::new_cyclic(|me| Self { name, pool, ignored, state, news, work, control, me: me.clone() })
+        let (first, news, work) = (AtomicU64::new(0), Notify::new(), Notify::new());
+        Arc::new_cyclic(|me| Self { name, pool, ignored, state, first, news, work, control, me: me.clone() })
     }
 
     /// Has somebody look at what is to be called next.
@@ -238,7 +250,8 @@ impl Vps {
             drop(state);
             return self.work.notify_one();
         }
-        let due = state.ask.is_some() || state.say_idle.is_some() || matches!(state.phase, Phase::Up { .. });
+        let told = state.ask.is_some() || state.say_idle.is_some() || state.answered.is_some();
+        let due = told || matches!(state.phase, Phase::Up { .. });
         let (true, Some(me), Some(control)) = (due, self.me.upgrade(), &self.control) else { return };
         state.attended = true;
         drop(state);
@@ -324,6 +337,21 @@ impl Vps {
         matches!(self.lock().phase, Phase::Up { generation: now, .. } if now == generation)
     }
 
+    /// Bytes came from it.
+    pub fn sent(&self) {
+        // Nearly always nobody waits for them.
+        if self.first.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let generation = self.first.swap(0, Ordering::Relaxed);
+        if generation > 0 {
+            let at_us = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64);
+            let mut state = self.lock();
+            state.answered = Some((generation, at_us));
+            self.attend(state);
+        }
+    }
+
     /// A connection to it came about.
     pub fn found(&self) {
         self.lock().pause = PAUSE.0;
@@ -370,6 +398,9 @@ impl Vps {
                 return Next::Wake { round: state.round, by: state.by.clone() };
             }
         }
+        if let Some((generation, at_us)) = state.answered.take() {
+            return Next::Answered { generation, at_us };
+        }
         if let Some(at) = state.say_idle {
             if at > now {
                 return Next::SleepUntil(at);
@@ -407,6 +438,9 @@ impl State {
     fn up(&mut self, address: IpAddr, generation: u64) {
         if !matches!(self.phase, Phase::Up { generation: now, .. } if now == generation) && self.users == 0 {
             self.idle_since = Instant::now();
+        }
+        if matches!(self.phase, Phase::Waking { .. }) {
+            self.woken = Some(generation);
         }
         (self.muted, self.ask, self.say_idle) = (None, None, None);
         self.phase = Phase::Up { address, generation };

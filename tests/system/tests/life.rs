@@ -172,5 +172,8 @@ fn starts_wait_for_memory_and_are_refused_when_there_is_none_in_time() -> Result
         ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         Ok(())
     })?;
+    let wait = host.json(&["why", "two"])?["last"]["start"]["waits"][0].take();
+    ensure!(wait["on"] == "memory" && wait["took_ms"].as_u64() > Some(0), "{wait}");
+    ensure!(wait["detail"].as_str().is_some_and(|detail| detail.contains("are in use")), "{wait}");
     host.stop()
 }

@@ -53,6 +53,18 @@ fn failure_with_lines(host: &Host, vps: &str) -> Result<Value> {
     }
 }
 
+/// Waits until the gateway has told of the first byte.
+fn answered(host: &Host, vps: &str) -> Result<Value> {
+    let deadline = Instant::now() + LONG;
+    loop {
+        let told = last(host, vps)?;
+        if steps(&told["start"]).last().is_some_and(|(what, _)| what == "first byte of an answer") {
+            return Ok(told);
+        }
+        ensure!(Instant::now() < deadline, "{}", host.run(&["why", vps])?);
+    }
+}
+
 fn steps(start: &Value) -> Vec<(String, u64)> {
     let step = |step: &Value| Some((step["what"].as_str()?.to_owned(), step["after_us"].as_u64()?));
     start["steps"].as_array().into_iter().flatten().filter_map(step).collect()
@@ -77,7 +89,7 @@ fn the_last_start_stop_and_failure_outlive_control_and_the_host() -> Result<()> 
     host.apply("one.toml", &perl("one", 20640, &mended, "idle = \"never\""))?;
     host.run(&["stop", "one"])?;
     greet(20640)?;
-    let told = last(&host, "one")?;
+    let told = answered(&host, "one")?;
     ensure!(told["failure"] == failure, "{told}");
     let start = &told["start"];
     ensure!(start["by"].as_str().is_some_and(|by| by.starts_with("connection from 127.0.0.1")), "{start}");
@@ -94,6 +106,7 @@ fn the_last_start_stop_and_failure_outlive_control_and_the_host() -> Result<()> 
     host.run(&["stop", "one"])?;
     host.apply("two.toml", &perl("two", 20641, &greeting, "idle = \"never\""))?;
     greet(20641)?;
+    answered(&host, "two")?;
 
     let (one, two) = (last(&host, "one")?, last(&host, "two")?);
     ensure!(one["stop"]["why"] == "stop by root" && one["stop"]["ended"] == "signal 15", "{one}");
@@ -122,6 +135,33 @@ fn the_last_start_stop_and_failure_outlive_control_and_the_host() -> Result<()> 
     host.apply("one.toml", &perl("one", 20640, &greeting, ""))?;
     let told = host.json(&["why", "one"])?;
     ensure!(told["last"]["start"].is_null() && told["last"]["failure"].is_null(), "{told}");
+    host.stop()
+}
+
+#[test]
+fn a_start_that_wakes_a_neighbour_tells_how_long_it_waited_for_it() -> Result<()> {
+    let mut host = Host::start(HostOptions::default())?;
+    // Both ways of a connection: while it starts, and later.
+    let connect = "my $db = IO::Socket::INET->new(PeerAddr => 'db:7') or die $!; $db->read(my $hi, 2)";
+    let db = server("", "print $c \"hi\"; close $c");
+    let web = server(connect, &format!("{connect}; print $c \"hi\"; close $c"));
+    let spec =
+        format!(
+            "{}allow = [\"web -> db:7\"]\n[vps.db]\nimage = \"debian:\"\ncommand = [\"perl\", \"-e\", {db:?}]\n",
+            "tenant = \"acme\"\n",
+        ) + perl("web", 20680, &web, "idle = { after = \"1h\" }").trim_start().trim_start_matches("tenant = \"acme\"");
+    host.apply("a.toml", &spec)?;
+    greet(20680)?;
+    let start = last(&host, "web")?["start"].take();
+    let wait = &start["waits"][0];
+    ensure!(wait["on"] == "db" && wait["took_ms"].as_u64() > Some(0), "{start}");
+    ensure!(last(&host, "db")?["start"]["by"] == "connection from web");
+    let why = host.run(&["why", "web"])?;
+    ensure!(why.contains("for db: it connected to it, which woke it"), "{why}");
+    host.run(&["stop", "db"])?;
+    greet(20680)?;
+    let why = host.run(&["why", "web"])?;
+    ensure!(why.contains("woke      db, ready after"), "{why}");
     host.stop()
 }
 

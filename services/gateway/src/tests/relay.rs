@@ -142,3 +142,35 @@ async fn only_control_may_have_addresses_listened_on() {
     let many = wire::gateway::Listen { addresses: vec![listen; 1025] };
     assert!(rig.call("control", &many).await.is_err());
 }
+
+#[tokio::test]
+async fn the_first_byte_after_a_wake_is_told_once() {
+    let port = server(|mut stream| async move {
+        let mut byte = [0];
+        while stream.read_exact(&mut byte).await.is_ok() && stream.write_all(&byte).await.is_ok() {}
+    })
+    .await;
+    let rig = Rig::start().await;
+    let listen = rig.bind();
+    rig.fake.lock(|f| f.table(vec![tcp_route(listen, "db", port)]));
+    let exchange = async || {
+        let mut client = dial(listen).await;
+        for _ in 0..2 {
+            client.write_all(b"a").await.unwrap();
+            timeout(LONG, client.read_exact(&mut [0])).await.unwrap().unwrap();
+        }
+    };
+    rig.fake.on_wake(|name| VpsState { name: name.clone(), generation: 7, state: at() });
+    for _ in 0..3 {
+        exchange().await;
+    }
+    rig.fake.until(|f| !f.answered().is_empty()).await;
+    rig.fake.on_wake(|name| VpsState { name: name.clone(), generation: 8, state: at() });
+    rig.fake.state("db", 7, Reachable::No);
+    // Until that was heard it is not woken again.
+    while rig.fake.wakes().len() == 1 {
+        exchange().await;
+    }
+    rig.fake.until(|f| f.answered().last() == Some(&8)).await;
+    rig.fake.until(|f| f.answered() == [7, 8]).await;
+}

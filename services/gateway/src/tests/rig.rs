@@ -19,7 +19,7 @@ use tokio::{
 };
 use wire::{
     Client, Connection, Fault, Method, Peer, Replier, Request,
-    control::{Door, Idle, Reachable, RouteEntry, RouteUpdate, Routes, VpsState, Wake},
+    control::{Answered, Door, Idle, Reachable, RouteEntry, RouteUpdate, Routes, VpsState, Wake},
     host::{Addresses, Listen, Listening, Unlisten},
     varlink::{Empty, Service, serve_connection},
 };
@@ -46,6 +46,7 @@ struct Inner {
     on_wake: OnWake,
     wakes: Vec<String>,
     idles: Vec<VpsName>,
+    answered: Vec<u64>,
     listeners: BTreeMap<ListenAddress, std::net::TcpListener>,
     unlistened: Vec<ListenAddress>,
     bound: Vec<ListenAddress>,
@@ -114,6 +115,9 @@ impl FakeView<'_> {
     pub fn wakes(&self) -> usize {
         self.0.wakes.len()
     }
+    pub fn answered(&self) -> &[u64] {
+        &self.0.answered
+    }
     pub fn idles(&self) -> usize {
         self.0.idles.len()
     }
@@ -170,6 +174,12 @@ impl Service for Fake {
                 };
                 self.changed.notify_waiters();
                 replier.done::<Wake>(&answer, &[]).await?;
+            }
+            Answered::NAME => {
+                let answered = request.parse::<Answered>()?;
+                self.inner.lock().unwrap().answered.push(answered.generation);
+                self.changed.notify_waiters();
+                replier.done::<Answered>(&Empty {}, &[]).await?;
             }
             Idle::NAME => {
                 let name = request.parse::<Idle>()?.name;
@@ -230,6 +240,7 @@ impl Rig {
             on_wake: Box::new(|name| VpsState { name: name.clone(), generation: 1, state: Reachable::No }),
             wakes: Vec::new(),
             idles: Vec::new(),
+            answered: Vec::new(),
             listeners: BTreeMap::new(),
             unlistened: Vec::new(),
             bound: Vec::new(),

@@ -1,6 +1,9 @@
 //! What `control` says of one VPS, in its stream and in its answers, and what of it is believed.
 
-use std::{sync::MutexGuard, time::Duration};
+use std::{
+    sync::{MutexGuard, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 use wire::control::{Reachable, VpsState};
@@ -100,7 +103,10 @@ impl Vps {
         }
     }
 
-    fn changed(&self, state: MutexGuard<'_, State>) {
+    fn changed(&self, mut state: MutexGuard<'_, State>) {
+        if let Some(generation) = state.woken.take() {
+            self.first.store(generation, Ordering::Relaxed);
+        }
         let keep = match state.phase {
             Phase::Up { generation, .. } => Some(generation),
             _ => None,
