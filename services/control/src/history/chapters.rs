@@ -117,7 +117,9 @@ impl Shelf {
             chapters.add(bounded(line)?);
         }
         let new = self.directory.join(format!("{name}.new"));
-        fs::write(&new, chapters.lines()?)?;
+        // What an earlier process may have left of one.
+        let _ = fs::remove_file(&new);
+        file::append(&new, &chapters.lines()?)?;
         fs::rename(new, path)
     }
 

@@ -5,11 +5,14 @@
 use std::{
     fs::File,
     io::{self, Write as _},
-    os::unix::fs::FileExt as _,
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::Path,
 };
 
 use serde::Serialize;
+
+/// Command lines that persons ran are among it.
+const MODE: u32 = 0o600;
 
 /// Adds a line to `bytes`.
 pub fn line<T: Serialize>(bytes: &mut Vec<u8>, value: &T) -> io::Result<()> {
@@ -20,7 +23,7 @@ pub fn line<T: Serialize>(bytes: &mut Vec<u8>, value: &T) -> io::Result<()> {
 
 /// Adds lines to a file, which is made where it is missing; its size afterwards.
 pub fn append(path: &Path, lines: &[u8]) -> io::Result<u64> {
-    let mut file = File::options().read(true).append(true).create(true).open(path)?;
+    let mut file = File::options().read(true).append(true).create(true).mode(MODE).open(path)?;
     let size = file.metadata()?.len();
     let mut last = [b'\n'];
     if size > 0 {
