@@ -36,6 +36,8 @@ const HELD: usize = 100_000;
 const TAKE_OVER: Duration = Duration::from_secs(30);
 /// A daemon that lived longer than this is started again at once.
 const SOUND: Duration = Duration::from_secs(1);
+/// How long children may take to end with the host.
+const CHILDREN_END: Duration = Duration::from_secs(10);
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 
@@ -96,6 +98,7 @@ pub fn run(paths: &Paths, root: Option<&Path>, list: Option<i32>) -> anyhow::Res
     };
     // Shims end when this process's copies of their sockets are closed.
     drop(held);
+    await_children(&signals)?;
     let _ = std::fs::remove_file(paths.run.join("lock"));
     let _ = std::fs::remove_dir(&paths.run);
     drop(lock);
@@ -297,6 +300,27 @@ fn reap(daemon: Pid) -> anyhow::Result<Option<End>> {
     }
 }
 
+/// Waits until nobody is left: children of the daemon came here with its end, and die of it as soon as the kernel lets them.
+fn await_children(signals: &SignalFd) -> anyhow::Result<()> {
+    let deadline = Instant::now() + CHILDREN_END;
+    loop {
+        while signals.take()?.is_some() {}
+        loop {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some(_)) => {}
+                Ok(None) | Err(rustix::io::Errno::INTR) => break,
+                Err(_) => return Ok(()),
+            }
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            eprintln!("bailiwickd: processes are left that do not end");
+            return Ok(());
+        }
+        await_signal(signals, left);
+    }
+}
+
 /// Waits for `pause`, reaping; whether it was asked to stop meanwhile.
 fn wait_for_stop(signals: &SignalFd, pause: Duration) -> anyhow::Result<bool> {
     let deadline = Instant::now() + pause;
@@ -311,9 +335,13 @@ fn wait_for_stop(signals: &SignalFd, pause: Duration) -> anyhow::Result<bool> {
         if left.is_zero() {
             return Ok(false);
         }
-        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-        let _ = poll(&mut [PollFd::new(signals, PollFlags::IN)], Some(&timeout));
+        await_signal(signals, left);
     }
+}
+
+fn await_signal(signals: &SignalFd, left: Duration) {
+    let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+    let _ = poll(&mut [PollFd::new(signals, PollFlags::IN)], Some(&timeout));
 }
 
 #[cfg(test)]
