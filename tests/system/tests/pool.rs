@@ -37,7 +37,9 @@ fn await_prepared(host: &Host, name: &str) -> Result<()> {
 }
 
 fn told(host: &Host, name: &str) -> Result<String> {
-    Ok(host.run(&["exec", name, "--", "cat", "/tmp/told"])?.trim().to_owned())
+    // It is ready as soon as it runs, a moment before it has written that.
+    let told = "until [ -s /tmp/told ]; do sleep 0.01; done; cat /tmp/told";
+    Ok(host.run(&["exec", name, "--", "sh", "-c", told])?.trim().to_owned())
 }
 
 /// A shim that holds a prepared VPS: the only one that runs as this VPS's uid.
