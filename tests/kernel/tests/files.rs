@@ -35,10 +35,10 @@ fn lines_that_are_added_are_logged_over_rotations() {
     // What is not there yet, directory and all; a line in two pieces, an empty one, and one of a name with a space.
     vps.sh("mkdir /var/log/later; printf 'one\\ntw' > '/var/log/later/a b.log'; printf 'o\\n\\n' >> '/var/log/later/a b.log'");
     vps.said("file /var/log/later/a#040b.log two");
-    // Renamed: its writer goes on for a while, then there is a new one.
-    vps.sh(
-        "cd /var/log/web; exec 5>>new.log; echo 1 >&5; mv new.log new.log.1; echo 2 >&5; echo 3 > new.log; echo 4 >&5",
-    );
+    // Renamed once it is followed: its writer goes on for a while, then there is a new one.
+    vps.sh("echo 1 > /var/log/web/new.log");
+    vps.said("file /var/log/web/new.log 1");
+    vps.sh("cd /var/log/web; exec 5>>new.log; mv new.log new.log.1; echo 2 >&5; echo 3 > new.log; echo 4 >&5");
     vps.said("file /var/log/web/new.log 3");
     vps.said("file /var/log/web/new.log 4");
     // Copied and cut, by a writer that appends.
