@@ -103,8 +103,19 @@ impl Capability {
         Statuses { vps, gone: Vec::new() }
     }
 
-    fn create(&self, create: Create) -> Result<(), Fault> {
-        let Create { name, tenant, ids, spare } = create;
+    /// Makes a VPS. Spares give way to who needs their ids.
+    async fn create(&self, create: Create) -> Result<(), Fault> {
+        match self.try_create(&create) {
+            Err(fault) if fault.kind == ErrorKind::Lacking && !self.host.table().spares.is_empty() => {
+                self.host.drop_spares().await;
+                self.try_create(&create)
+            }
+            made => made,
+        }
+    }
+
+    fn try_create(&self, create: &Create) -> Result<(), Fault> {
+        let Create { name, tenant, ids, spare } = create.clone();
         self.grants.check(Verb::Create, &name, Some(&tenant))?;
         let blocks = blocks(ids)?;
         let mut table = self.host.table();
@@ -214,7 +225,7 @@ impl Service for Capability {
         match request.method.as_str() {
             Config::NAME => replier.done::<Config>(&self.host.config, &[]).await?,
             Create::NAME => {
-                self.create(request.parse()?)?;
+                self.create(request.parse()?).await?;
                 replier.done::<Create>(&empty, &[]).await?;
             }
             Start::NAME => {

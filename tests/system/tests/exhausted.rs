@@ -52,7 +52,7 @@ fn until_refused(host: &Host, most: usize) -> Result<(usize, Answer)> {
 fn ids_and_addresses() -> Result<()> {
     for (config, words) in [
         ("ids = { blocks = 16 }", ["ids in a row are free", "raise `blocks`"]),
-        ("network = { subnet = \"10.80.0.0/27\" }", ["10.80.0.0/27", "delete a VPS"]),
+        ("pool = { memory = \"0B\" }\nnetwork = { subnet = \"10.80.0.0/27\" }", ["10.80.0.0/27", "delete a VPS"]),
     ] {
         let mut host = host(config)?;
         host.apply("v.toml", &sleepers(0..18))?;
@@ -116,7 +116,8 @@ fn service(host: &Host, name: &str) -> Result<i32> {
 
 #[test]
 fn descriptors_of_the_daemon() -> Result<()> {
-    let mut host = host("")?;
+    // What is prepared has its descriptors already.
+    let mut host = host("pool = { memory = \"0B\" }")?;
     host.apply("v.toml", &sleepers(0..2))?;
     host.run(&["start", "v0"])?;
     let daemon = host.daemon()?;
