@@ -360,6 +360,17 @@ mod tests {
     }
 
     #[test]
+    fn the_name_of_the_vps_that_ships_is_no_other_ones() {
+        let rest = "[designated.logs]\nservices = [\"apps\"]\n[designated.a]\nservices = [\"control\", \"gateway\"]\n[designated.b]\nservices = [\"network\"]\n";
+        assert!(parse("host.toml", rest).is_ok());
+        let told = problems(&format!("[logs]\nship = [\"journald\"]\n{rest}"));
+        assert!(
+            told.contains("host.toml:3:13  with `ship` in [logs] this is the name of the VPS that ships"),
+            "{told}"
+        );
+    }
+
+    #[test]
     fn a_grant_is_checked_in_whole() {
         let told = problems(
             "[designated.a]\nservices = [\"control\", \"gateway\", \"network\", \"apps\"]\ngrants = [\"fly : *\", \"connect : control,mail\"]\n",

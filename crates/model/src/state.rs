@@ -99,6 +99,14 @@ pub struct StartSteps {
     /// Namespaces, cgroup and link were there.
     #[serde(default)]
     pub made_us: Option<u64>,
+    /// What its shim did.
+    #[serde(default, flatten)]
+    pub shim: ShimTimes,
+}
+
+/// When a start came how far in its shim, Unix time in microseconds; none: not yet, or this shim does not say it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShimTimes {
     /// Root and mounts were there.
     #[serde(default)]
     pub built_us: Option<u64>,

@@ -11,7 +11,7 @@ use std::{
     os::fd::{BorrowedFd, OwnedFd},
 };
 
-use model::{ExitStatus, RunSpec, run::WindowSize};
+use model::{ExitStatus, RunSpec, run::WindowSize, state::ShimTimes};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::seqpacket::{recv_with_fds, send_with_fds};
@@ -124,7 +124,7 @@ pub enum FromShim {
         pid: Option<i32>,
         /// When it came there.
         #[serde(default)]
-        times: Times,
+        times: ShimTimes,
     },
     /// A program that `Exec` started ended, or could not be started (127, 126 as a shell would say).
     ExecEnded {
@@ -145,23 +145,6 @@ pub enum FromShim {
         /// Which step failed and why, for a person.
         reason: String,
     },
-}
-
-/// When a start came how far, Unix time in microseconds; none: not yet, or this shim does not say it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Times {
-    /// Root and mounts were there.
-    #[serde(default)]
-    pub built_us: Option<u64>,
-    /// The program was executed.
-    #[serde(default)]
-    pub executed_us: Option<u64>,
-    /// It listened on its port, or said READY=1.
-    #[serde(default)]
-    pub heard_us: Option<u64>,
-    /// Its `ready` command succeeded.
-    #[serde(default)]
-    pub checked_us: Option<u64>,
 }
 
 /// Where a VPS is, as its shim sees it.

@@ -61,7 +61,10 @@ fn a_shim_message_of_another_version_is_understood_or_refused() {
     let older = Older::State { version: 2, state: ShimState::Ready, pid: None };
     shim::send(a.as_fd(), &older, &[]).expect("send");
     let (message, _) = shim::recv::<FromShim>(b.as_fd()).expect("receive").expect("a message");
-    assert!(matches!(message, FromShim::State { times, .. } if times == shim::Times::default()), "{message:?}");
+    assert!(
+        matches!(message, FromShim::State { times, .. } if times == model::state::ShimTimes::default()),
+        "{message:?}"
+    );
     shim::send(a.as_fd(), &Newer::Invented {}, &[]).expect("send");
     assert!(shim::recv::<FromShim>(b.as_fd()).is_err());
     rustix::net::send(&a, b"\xff\xffjunk", rustix::net::SendFlags::NOSIGNAL).expect("send");

@@ -11,12 +11,13 @@ use std::{
 
 use bailiwick_wire::{
     Connection, Fault, Method, Peer, Replier, Request, host, keeper, seqpacket,
-    shim::{self, Bind, Descriptors, FromShim, ShimState, Times, ToShim},
+    shim::{self, Bind, Descriptors, FromShim, ShimState, ToShim},
     varlink::{Empty, MAX_FDS, MAX_REQUEST, Service, serve_connection},
 };
 use model::{
     ExitStatus, RunSpec,
     run::{Ready, Root},
+    state::ShimTimes,
 };
 use proptest::{collection::vec, prelude::*, sample::Index};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
@@ -221,7 +222,7 @@ fn messages() -> Vec<Vec<u8>> {
             version: 3,
             state: ShimState::Ready,
             pid: Some(-1),
-            times: Times { executed_us: Some(u64::MAX), ..Times::default() },
+            times: ShimTimes { executed_us: Some(u64::MAX), ..ShimTimes::default() },
         }),
         from(&FromShim::ExecEnded { id: 7, status: ExitStatus::Signal(9), error: Some("no".to_owned()) }),
         from(&FromShim::Ended { status: ExitStatus::Code(3) }),

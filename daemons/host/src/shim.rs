@@ -8,15 +8,12 @@ use std::{
 };
 
 use isolation::host::{Cgroup, HostError};
-use model::{
-    ExitStatus, VpsName,
-    state::{Ended, StartSteps},
-};
+use model::{ExitStatus, VpsName, state::Ended};
 use tokio::io::Interest;
 use tracing::{info, warn};
 use wire::{
     host::ExecEnded,
-    shim::{FromShim, Times, recv},
+    shim::{FromShim, recv},
 };
 
 use crate::{
@@ -98,8 +95,7 @@ impl Host {
             FromShim::State { version, state, pid, times } => {
                 up.shim_version = version;
                 if let Some(steps) = &mut vps.steps {
-                    let Times { built_us, executed_us, heard_us, checked_us } = times;
-                    **steps = StartSteps { built_us, executed_us, heard_us, checked_us, ..**steps };
+                    steps.shim = times;
                 }
                 let step = up.step.heard(state);
                 if (step, pid) == (up.step, up.record.pid) {

@@ -6,13 +6,13 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use model::{ExitStatus, RunSpec, run::Ready};
+use model::{ExitStatus, RunSpec, run::Ready, state::ShimTimes};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::{Errno, ioctl_fionbio, read},
     process::{Signal, WaitOptions, pidfd_send_signal, waitpid},
 };
-use wire::shim::{FromShim, ShimState, Times, ToShim, VERSION, recv, send};
+use wire::shim::{FromShim, ShimState, ToShim, VERSION, recv, send};
 
 use crate::{
     channel::{self, FROM_INIT, FromInit, Received, ToInit},
@@ -69,7 +69,7 @@ pub struct Supervisor {
     /// Whether it was prepared, and `Go` has not come.
     ahead: bool,
     state: ShimState,
-    times: Times,
+    times: ShimTimes,
     /// When init is killed.
     deadline: Option<Instant>,
     ended: Option<ExitStatus>,
@@ -97,7 +97,7 @@ impl Supervisor {
             stop_signal: vps.run.stop.signal,
             ahead: vps.ahead,
             state: ShimState::Building,
-            times: Times::default(),
+            times: ShimTimes::default(),
             deadline: None,
             ended: None,
             not_started: None,
@@ -264,7 +264,7 @@ impl Supervisor {
         self.check = Check::of(&run);
         (self.ready, self.stop_signal) = (run.ready.clone(), run.stop.signal);
         self.check = Check::of(&run);
-        self.times = Times::default();
+        self.times = ShimTimes::default();
         self.enter(ShimState::Building);
         if let Err(error) = self.ask(&ToInit::Go { run }, fds) {
             self.not_started.get_or_insert(format!("init of the prepared VPS takes no requests: {error}"));

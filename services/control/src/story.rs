@@ -91,10 +91,10 @@ impl Beginning {
             let made = if host.prepared { "taken from what was prepared" } else { "namespaces, cgroup and link made" };
             let times = [
                 (host.made_us, made),
-                (host.built_us, "root and mounts made"),
-                (host.executed_us, "program executed"),
-                (host.heard_us, "listens, or said that it is ready"),
-                (host.checked_us, "its `ready` command succeeded"),
+                (host.shim.built_us, "root and mounts made"),
+                (host.shim.executed_us, "program executed"),
+                (host.shim.heard_us, "listens, or said that it is ready"),
+                (host.shim.checked_us, "its `ready` command succeeded"),
             ];
             steps.extend(times.into_iter().filter_map(|(at, what)| Some((at?, what))));
         }
@@ -248,7 +248,12 @@ mod tests {
         beginning.short("waits for 1 GiB".to_owned());
         beginning.room();
         let asked_us = beginning.asked_us;
-        let steps = StartSteps { asked_us, made_us: Some(asked_us), executed_us: Some(u64::MAX), ..Default::default() };
+        let steps = StartSteps {
+            asked_us,
+            made_us: Some(asked_us),
+            shim: model::state::ShimTimes { executed_us: Some(u64::MAX), ..Default::default() },
+            ..Default::default()
+        };
         let mut status = crate::fixtures::status(1, Phase::Ready);
         status.steps = Some(StartSteps { asked_us: 5, ..steps });
         beginning.heard(&status);

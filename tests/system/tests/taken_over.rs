@@ -315,7 +315,8 @@ fn a_storm_of_listens_holds_up_neither_exec_nor_freeze_nor_stop() -> Result<()> 
 #[test]
 fn hostile_names_of_files_that_init_writes_lead_it_nowhere_and_do_not_hang_it() -> Result<()> {
     let mut host = Host::start(HostOptions::default())?;
-    let hosts = fs::read("/etc/hosts")?;
+    // A minimal machine may have none.
+    let hosts = fs::read("/etc/hosts").ok();
     for hostile in [
         "ln -s /proc/self/mem hosts",
         "ln -s ../../../../../../etc/hosts hosts",
@@ -333,7 +334,7 @@ fn hostile_names_of_files_that_init_writes_lead_it_nowhere_and_do_not_hang_it() 
         let started = host.cli(&["start", "hostile"])?;
         ensure!(begun.elapsed() < Duration::from_secs(20), "{hostile}: {:?}", begun.elapsed());
         ensure!(started.code == 0 || started.err.contains("hostile"), "{hostile}: {started:?}");
-        ensure!(fs::read("/etc/hosts")? == hosts, "{hostile}: the host's own file");
+        ensure!(fs::read("/etc/hosts").ok() == hosts, "{hostile}: the host's own file");
         host.run(&["delete", "--yes", "hostile"])?;
     }
     host.stop()

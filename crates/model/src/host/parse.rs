@@ -76,6 +76,16 @@ fn services(problems: &mut Problems<'_>, root: &DeTable<'_>) {
             None => drop(owners.insert(service, name)),
         }
     }
+    // The one that ships logs gets this name where none is named for it.
+    let ships = root.table("logs").and_then(|logs| logs.get("ship")).is_some();
+    if let Some((name, _)) = designated.get_ref().as_table().and_then(|all| all.get_key_value(fields::SHIPPER))
+        && ships
+        && !owners.contains_key(fields::SHIPPER)
+    {
+        let message = "with `ship` in [logs] this is the name of the VPS that ships";
+        let hint = format!("give this one another name, or add \"{}\" to its services", fields::SHIPPER);
+        problems.tell(name.span(), message, Some(hint));
+    }
     for service in fields::SERVICES.iter().filter(|s| !owners.contains_key(**s) && **s != fields::SHIPPER) {
         let hint = format!("write: [designated.{service}] and services = [\"{service}\"]");
         problems.tell(key.span(), format!("no designated VPS runs `{service}`"), Some(hint));

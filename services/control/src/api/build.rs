@@ -73,26 +73,26 @@ pub async fn build(State(control): State<Arc<Control>>, body: Bytes) -> Result<R
     let image = image_ref(&request.image)?;
     let (sender, receiver) = mpsc::channel(stream::WAITING);
     tokio::spawn(async move {
-        let last = match follow(&control, &image, request.refresh, &sender).await {
-            Ok(info) => done(&control, info).await,
-            Err(fault) => {
-                control.history.record(None, "build-failed", format!("{image}: {fault}"), ACTOR);
-                BuildLine::Failed(failed(&image, fault))
-            }
-        };
+        let made = follow(&control, &image, request.refresh, &sender).await;
         // The build goes on without a reader; it is only not told.
-        let _ = sender.send(last).await;
+        let _ = sender.send(ended(&control, &image, made).await).await;
     });
     Ok(stream::lines(receiver))
 }
 
-pub(super) fn failed(image: &ImageRef, fault: Fault) -> ErrorAnswer {
+/// The last line of a build, which is an event too.
+pub(super) async fn ended(control: &Arc<Control>, image: &ImageRef, made: Result<ImageInfo, Fault>) -> BuildLine {
+    let fault = match made {
+        Ok(info) => return done(control, info).await,
+        Err(fault) => fault,
+    };
+    control.history.record(None, "build-failed", format!("{image}: {fault}"), ACTOR);
     let next = "see bailiwick logs apps".to_owned();
     let message = format!("image {image} could not be built: {fault}");
-    ErrorAnswer { message, next: Some(next), problems: Vec::new(), kind: fault.kind }
+    BuildLine::Failed(ErrorAnswer { message, next: Some(next), problems: Vec::new(), kind: fault.kind })
 }
 
-pub(super) async fn done(control: &Arc<Control>, info: ImageInfo) -> BuildLine {
+async fn done(control: &Arc<Control>, info: ImageInfo) -> BuildLine {
     if let Err(fault) = images::refresh(control, PATIENCE).await {
         tracing::warn!(%fault, "the images are not known");
     }

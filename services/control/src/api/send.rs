@@ -21,7 +21,7 @@ use wire::{Fault, apps};
 
 use super::{
     ACTOR,
-    build::{done, failed, image_ref},
+    build::{ended, image_ref},
     error::{ApiError, parse},
     stream,
 };
@@ -55,14 +55,8 @@ pub async fn send(
     }
     let (sender, receiver) = mpsc::channel(stream::WAITING);
     tokio::spawn(async move {
-        let last = match pass_on(&control, &image, wanted.refresh, body, &sender).await {
-            Ok(info) => done(&control, info).await,
-            Err(fault) => {
-                control.history.record(None, "build-failed", format!("{image}: {fault}"), ACTOR);
-                BuildLine::Failed(failed(&image, fault))
-            }
-        };
-        let _ = sender.send(last).await;
+        let made = pass_on(&control, &image, wanted.refresh, body, &sender).await;
+        let _ = sender.send(ended(&control, &image, made).await).await;
     });
     Ok(stream::lines(receiver))
 }
