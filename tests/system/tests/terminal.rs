@@ -105,7 +105,8 @@ fn a_shell_has_a_terminal_of_its_own() -> Result<()> {
     terminal.shows("50 132\r\n")?;
 
     // Keys are signals to the program in front alone.
-    terminal.keys("echo be''gun; sleep 1000\n")?;
+    // One program, that says so itself: between two of a list the shell takes the signal.
+    terminal.keys("perl -e '$| = 1; print \"be\", \"gun\\n\"; sleep 1000'\n")?;
     terminal.shows("begun\r\n")?;
     terminal.keys("\x03")?;
     terminal.shows("> ")?;
@@ -131,6 +132,8 @@ fn without_a_command_a_shell_is_meant_and_only_at_a_terminal() -> Result<()> {
     let mut terminal = Terminal::start(&host.command(&["exec", "--user", "www-data", "--cwd", "/tmp", "box"]))?;
     terminal.keys("echo I am $(id -un) of $0 in $PWD at $(stat -c %U $(tty))\n")?;
     terminal.shows("I am www-data of bash in /tmp at www-data\r\n")?;
+    // At its prompt: before, the terminal would take the key.
+    terminal.shows("$ ")?;
     terminal.keys("\x04")?;
     ensure!(terminal.code()? == 0);
     let refused = host.cli(&["exec", "box"])?;
