@@ -37,7 +37,7 @@ use crate::{
 /// How long the shim may take to build the frame.
 const FRAME: Duration = Duration::from_secs(10);
 /// How long what is taken down may take to be gone.
-const GONE: Duration = Duration::from_secs(5);
+pub(crate) const GONE: Duration = Duration::from_secs(5);
 
 /// What the frame of a VPS was made of. Only a start with an equal one can use it.
 #[derive(Debug, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use wire::Fault;
 use crate::{
     host::Host,
     ids::Allocation,
-    prepared::{Framed, Owner, Prepared, spare_label, take_down},
+    prepared::{Framed, GONE, Owner, Prepared, spare_label, take_down},
     start::{Launch, Network, Site},
     table::Vps,
 };
@@ -80,13 +80,25 @@ impl Host {
         self.place.forget_new(&spare_label(number));
         // Last, since its ids are free from here on.
         self.table().spares.remove(&number);
+        self.taken_down.notify_waiters();
     }
 
-    /// Takes all spares down.
+    /// Takes all spares down, until there is none at all: some may be on their way already, or new.
     pub async fn drop_spares(&self) {
-        let numbers: Vec<_> = self.table().spares.keys().copied().collect();
-        for number in numbers {
-            self.drop_spare(number).await;
+        loop {
+            let gone = self.taken_down.notified();
+            let numbers: Vec<_> = self.table().spares.keys().copied().collect();
+            if numbers.is_empty() {
+                return;
+            }
+            let mut dropped = false;
+            for number in numbers {
+                dropped |= self.drop_spare(number).await;
+            }
+            // Who does not end is not waited for without an end.
+            if !dropped && tokio::time::timeout(GONE, gone).await.is_err() {
+                return;
+            }
         }
     }
 
