@@ -7,7 +7,7 @@ use std::{
 };
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv,
     recvmsg, sendmsg,
 };
 
@@ -36,4 +36,14 @@ pub fn recv_with_fds(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<(us
         }
     }
     Ok((got.bytes, fds))
+}
+
+/// Receives one message of a seqpacket socket, of which no more than `max` bytes are kept; an empty one is its end. Takes no
+/// more memory than the message has: who waits with thousands of others keeps what its largest message needed.
+pub fn recv_message(socket: BorrowedFd<'_>, max: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let (_, length) = recv(socket, &mut [0u8; 0][..], RecvFlags::PEEK | RecvFlags::TRUNC)?;
+    let mut bytes = vec![0; length.min(max)];
+    let (n, fds) = recv_with_fds(socket, &mut bytes)?;
+    bytes.truncate(n);
+    Ok((bytes, fds))
 }

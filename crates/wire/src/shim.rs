@@ -14,7 +14,7 @@ use std::{
 use model::{ExitStatus, RunSpec, run::WindowSize, state::ShimTimes};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::seqpacket::{recv_with_fds, send_with_fds};
+use crate::seqpacket::{recv_message, send_with_fds};
 
 /// Version of this protocol.
 pub const VERSION: u16 = 3;
@@ -174,11 +174,10 @@ pub fn send<T: Serialize>(socket: BorrowedFd<'_>, message: &T, fds: &[BorrowedFd
 
 /// Receives one message; `None` when the other end is closed.
 pub fn recv<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-    let mut bytes = vec![0; MAX_MESSAGE];
-    let (n, fds) = recv_with_fds(socket, &mut bytes)?;
-    if n == 0 {
+    let (bytes, fds) = recv_message(socket, MAX_MESSAGE)?;
+    if bytes.is_empty() {
         return Ok(None);
     }
-    let message = minicbor_serde::from_slice(&bytes[..n]);
+    let message = minicbor_serde::from_slice(&bytes);
     Ok(Some((message.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?, fds)))
 }

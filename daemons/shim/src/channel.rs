@@ -13,7 +13,7 @@ use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, socketpair},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use wire::seqpacket::{recv_with_fds, send_with_fds};
+use wire::seqpacket::{recv_message, send_with_fds};
 
 /// Bytes of a message from init.
 pub const FROM_INIT: usize = 4 << 10;
@@ -84,11 +84,10 @@ pub enum Received<T> {
 
 /// Takes the next message of at most `max` bytes, if there is one.
 pub fn receive<T: DeserializeOwned>(socket: impl AsFd, max: usize) -> io::Result<Received<T>> {
-    let mut bytes = vec![0; max];
-    match recv_with_fds(socket.as_fd(), &mut bytes) {
-        Ok((0, _)) => Ok(Received::Closed),
-        Ok((n, fds)) => {
-            let parsed = minicbor_serde::from_slice(&bytes[..n]);
+    match recv_message(socket.as_fd(), max) {
+        Ok((bytes, _)) if bytes.is_empty() => Ok(Received::Closed),
+        Ok((bytes, fds)) => {
+            let parsed = minicbor_serde::from_slice(&bytes);
             Ok(Received::Message(parsed.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?, fds))
         }
         Err(error) if error.raw_os_error() == Some(Errno::AGAIN.raw_os_error()) => Ok(Received::Nothing),
