@@ -26,6 +26,8 @@ use crate::{
 const RUNNING: usize = 50;
 const WOKEN: u16 = 100;
 const RUNS: usize = 5;
+/// For so long they have been asleep: what a stop leaves to be done is over, and what is prepared is prepared.
+const ASLEEP: Duration = Duration::from_secs(2);
 /// Of the VPSs' routes, and the first of the bare servers'.
 const PORT: u16 = 18090;
 const BARE_PORT: u16 = 19000;
@@ -113,6 +115,7 @@ fn ours(host: &Host) -> Result<f64> {
     for n in 0..WOKEN {
         post(&socket, &format!("/v1/vps/web-{n}/stop"))?;
     }
+    std::thread::sleep(ASLEEP);
     let address = SocketAddr::from(([127, 0, 0, 1], PORT));
     let begun = Instant::now();
     let ask = |n: u16| match http(address, &format!("web-{n}.test"), "/", Duration::from_secs(60)) {

@@ -12,8 +12,6 @@ use crate::{
 };
 
 const RUNS: usize = 30;
-/// With VPSs prepared ahead.
-const POOL: &str = "pool = { memory = \"32MiB\" }";
 const SPEC: &str = r#"
 tenant = "bench"
 [vps.true]
@@ -25,7 +23,7 @@ limits  = { memory = "64MiB", cpu = 1.0, processes = 50 }
 
 /// The group.
 pub fn run() -> Result<Vec<Measure>> {
-    let host = Host::start(HostOptions { config: POOL.to_owned(), ..HostOptions::default() })?;
+    let host = Host::start(HostOptions::default())?;
     host.apply("true.toml", SPEC)?;
     let directory = tempfile::Builder::new().prefix("bailiwick-bench-").tempdir_in("/var/tmp")?;
     let root = peers::root_directory(&host, "debian:", directory.path())?;

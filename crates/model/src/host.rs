@@ -7,7 +7,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DirectoryName, Grant, Limits, ServiceName, TenantName, VpsName};
+use crate::{
+    DirectoryName, Grant, Limits, ServiceName, TenantName, VpsName,
+    limits::{QuantityError, parse_bytes},
+};
 
 mod fields;
 mod parse;
@@ -47,7 +50,7 @@ pub fn default_config() -> HostConfig {
             subnet6: "fd80:ba11::/96".parse().expect(word),
             resolvers: Vec::new(),
         },
-        pool: Pool { memory: 32 << 20 },
+        pool: Pool { memory: Share::PerCent(1) },
         ids: Ids { first: 1_048_576, blocks: 30_000, shims: 600_000 },
         cgroup: None,
         layers: None,
@@ -205,8 +208,39 @@ pub struct Reserve {
 /// VPSs that are prepared for their next start: all but their programs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pool {
-    /// Bytes of memory that they may take together; 0: none is prepared.
-    pub memory: u64,
+    /// Memory that they may take together; nothing: none is prepared.
+    pub memory: Share,
+}
+
+/// How much of something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Share {
+    /// So many bytes.
+    Bytes(u64),
+    /// A part of all there is, in per cent.
+    PerCent(u8),
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        Self::Bytes(0)
+    }
+}
+
+impl Share {
+    /// `64MiB` or `5%`.
+    fn parse(text: &str) -> Result<Self, QuantityError> {
+        per_cent(text).map_or_else(|| parse_bytes(text).map(Self::Bytes), |part| Ok(Self::PerCent(part)))
+    }
+
+    /// Bytes, of `all` there are.
+    pub fn of(self, all: u64) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::PerCent(part) => all / 100 * u64::from(part),
+        }
+    }
 }
 
 /// Addresses of VPSs.

@@ -156,9 +156,12 @@ method! {
 method! {
     /// All VPSs that the grants show, with memory and processes. Grant: `watch`.
     List {
-        /// Only designated ones, and those that have processes or are prepared: of others there are no figures.
+        /// Only designated ones, and those that have processes: of others there are no figures.
         #[serde(default)]
         up: bool,
+        /// Those that are prepared as well.
+        #[serde(default)]
+        prepared: bool,
     } = "io.bailiwick.Host.List" -> Statuses
 }
 method! {

@@ -289,9 +289,11 @@ fn adopt(host: &Arc<Host>, shims: BTreeMap<String, OwnedFd>) -> anyhow::Result<(
         let up = Up { step, socket: socket.clone(), shim: None, cgroup, record: up, execs: [].into(), shim_version: 0 };
         // An error means that it has ended; its last words wait in the socket.
         let _ = up.say(&ToShim::Report, &[]);
+        let (run, link) = (vps.run, up.record.link.clone());
         vps.life = Life::Up(Box::new(up));
-        info!(vps = %name, run = vps.run, "adopted");
-        tokio::spawn(attend(host.clone(), name, vps.run, socket));
+        table.note_link(link.as_deref(), &name);
+        info!(vps = %name, run, "adopted");
+        tokio::spawn(attend(host.clone(), name, run, socket));
     }
     Ok(())
 }

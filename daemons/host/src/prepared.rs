@@ -125,7 +125,11 @@ impl Host {
         let (prepared, framed) = self
             .begin_frame(launch, &site, Owner::Vps(name.clone()))
             .inspect_err(|_| self.unbuild(Owner::Vps(name.clone()), site.label.clone(), link))?;
-        self.table().get_mut(&name)?.prepared = Some(prepared);
+        {
+            let mut table = self.table();
+            table.note_link(prepared.link(), &name);
+            table.get_mut(&name)?.prepared = Some(prepared);
+        }
         match framed.await {
             Ok(Framed::Failed(reason)) => Err(Fault::new(ErrorKind::Failed, format!("vps \"{name}\": {reason}"))),
             // Without a word it was taken down, as something else was needed.

@@ -22,6 +22,7 @@ use crate::{
     events::Changed,
     grants::Grants,
     host::Host,
+    prepared::Prepared,
     start::{Launch, Network, blocks},
     table::{Table, Vps},
 };
@@ -129,6 +130,7 @@ impl Capability {
             && let Some(vps) = self.host.adopt_spare(&mut table.spares, number, &name, &tenant)?
         {
             self.host.changed(&name, &vps);
+            table.note_link(vps.prepared.as_ref().and_then(Prepared::link), &name);
             table.vps.insert(name, vps);
             return Ok(());
         }
@@ -302,9 +304,9 @@ impl Service for Capability {
             }
             List::NAME => {
                 self.grants.check_any(Verb::Watch)?;
-                let up = request.parse::<List>()?.up;
+                let List { up, prepared } = request.parse()?;
                 let all = self.statuses(&self.host.table(), true, |vps| {
-                    !up || vps.designated || vps.phase().is_up() || vps.prepared.is_some()
+                    !up || vps.designated || vps.phase().is_up() || (prepared && vps.prepared.is_some())
                 });
                 replier.done::<List>(&all, &[]).await?;
             }

@@ -157,6 +157,7 @@ impl Host {
         let record = UpRecord { begun_ms, grace_ms, link, cgroup: label, asked: false, pid: None, volumes };
         {
             let mut table = self.table();
+            table.note_link(record.link.as_deref(), &name);
             let vps = table.get_mut(&name)?;
             let shim = Some(shim);
             let up = Up {

@@ -137,6 +137,8 @@ pub struct Table {
     pub vps: BTreeMap<VpsName, Vps>,
     /// Those that are nobody's yet, by number.
     pub spares: BTreeMap<u64, Spare>,
+    /// Who had each link last: as long as it has it, nobody else gets it.
+    links: BTreeMap<String, VpsName>,
 }
 
 impl Table {
@@ -159,17 +161,28 @@ impl Table {
     pub fn check_free(&self, link: &Link, own: Option<&VpsName>) -> Result<(), Fault> {
         let up = |vps: &Vps| vps.up().is_some_and(|up| up.record.link.as_ref() == Some(&link.name));
         let prepared = |prepared: &Option<Prepared>| prepared.as_ref().is_some_and(|p| p.link() == Some(&link.name));
-        let other = |name: &VpsName, vps: &Vps| up(vps) || (own != Some(name) && prepared(&vps.prepared));
+        let has = |name: &VpsName, vps: &Vps| up(vps) || (own != Some(name) && prepared(&vps.prepared));
         let conflict = |whose: String| {
             let message = format!("address {} is in use by {whose}", link.address);
             Err(Fault::new(ErrorKind::Conflict, own.map_or(message.clone(), |own| format!("vps \"{own}\": {message}"))))
         };
-        if let Some((name, _)) = self.vps.iter().find(|(name, vps)| other(name, vps)) {
+        if let Some(name) = self.links.get(&link.name)
+            && self.vps.get(name).is_some_and(|vps| has(name, vps))
+        {
             return conflict(format!("vps \"{name}\""));
         }
         match self.spare_with(&link.name) {
             Some(number) => conflict(format!("spare {number}")),
             None => Ok(()),
+        }
+    }
+
+    /// Notes who has a link now.
+    pub fn note_link(&mut self, link: Option<&str>, name: &VpsName) {
+        if let Some(link) = link
+            && self.links.get(link) != Some(name)
+        {
+            self.links.insert(link.to_owned(), name.clone());
         }
     }
 

@@ -318,7 +318,8 @@ impl Driver {
             Action::Look(number) => {
                 let (control, vps) = (self.control.clone(), self.vps.clone());
                 tokio::spawn(async move {
-                    if let Ok(list) = insist(&control.host, &host::List { up: false }, STEP_LIMIT).await {
+                    if let Ok(list) = insist(&control.host, &host::List { up: false, prepared: true }, STEP_LIMIT).await
+                    {
                         let found = list.vps.into_iter().find(|status| status.name == vps.name);
                         vps.feed(Input::Looked(number, found)).await;
                     }
@@ -459,7 +460,9 @@ fn make_room(control: &Arc<Control>, missing: u64) {
 pub async fn measure(control: Arc<Control>) {
     loop {
         control.memory.worth_measuring().await;
-        let Ok(list) = insist(&control.host, &host::List { up: true }, STEP_LIMIT).await else { continue };
+        let Ok(list) = insist(&control.host, &host::List { up: true, prepared: false }, STEP_LIMIT).await else {
+            continue;
+        };
         let (mut tenants, mut others) = (BTreeMap::new(), 0);
         for status in list.vps {
             match (status.designated, status.memory) {

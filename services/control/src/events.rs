@@ -56,16 +56,16 @@ async fn open(control: &Arc<Control>) -> ReplyStream<Events> {
 }
 
 async fn snapshot(control: &Arc<Control>, statuses: Statuses) {
-    let (designated, mut tenants): (Vec<_>, Vec<_>) = statuses.vps.into_iter().partition(|status| status.designated);
+    let (designated, tenants): (Vec<_>, Vec<_>) = statuses.vps.into_iter().partition(|status| status.designated);
     *control.designated() = by_name(designated);
     control.pool.found(tenants.iter().filter(|status| status.prepared).map(|status| status.name.clone()));
+    let mut tenants = by_name(tenants);
     let there: Vec<_> = control.all().values().chain(control.deleting().values()).cloned().collect();
     for vps in there {
-        let found = tenants.iter().position(|status| status.name == vps.name);
-        vps.ask(Input::Snapshot(found.map(|at| tenants.swap_remove(at)))).await;
+        vps.ask(Input::Snapshot(tenants.remove(&vps.name))).await;
     }
-    for status in tenants {
-        tracing::warn!(vps = %status.name, "the host has a VPS that is not in the store");
+    for name in tenants.keys() {
+        tracing::warn!(vps = %name, "the host has a VPS that is not in the store");
     }
 }
 

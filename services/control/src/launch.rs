@@ -24,6 +24,7 @@ const AHEAD: Duration = Duration::from_secs(10);
 
 /// Starts a VPS; its driver hears how that went.
 pub async fn launch(control: Arc<Control>, vps: Arc<Vps>, number: u64) {
+    let _launching = control.pool.launching();
     let limit = Duration::from_millis(vps.spec().start_deadline_ms);
     let link = match place(&control, &vps, limit).await {
         Ok(link) => link,
@@ -69,7 +70,7 @@ pub fn ahead(control: &Arc<Control>, vps: Arc<Vps>) {
 pub async fn prepare(control: Arc<Control>, vps: Arc<Vps>) {
     match place(&control, &vps, AHEAD).await {
         // What its volumes are to hold, its first start brings; until then there are none.
-        Ok(_) if vps.spec().volumes.is_empty() => control.pool.sleeps(&vps.name),
+        Ok(_) if vps.spec().volumes.is_empty() => control.pool.is_new(&vps.name),
         Ok(_) => {}
         Err(fault) => tracing::warn!(vps = %vps.name, %fault, "its place could not be prepared yet"),
     }

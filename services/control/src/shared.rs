@@ -126,16 +126,17 @@ impl Control {
         let (places, new_places) = mpsc::channel(WAITING);
         let Others { host, network, gateway, apps, logs } = others;
         let machine = Machine::read(&config).context("reading the machine's size")?;
+        let prepared = config.pool.memory.of(machine.memory);
         let control = Arc::new(Self {
             host,
             network,
             gateway,
             apps,
             logs,
-            pool: Pool::new(config.pool.memory),
+            pool: Pool::new(prepared),
             machine,
             // What is prepared ahead has a budget of its own.
-            memory: Memory::new(machine.memory.saturating_sub(config.pool.memory)),
+            memory: Memory::new(machine.memory.saturating_sub(prepared)),
             jobs: Jobs::new(stored.jobs.clone()),
             config,
             telling: Telling::default(),

@@ -223,3 +223,35 @@ fn a_crowd_that_is_woken_again_and_again_is_answered_every_time() -> Result<()> 
     }
     host.stop()
 }
+
+/// So many prepared VPSs that the daemon's descriptors have numbers above those that a program may begin with.
+const MANY: usize = 450;
+
+#[test]
+fn one_starts_beside_hundreds_that_are_prepared() -> Result<()> {
+    let mut host =
+        Host::start(HostOptions { config: "pool = { memory = \"512MiB\" }".to_owned(), ..HostOptions::default() })?;
+    let one = |n: usize| format!("[vps.n{n}]\nimage = \"debian:\"\ncommand = [\"sleep\", \"infinity\"]\n");
+    for (file, first) in (0..MANY).step_by(MANY / 2).enumerate() {
+        let half: String = (first..first + MANY / 2).map(one).collect();
+        host.apply(&format!("many-{file}.toml"), &format!("tenant = \"acme\"\n{half}"))?;
+    }
+    let daemon = format!("/proc/{}/fd", host.daemon()?);
+    let highest = || -> Result<u32> {
+        let numbers = fs::read_dir(&daemon)?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        Ok(numbers.max().unwrap_or(0))
+    };
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while highest()? <= 1024 + 64 {
+        ensure!(Instant::now() < deadline, "{} prepared VPSs need no more descriptors", highest()?);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // With volumes it is not prepared.
+    host.apply(
+        "one.toml",
+        "tenant = \"acme\"\n[vps.one]\nimage = \"debian:\"\ncommand = [\"sleep\", \"infinity\"]\nvolumes = { v = \"/v\" }\n",
+    )?;
+    host.run(&["start", "one"])?;
+    ensure!(host.run(&["exec", "one", "--", "sh", "-c", "ulimit -Sn"])?.trim() == "1024");
+    host.stop()
+}

@@ -103,9 +103,6 @@ fn become_shim(start: &ShimStart<'_>) -> Result<std::convert::Infallible, HostEr
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
         done => done.map_err(fault("setting", "oom_score_adj"))?,
     }
-    // Programs that close all descriptors they could have must not find the daemon's limit.
-    let limit = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(DESCRIPTORS), maximum: limit.maximum });
     unshare(UnshareFlags::NEWNS).map_err(fault("making", "a mount namespace"))?;
     mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
         .map_err(fault("making private", "/"))?;
@@ -230,6 +227,10 @@ fn execute(start: &ShimStart<'_>) -> io::Error {
         place_fd(start.socket, SHIM_SOCKET)?;
         close_on_exec_from(SHIM_SOCKET as u32 + 1)?;
         umask(Mode::from(0o022));
+        // Programs that close all descriptors they could have must not find the daemon's limit. Last: the numbers of the
+        // daemon's descriptors, which this child still has, may all be above it.
+        let limit = getrlimit(Resource::Nofile);
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(DESCRIPTORS), maximum: limit.maximum });
         Err(exec_fd(program.as_fd(), &[CString::from(c"bailiwick-shim")], &[]))
     };
     prepared().err().unwrap_or_else(|| io::ErrorKind::Other.into())

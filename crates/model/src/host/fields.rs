@@ -24,6 +24,15 @@ const PER_CENT: Word = Word {
         None => Err(format!("`{text}` is not a part such as \"5%\", from 0% to 99%")),
     },
 };
+const SHARE: Word = Word {
+    expected: "a size such as \"32MiB\", or a part such as \"1%\"",
+    pattern: Some("^([0-9]+(B|KiB|MiB|GiB|TiB)|[0-9]{1,2}%)$"),
+    check: |text| match super::Share::parse(text) {
+        Ok(super::Share::PerCent(_)) => Ok(()),
+        Ok(super::Share::Bytes(_)) => (words::BYTES.check)(text),
+        Err(_) => Err(format!("`{text}` is neither a size such as \"32MiB\" nor a part such as \"1%\"")),
+    },
+};
 const INTERFACE: Word = Word {
     expected: "a network interface such as \"eth0\"",
     pattern: Some("^[^/ ]{1,15}$"),
@@ -119,8 +128,12 @@ static RESERVE: Fields = Fields {
 };
 
 static POOL: Fields = Fields {
-    fields: &[Field::new("memory", Kind::Word(words::BYTES), "Memory they may take together; \"0B\" for none.")
-        .default("\"32MiB\"")],
+    fields: &[Field::new(
+        "memory",
+        Kind::Word(SHARE),
+        "Memory they may take together, or the part of the machine's; \"0B\" for none.",
+    )
+    .default("\"1%\"")],
     later: &[],
     otherwise: &[("size", "write: memory = \"32MiB\"")],
 };

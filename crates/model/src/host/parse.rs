@@ -6,7 +6,7 @@ use toml::de::DeTable;
 
 use super::{
     AllowedDirectory, AllowedTenants, Designated, DesignatedNetwork, HostConfig, Ids, ImageLimits, NetworkConfig,
-    Reserve, fields,
+    Reserve, Share, fields,
 };
 use crate::{
     VpsName,
@@ -129,7 +129,7 @@ fn read(root: &DeTable<'_>) -> HostConfig {
         };
     }
     if let Some(memory) = root.table("pool").and_then(|pool| pool.text("memory")) {
-        config.pool.memory = parse_bytes(memory).unwrap_or(config.pool.memory);
+        config.pool.memory = Share::parse(memory).unwrap_or(config.pool.memory);
     }
     if let Some(network) = root.table("network") {
         let resolvers = network.texts("resolvers").unwrap_or_default();

@@ -52,7 +52,7 @@ pub struct ListQuery {
 
 /// What the host says of VPSs that it has figures of; nothing when it does not answer: a list without memory is better than none.
 pub async fn statuses(control: &Control) -> BTreeMap<VpsName, VpsStatus> {
-    match insist(&control.host, &host::List { up: true }, NUMBERS).await {
+    match insist(&control.host, &host::List { up: true, prepared: true }, NUMBERS).await {
         Ok(list) => by_name(list.vps),
         Err(fault) => {
             tracing::warn!(%fault, "the host daemon did not say how much memory is in use");

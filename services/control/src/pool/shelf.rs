@@ -28,7 +28,7 @@ pub enum Job {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Sleeper {
-    /// Grows with each sleep: the highest slept last.
+    /// Grows with each sleep: the highest slept last. 0: not as long as this process knows.
     slept: u64,
     prepared: bool,
 }
@@ -46,19 +46,28 @@ pub struct Shelf {
 }
 
 impl Shelf {
-    /// With so many places.
+    /// With so many places. For a moment there is one more: who slept last need not wait until another one is taken down.
     pub fn new(places: usize) -> Self {
         Self { places, clock: 0, sleepers: BTreeMap::new(), spares: VecDeque::new(), unwanted: Vec::new() }
     }
 
-    /// A VPS fell asleep, or is new. Of more than there are places for, who slept first is forgotten.
+    /// A VPS fell asleep. Of more than there are places for, who slept first is forgotten.
     pub fn sleeps(&mut self, name: &VpsName) {
+        self.clock += 1;
+        self.enter(name, self.clock);
+    }
+
+    /// A VPS is new: it may have a place that is free.
+    pub fn is_new(&mut self, name: &VpsName) {
+        self.enter(name, 0);
+    }
+
+    fn enter(&mut self, name: &VpsName, slept: u64) {
         if self.places == 0 {
             return;
         }
-        self.clock += 1;
         let prepared = self.sleepers.get(name).is_some_and(|sleeper| sleeper.prepared);
-        self.sleepers.insert(name.clone(), Sleeper { slept: self.clock, prepared });
+        self.sleepers.insert(name.clone(), Sleeper { slept, prepared });
         if self.sleepers.len() > 2 * self.places
             && let Some(name) = self.first(|sleeper| !sleeper.prepared)
         {
@@ -138,20 +147,21 @@ impl Shelf {
         }
         let spares: usize = self.spares.iter().map(|(_, spares)| spares.len()).sum();
         let prepared = self.sleepers.values().filter(|sleeper| sleeper.prepared).count();
+        if prepared + spares > self.places
+            && let Some(first) = self.first(|sleeper| sleeper.prepared)
+        {
+            self.sleepers.remove(&first);
+            return Some(Job::Discard(first));
+        }
         let room = prepared + spares < self.places;
         let waiting = self.sleepers.iter().filter(|(_, sleeper)| !sleeper.prepared);
-        let last =
-            waiting.max_by_key(|(_, sleeper)| sleeper.slept).map(|(name, sleeper)| (name.clone(), sleeper.slept));
-        match last {
-            Some((name, _)) if room => return Some(Job::Prepare(name)),
+        let last = waiting.max_by_key(|(_, sleeper)| sleeper.slept);
+        if let Some((name, last)) = last {
             // Who slept last goes before who slept first.
-            Some((_, slept)) => {
-                if let Some(first) = self.first(|sleeper| sleeper.prepared && sleeper.slept < slept) {
-                    self.sleepers.remove(&first);
-                    return Some(Job::Discard(first));
-                }
+            let later = || self.sleepers.values().any(|sleeper| sleeper.prepared && sleeper.slept < last.slept);
+            if room || later() {
+                return Some(Job::Prepare(name.clone()));
             }
-            None => {}
         }
         let lacking = self.spares.iter().find(|(_, spares)| spares.len() < SPARES_EACH);
         let wanted = lacking.filter(|_| room && spares < self.places.div_ceil(SPARE_PART));

@@ -34,12 +34,27 @@ fn who_slept_last_is_prepared_and_who_slept_first_makes_room() {
     }
     assert_eq!(settle(&mut shelf), [Job::Prepare(name("c")), Job::Prepare(name("b"))]);
     shelf.sleeps(&name("d"));
-    assert_eq!(settle(&mut shelf), [Job::Discard(name("b")), Job::Prepare(name("d"))]);
+    assert_eq!(settle(&mut shelf), [Job::Prepare(name("d")), Job::Discard(name("b"))]);
     shelf.starts(&name("c"));
     // There is a place again, and `a` is still asleep.
     assert_eq!(settle(&mut shelf), [Job::Prepare(name("a"))]);
     shelf.gone(&name("a"));
     assert_eq!(settle(&mut shelf), []);
+}
+
+#[test]
+fn who_is_new_takes_nobodys_place() {
+    let mut shelf = Shelf::new(2);
+    shelf.is_new(&name("a"));
+    shelf.sleeps(&name("b"));
+    for vps in ["c", "d", "e", "f", "g"] {
+        shelf.is_new(&name(vps));
+    }
+    let done = settle(&mut shelf);
+    assert_eq!((done.len(), &done[0]), (2, &Job::Prepare(name("b"))), "{done:?}");
+    shelf.sleeps(&name("h"));
+    let done = settle(&mut shelf);
+    assert!(matches!(&done[..], [Job::Prepare(h), Job::Discard(other)] if h.as_str() == "h" && other.as_str() != "b"));
 }
 
 #[test]
