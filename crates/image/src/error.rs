@@ -1,4 +1,8 @@
-use std::path::{Path, PathBuf};
+use std::{
+    ffi::CString,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
 
 use model::LayerId;
 use rustix::io::Errno;
@@ -24,8 +28,21 @@ pub enum StoreError {
         /// Where.
         path: PathBuf,
     },
+    /// An attribute that is none, is too large, or that the store's file system has no room for.
+    #[error(
+        "{} has an attribute {} that the layer store does not take: {source}",
+        shown(.path.as_os_str().as_bytes()), shown(.name.to_bytes())
+    )]
+    Attribute {
+        /// Whose.
+        path: PathBuf,
+        /// Which.
+        name: CString,
+        /// Why.
+        source: Errno,
+    },
     /// Deeper than any real tree.
-    #[error("{path} is more than {limit} directories deep")]
+    #[error("{} is more than {limit} directories deep", shown(.path.as_os_str().as_bytes()))]
     TooDeep {
         /// Where.
         path: PathBuf,
@@ -69,6 +86,9 @@ pub enum StoreError {
         /// What there is too much of, and the limit.
         what: String,
     },
+    /// The disk that the store is on has only what is reserved.
+    #[error("there is no room for an image layer: {0}")]
+    Reserved(String),
     /// A layer's stream broke off, or could not be written to.
     #[error("the stream of an image layer broke off: {0}")]
     Stream(#[source] std::io::Error),
@@ -88,7 +108,7 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the disk has no space, or no files, left.
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::System { source: Errno::NOSPC | Errno::DQUOT, .. })
+        matches!(self, Self::Reserved(_) | Self::System { source: Errno::NOSPC | Errno::DQUOT, .. })
     }
 }
 

@@ -8,6 +8,7 @@
 mod compression;
 mod error;
 mod meta;
+mod room;
 mod store;
 mod stream;
 mod tree;

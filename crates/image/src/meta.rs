@@ -92,7 +92,11 @@ pub fn apply(file: BorrowedFd<'_>, meta: &Meta, xattrs: &Xattrs, path: &Path) ->
     fchown(file, uid, gid).doing("setting the owner of", path)?;
     fchmod(file, Mode::from_raw_mode(meta.mode & 0o7777)).doing("setting the mode of", path)?;
     for (name, value) in xattrs {
-        fsetxattr(file, name.as_c_str(), value, XattrFlags::empty()).doing("setting attributes of", path)?;
+        fsetxattr(file, name.as_c_str(), value, XattrFlags::empty()).map_err(|error| StoreError::Attribute {
+            path: path.to_owned(),
+            name: name.clone(),
+            source: error,
+        })?;
     }
     futimens(file, &meta.times()).doing("setting the time of", path)
 }

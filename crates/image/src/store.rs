@@ -22,6 +22,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     error::{Doing, StoreError},
+    room::Room,
     tree,
 };
 
@@ -59,10 +60,9 @@ impl Store {
         Ok(store)
     }
 
-    /// Bytes of the file system that the store is on.
-    pub fn size(&self) -> Result<u64, StoreError> {
-        let stat = rustix::fs::fstatvfs(&self.root).doing("looking at", &self.path)?;
-        Ok(stat.f_blocks.saturating_mul(stat.f_frsize))
+    /// An error when less than `reserve` per cent of the disk is free.
+    pub fn check_room(&self, reserve: u8) -> Result<(), StoreError> {
+        Room::new(self.root.as_fd(), reserve).map(drop)
     }
 
     /// Where a layer's tree is.
@@ -263,7 +263,8 @@ impl Store {
             if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok()
                 && let Ok(name) = CString::new(name.as_bytes())
             {
-                tree::remove(self.root.as_fd(), &name, &entry.path())?;
+                // what can't be removed now is none of a layer, and keeps nobody from the store
+                let _ = tree::remove(self.root.as_fd(), &name, &entry.path());
             }
         }
         let images = self.path.join("images");

@@ -18,8 +18,8 @@ use archive::PATH;
 use model::LayerId;
 use rustix::{
     fs::{
-        AtFlags, FileType, Mode, OFlags, ResolveFlags, chmodat, fstatvfs, linkat, mkdirat, mkfifoat, mknodat, openat,
-        openat2, symlinkat,
+        AtFlags, FileType, Mode, OFlags, ResolveFlags, chmodat, linkat, mkdirat, mkfifoat, mknodat, openat, openat2,
+        symlinkat,
     },
     io::Errno,
 };
@@ -28,7 +28,9 @@ use crate::{
     Limits, Store, StoreError,
     error::{Doing, shown},
     meta::{self, Meta, Xattrs},
+    room::Room,
     tree::{self, DEPTH},
+    unpack::bounded,
 };
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -38,8 +40,6 @@ const IDS: u64 = 65_536;
 const NAME: u64 = 255;
 const VALUE: u64 = 64 << 10;
 const ATTRIBUTES: u64 = 1024;
-/// Bytes between two looks at the free space.
-const LOOK: u64 = 32 << 20;
 
 impl Store {
     /// Writes a layer as a stream; an error when it is damaged.
@@ -87,15 +87,15 @@ struct Reader<'a, R> {
     limits: Limits,
     entries: u64,
     bytes: u64,
-    unlooked: u64,
+    room: Room<'a>,
     /// From the root to where entries come.
     open: Vec<Open>,
 }
 
 /// Makes the tree that a stream says in the empty directory `root`.
 fn read(input: impl Read, root: BorrowedFd<'_>, limits: Limits) -> Result<(), StoreError> {
-    let mut reader = Reader { input, root, limits, entries: 0, bytes: 0, unlooked: 0, open: Vec::new() };
-    reader.look()?;
+    let room = Room::new(root, limits.reserve)?;
+    let mut reader = Reader { input, root, limits, entries: 0, bytes: 0, room, open: Vec::new() };
     while reader.entry()? {}
     while let Some(last) = reader.open.pop() {
         close(&last)?;
@@ -169,8 +169,9 @@ impl<R: Read> Reader<'_, R> {
         }
         self.entries += 1;
         if self.entries > self.limits.entries {
-            return Err(StoreError::TooLarge { what: format!("it has more than {} entries", self.limits.entries) });
+            return Err(bounded::too_many(self.limits.entries));
         }
+        self.room.made()?;
         let path = self.field(PATH as u64)?;
         let name = self.place(&path, kind[0])?;
         let shown_path = PathBuf::from(OsStr::from_bytes(&path));
@@ -253,8 +254,7 @@ impl<R: Read> Reader<'_, R> {
         let mut left = self.number()?;
         self.bytes = self.bytes.saturating_add(left);
         if self.bytes > self.limits.bytes {
-            let what = format!("its files are larger than {} bytes", self.limits.bytes);
-            return Err(StoreError::TooLarge { what });
+            return Err(bounded::files_too_large(self.limits.bytes));
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(parent, name, flags, Mode::RUSR | Mode::WUSR).doing("making", at)?;
@@ -265,10 +265,7 @@ impl<R: Read> Reader<'_, R> {
             self.exact(&mut buffer[..most])?;
             file.write_all(&buffer[..most]).doing("writing", at)?;
             left -= most as u64;
-            self.unlooked += most as u64;
-            if self.unlooked > LOOK {
-                self.look()?;
-            }
+            self.room.wrote(most as u64)?;
         }
         meta::apply(file.as_fd(), &meta, &attributes, at)
     }
@@ -287,16 +284,5 @@ impl<R: Read> Reader<'_, R> {
             Err(Errno::NOENT | Errno::PERM | Errno::ISDIR | Errno::NOTDIR) => Err(missing()),
             linked => linked.doing("linking", Path::new(OsStr::from_bytes(path))),
         }
-    }
-
-    /// Free space is for everybody.
-    fn look(&mut self) -> Result<(), StoreError> {
-        self.unlooked = 0;
-        let stat = fstatvfs(self.root).doing("looking at", Path::new("/"))?;
-        if stat.f_bavail.saturating_mul(stat.f_frsize) < self.limits.free {
-            let path = "the layer store".into();
-            return Err(StoreError::System { doing: "writing to", path, source: Errno::NOSPC });
-        }
-        Ok(())
     }
 }

@@ -18,8 +18,8 @@ use std::{
 use model::LayerId;
 use rustix::{
     fs::{
-        AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fchmod, fstat, linkat, mkdirat, mkfifoat, mknodat, openat,
-        readlinkat, statat, symlinkat,
+        AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, linkat, mkdirat, mkfifoat, mknodat, openat, readlinkat,
+        statat, symlinkat,
     },
     io::{Errno, read},
 };
@@ -32,6 +32,9 @@ use crate::{
 
 /// No real tree is deeper; each level holds two descriptors.
 pub const DEPTH: usize = 128;
+
+/// Bytes of paths that are remembered of files with several names.
+const NAMES: usize = 64 << 20;
 
 /// What a pass found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +64,8 @@ pub fn pass_to<'a>(
     stream: Option<&'a mut dyn Write>,
 ) -> Result<Found, StoreError> {
     let buffer = vec![0; 256 << 10];
-    let mut pass = Pass { digest: Sha256::new(), stream, broken: None, size: 0, links: HashMap::new(), target, buffer };
+    let (digest, links) = (Sha256::new(), HashMap::new());
+    let mut pass = Pass { digest, stream, broken: None, size: 0, links, names: 0, target, buffer };
     pass.directory(directory, target, Path::new(""), 0)?;
     if let Some(error) = pass.broken {
         return Err(StoreError::Stream(error));
@@ -81,6 +85,8 @@ struct Pass<'a> {
     size: u64,
     /// The first path of each file that has several.
     links: HashMap<(u64, u64), PathBuf>,
+    /// Bytes of those paths.
+    names: usize,
     target: Option<BorrowedFd<'a>>,
     buffer: Vec<u8>,
 }
@@ -199,6 +205,11 @@ impl Pass<'_> {
     /// Another name of a file that has been seen; false: it has not.
     fn link(&mut self, place: &Place<'_>, stat: &Stat) -> Result<bool, StoreError> {
         let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino)).cloned() else {
+            self.names += place.path.as_os_str().len() + 32;
+            if self.names > NAMES {
+                let what = format!("the paths of its files with several names are more than {NAMES} bytes");
+                return Err(StoreError::TooLarge { what });
+            }
             self.links.insert((stat.st_dev, stat.st_ino), place.path.to_owned());
             return Ok(false);
         };
@@ -317,19 +328,15 @@ pub fn remove_tree(path: &Path) -> Result<(), StoreError> {
     remove(directory.doing("opening", parent)?.as_fd(), &name, path)
 }
 
-/// Removes what `name` in `parent` is, a whole tree too; nothing when it is not there.
+/// Removes what `name` in `parent` is, a whole tree too, however deep; nothing when it is not there.
 pub fn remove(parent: BorrowedFd<'_>, name: &CStr, path: &Path) -> Result<(), StoreError> {
     use rustix::fs::unlinkat;
     match unlinkat(parent, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(error) => return Err(error).doing("removing", path),
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(Errno::ISDIR | Errno::PERM) => {
+            let name = Path::new(OsStr::from_bytes(name.to_bytes()));
+            sys::remove::remove_tree_at(parent, name).doing("removing", path)
+        }
+        Err(error) => Err(error).doing("removing", path),
     }
-    let directory = openat(parent, name, DIRECTORY, Mode::empty()).doing("opening", path)?;
-    // a directory that its owner may not write to
-    let _ = fchmod(&directory, Mode::RWXU);
-    for inner in names(&directory, path)? {
-        remove(directory.as_fd(), &inner, &path.join(OsStr::from_bytes(inner.to_bytes())))?;
-    }
-    unlinkat(parent, name, AtFlags::REMOVEDIR).doing("removing", path)
 }

@@ -24,10 +24,11 @@ use crate::{
     compression::decompressed,
     error::{Doing, StoreError, shown},
     meta::{self, Meta, Xattrs},
+    room::Room,
     tree::DEPTH,
 };
 
-mod bounded;
+pub(crate) mod bounded;
 
 use bounded::Bounded;
 
@@ -38,16 +39,14 @@ pub struct Limits {
     pub bytes: u64,
     /// Entries.
     pub entries: u64,
-    /// Bytes of free space that stay free in the store.
-    pub free: u64,
+    /// Per cent of the store's disk, and of its files, that stay free.
+    pub reserve: u8,
 }
 
 /// Ids that a layer has.
 const IDS: u64 = 65_536;
 /// Bytes of directories' names that are remembered until the end.
 const NAMES: usize = 64 << 20;
-/// Bytes between two looks at the free space.
-const LOOK: u64 = 32 << 20;
 /// Where a device node is passed over: a VPS has its own `/dev`.
 const DEVICES: &[u8] = b"dev";
 
@@ -59,15 +58,15 @@ pub fn unpack(input: impl Read, root: BorrowedFd<'_>, limits: Limits) -> Result<
     // the compressed stream too: one of empty frames unpacks to nothing without an end
     let read = decompressed(Bounded::new(input, limits.bytes)).map_err(StoreError::Compression)?;
     let mut archive = Members::new(Bounded::new(read, limits.bytes));
-    let mut tree = Tree { root, parent: None, times: vec![(Vec::new(), 0)], names: 0, sizes: 0, unlooked: 0, limits };
-    tree.look()?;
+    let room = Room::new(root, limits.reserve)?;
+    let mut tree = Tree { root, parent: None, times: vec![(Vec::new(), 0)], names: 0, sizes: 0, room, limits };
     rustix::fs::fchmod(root, Mode::from_raw_mode(0o755)).doing("setting the mode of", Path::new("/"))?;
     let mut entries = 0;
     let too_large = |error| bounded::too_large(error, limits.bytes);
     while let Some(entry) = archive.next_member().map_err(too_large)? {
         entries += 1;
         if entries > limits.entries {
-            return Err(StoreError::TooLarge { what: format!("it has more than {} entries", limits.entries) });
+            return Err(bounded::too_many(limits.entries));
         }
         tree.add(&entry, &mut archive).map_err(|error| match error {
             StoreError::Archive(error) => too_large(error),
@@ -89,7 +88,7 @@ struct Tree<'a> {
     names: usize,
     /// Bytes of files so far, with their holes: whoever reads the layer reads those too.
     sizes: u64,
-    unlooked: u64,
+    room: Room<'a>,
     limits: Limits,
 }
 
@@ -108,6 +107,11 @@ impl Parts<'_> {
 
 fn refused(path: &[u8], what: impl Into<String>) -> StoreError {
     StoreError::Refused { path: shown(path), what: what.into() }
+}
+
+fn no_directory(path: &[u8], error: Errno) -> StoreError {
+    let what = if error == Errno::LOOP { "is reached by too many links, or a loop of them" } else { "is no directory" };
+    refused(path, format!("has content, and {what}"))
 }
 
 fn parts(path: &[u8]) -> Result<Parts<'_>, StoreError> {
@@ -147,6 +151,7 @@ impl Tree<'_> {
                 _ => Err(refused(&entry.path, "is a device node; an image holds none outside /dev")),
             };
         }
+        self.room.made()?;
         self.parent_of(&parts.parent)?;
         let name = CString::new(parts.name).map_err(|_| refused(&entry.path, "is no path"))?;
         let Some((parent_path, parent_fd)) = self.parent.take() else { return Ok(()) };
@@ -232,8 +237,7 @@ impl Tree<'_> {
     ) -> Result<(), StoreError> {
         self.sizes = self.sizes.saturating_add(entry.size);
         if self.sizes > self.limits.bytes {
-            let what = format!("its files are larger than {} bytes", self.limits.bytes);
-            return Err(StoreError::TooLarge { what });
+            return Err(bounded::files_too_large(self.limits.bytes));
         }
         let mut buffer = vec![0; 64 << 10];
         for (offset, length) in &entry.extents {
@@ -245,10 +249,7 @@ impl Tree<'_> {
                 let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
                 let read = archive.read(&mut buffer[..most])?;
                 left -= read as u64;
-                self.unlooked += read as u64;
-                if self.unlooked > LOOK {
-                    self.look()?;
-                }
+                self.room.wrote(read as u64)?;
                 let mut rest = &buffer[..read];
                 while !rest.is_empty() {
                     match write(file, rest) {
@@ -265,21 +266,6 @@ impl Tree<'_> {
         Ok(())
     }
 
-    /// Free space is for everybody: an archive may not take the last of it.
-    fn look(&mut self) -> Result<(), StoreError> {
-        self.unlooked = 0;
-        let stat = rustix::fs::fstatvfs(self.root).doing("looking at", Path::new("/"))?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        if free < self.limits.free {
-            return Err(StoreError::System {
-                doing: "writing to",
-                path: "the layer store".into(),
-                source: Errno::NOSPC,
-            });
-        }
-        Ok(())
-    }
-
     /// Opens the directory at `path` as `self.parent`, and makes what is missing on the way.
     fn parent_of(&mut self, path: &[u8]) -> Result<(), StoreError> {
         if self.parent.as_ref().is_some_and(|(last, _)| last == path) {
@@ -287,9 +273,7 @@ impl Tree<'_> {
         }
         let directory = match within(self.root, path) {
             Err(Errno::NOENT) => self.make(path)?,
-            Err(Errno::NOTDIR | Errno::LOOP) => {
-                return Err(refused(path, "has content, and is no directory"));
-            }
+            Err(error @ (Errno::NOTDIR | Errno::LOOP)) => return Err(no_directory(path, error)),
             opened => opened.doing("opening", Path::new(OsStr::from_bytes(path)))?,
         };
         self.parent = Some((path.to_vec(), directory));
@@ -316,9 +300,10 @@ impl Tree<'_> {
                     parent = directory.doing("opening", shown_path)?;
                     let meta = Meta { uid: 0, gid: 0, mode: 0o755, mtime: 0 };
                     meta::apply(parent.as_fd(), &meta, &Vec::new(), shown_path)?;
+                    self.room.made()?;
                     self.remember(here.to_vec(), 0)?;
                 }
-                Err(Errno::NOTDIR | Errno::LOOP) => return Err(refused(path, "has content, and is no directory")),
+                Err(error @ (Errno::NOTDIR | Errno::LOOP)) => return Err(no_directory(path, error)),
                 Err(error) => return Err(error).doing("opening", shown_path),
             }
         }

@@ -8,6 +8,5 @@
 pub mod host;
 pub mod inside;
 pub mod lack;
-mod remove;
 
-pub use remove::remove_tree;
+pub use sys::remove::remove_tree;

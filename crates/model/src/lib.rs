@@ -6,6 +6,7 @@
 
 pub mod allow;
 pub mod api;
+pub mod disk;
 mod document;
 pub mod grant;
 pub mod host;

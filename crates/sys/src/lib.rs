@@ -11,6 +11,7 @@ pub mod namespace;
 pub mod netlink;
 pub mod process;
 pub mod quota;
+pub mod remove;
 pub mod seccomp;
 pub mod signal;
 pub mod socket;

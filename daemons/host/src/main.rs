@@ -8,7 +8,6 @@
 mod config;
 mod daemon;
 mod designated;
-mod disk;
 mod events;
 mod format;
 mod grants;

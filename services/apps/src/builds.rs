@@ -236,6 +236,7 @@ impl Inner {
         let _turn = self.turn.lock().await;
         let info = {
             let _lock = self.store.build_lock()?;
+            self.store.check_room(self.limits.reserve)?;
             let ImageRef::Debian(packages) = image else { return Err(BuildError::NotSent(image.to_string())) };
             let info = self.debian.build(packages, refresh, progress).await?;
             self.store.put_image(&info)?;

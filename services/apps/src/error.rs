@@ -85,9 +85,13 @@ impl From<BuildError> for Fault {
             BuildError::NoProgram { .. } | BuildError::NotDebian => ErrorKind::Lacking,
             BuildError::UsedElsewhere(_) | BuildError::Store(StoreError::Busy) => ErrorKind::Conflict,
             BuildError::OtherContent(_) => ErrorKind::Invalid,
-            BuildError::Store(StoreError::Archive(_) | StoreError::Refused { .. } | StoreError::TooLarge { .. }) => {
-                ErrorKind::Invalid
-            }
+            BuildError::Store(
+                StoreError::Archive(_)
+                | StoreError::Refused { .. }
+                | StoreError::TooLarge { .. }
+                | StoreError::TooDeep { .. }
+                | StoreError::Attribute { .. },
+            ) => ErrorKind::Invalid,
             BuildError::Store(ref error) if error.is_full() => ErrorKind::Lacking,
             BuildError::Lost => ErrorKind::Unavailable,
             _ => ErrorKind::Failed,

@@ -36,12 +36,10 @@ pub const LAYERS: &str = "/layers";
 /// Variable with this host's name in the layer store.
 const HOST: &str = "BAILIWICK_HOST";
 
-/// What an archive may hold: sizes of `host.toml`, and its share of the disk that stays free.
-fn limits(store: &Store, config: &model::HostConfig) -> Result<image::Limits, image::StoreError> {
-    let free = store.size()?.saturating_mul(u64::from(config.reserve.disk_percent)) / 100;
-    // of a large disk that is rather full already, a little is enough for everybody
-    let free = free.min(1 << 30);
-    Ok(image::Limits { bytes: config.images.size, entries: config.images.files, free })
+/// What an archive may hold, as host.toml says.
+fn limits(config: &model::HostConfig) -> image::Limits {
+    let model::HostConfig { images, reserve, .. } = config;
+    image::Limits { bytes: images.size, entries: images.files, reserve: reserve.disk_percent }
 }
 
 /// Serves `io.bailiwick.Apps` until the end.
@@ -50,7 +48,7 @@ pub async fn run(context: service::Context) -> anyhow::Result<()> {
     let debian = Debian::open(store.clone(), &context.data).context("preparing the work directory")?;
     // the daemon gives each host that may share the store a name there
     let host = std::env::var(HOST).unwrap_or_else(|_| "host".to_owned());
-    let limits = limits(&store, &context.config)?;
+    let limits = limits(&context.config);
     context.ready();
     context.serve(Arc::new(Apps { builds: Builds::new(store, debian, host, limits) })).await
 }

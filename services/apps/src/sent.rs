@@ -29,7 +29,6 @@ pub fn receive(
     let mut input = Digested { input: File::from(input), digest: sha2::Sha256::new(), read: 0, progress };
     let added = store.add_with(|root| {
         let unpacked = unpack(&mut input, root, *limits);
-        progress.say("storing the layer", 0, 0);
         // to the end, so that who sends is not cut off, and the digest is of all there is
         let rest = io::copy(&mut (&mut input).take(limits.bytes), &mut io::sink());
         let found = Digest::from_hex(hex::encode(input.digest.clone().finalize()));
@@ -39,6 +38,7 @@ pub fn receive(
         }
         unpacked?;
         rest.map_err(|source| BuildError::File { doing: "reading what was sent".to_owned(), source })?;
+        progress.say("storing the layer", 0, 0);
         Ok(())
     });
     let (id, size) = added?;

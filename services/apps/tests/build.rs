@@ -74,7 +74,7 @@ fn open(directory: &Path) -> (Arc<Store>, Builds) {
     let debian = Debian::open(store.clone(), &directory.join("data")).expect("a work directory");
     (
         store.clone(),
-        Builds::new(store, debian, "test".to_owned(), image::Limits { bytes: 1 << 30, entries: 1000, free: 0 }),
+        Builds::new(store, debian, "test".to_owned(), image::Limits { bytes: 1 << 30, entries: 1000, reserve: 0 }),
     )
 }
 

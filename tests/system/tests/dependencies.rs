@@ -12,7 +12,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("archive", &[]),
     ("wire", &["model"]),
     ("isolation", &["model", "sys"]),
-    ("image", &["model", "archive"]),
+    ("image", &["model", "sys", "archive"]),
     ("service", &["model", "wire"]),
     ("host", &["model", "wire", "sys", "isolation", "archive"]),
     ("shim", &["model", "wire", "sys", "isolation"]),
@@ -22,7 +22,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("network", &["model", "wire", "service"]),
     ("apps", &["model", "wire", "service", "archive", "image"]),
     ("cli", &["model", "wire", "service", "sys", "archive", "control", "gateway", "logs", "network", "apps"]),
-    ("system-tests", &["model"]),
+    ("system-tests", &["model", "archive"]),
     ("kernel-tests", &["model", "wire", "sys", "isolation"]),
     ("bench", &["system-tests"]),
 ];

@@ -200,7 +200,7 @@ fn an_image_without_its_layers_is_not_there() {
 }
 
 fn roomy() -> crate::Limits {
-    crate::Limits { bytes: 1 << 20, entries: 100, free: 0 }
+    crate::Limits { bytes: 1 << 20, entries: 100, reserve: 0 }
 }
 
 #[test]

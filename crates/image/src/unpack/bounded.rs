@@ -37,11 +37,24 @@ impl<R: Read> Read for Bounded<R> {
     }
 }
 
+/// What sets the bounds.
+const SIZE: &str = "`images.size` in host.toml";
+
+/// More entries than that.
+pub fn too_many(limit: u64) -> StoreError {
+    StoreError::TooLarge { what: format!("it has more than {limit} entries (`images.files` in host.toml)") }
+}
+
+/// Files of more bytes together than that.
+pub fn files_too_large(limit: u64) -> StoreError {
+    StoreError::TooLarge { what: format!("its files are larger than {limit} bytes ({SIZE})") }
+}
+
 /// The error of a stream that was too long, as what it is.
 pub fn too_large(error: ArchiveError, limit: u64) -> StoreError {
     match &error {
         ArchiveError::Stream(read) if read.get_ref().is_some_and(|inner| inner.is::<Over>()) => {
-            StoreError::TooLarge { what: format!("it is larger than {limit} bytes") }
+            StoreError::TooLarge { what: format!("it is larger than {limit} bytes ({SIZE})") }
         }
         _ => error.into(),
     }

@@ -1,6 +1,6 @@
 //! Calls that move a volume's content: `ImportVolume` and `ExportVolume`.
 
-use model::{TenantName, Verb, VolumeName, api::ErrorKind};
+use model::{TenantName, Verb, VolumeName, api::ErrorKind, disk::Disk};
 use tracing::warn;
 use wire::{
     Fault, Replier, Request,
@@ -9,7 +9,6 @@ use wire::{
 
 use super::Capability;
 use crate::{
-    disk::Disk,
     host::{Host, lock},
     table::Vps,
     transfer::{Transfer, Way},
@@ -71,7 +70,10 @@ impl Host {
     /// The disk that VPSs write to.
     pub fn disk(&self) -> Result<Disk, Fault> {
         let failed = |error| Fault::new(ErrorKind::Failed, format!("looking at the disk: {error}"));
-        Disk::of(&self.paths.state).map_err(failed)
+        let stat = rustix::fs::statvfs(&self.paths.state).map_err(failed)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        let (size, free) = (bytes(stat.f_blocks), bytes(stat.f_bavail));
+        Ok(Disk { size, free, files: stat.f_files, free_files: stat.f_favail })
     }
 
     /// Refuses what would take of what is reserved.

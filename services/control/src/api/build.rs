@@ -12,7 +12,7 @@ use axum::{
 use model::{
     ImageRef, VpsName,
     api::{BuildLine, BuildRequest, ErrorAnswer, ErrorKind, ImageRow},
-    image::ImageInfo,
+    image::{ImageInfo, SentKind},
 };
 use tokio::sync::mpsc;
 use wire::{Fault, apps};
@@ -87,7 +87,15 @@ pub(super) async fn ended(control: &Arc<Control>, image: &ImageRef, made: Result
         Err(fault) => fault,
     };
     control.history.record(None, "build-failed", format!("{image}: {fault}"), ACTOR);
-    let next = "see bailiwick logs apps".to_owned();
+    let next = match (fault.kind, image) {
+        (ErrorKind::Invalid, ImageRef::Sent { kind: SentKind::Tar, .. }) => {
+            "make the archive without it, and build it again"
+        }
+        (ErrorKind::Invalid, ImageRef::Sent { kind: SentKind::Dir, .. }) => "mend the directory, and build it again",
+        (ErrorKind::Lacking, ImageRef::Sent { .. }) => "make room, then build it again: bailiwick image prune",
+        _ => "see bailiwick logs apps",
+    };
+    let next = next.to_owned();
     let message = format!("image {image} could not be built: {fault}");
     BuildLine::Failed(ErrorAnswer { message, next: Some(next), problems: Vec::new(), kind: fault.kind })
 }

@@ -1,9 +1,6 @@
-//! What is left of the file system that VPSs write to.
+//! What is left of a file system, and what of it is reserved.
 
-use std::{io, path::Path};
-
-use model::limits::show_bytes;
-use rustix::fs::statvfs;
+use crate::limits::show_bytes;
 
 /// A file system's size and what is free for who is not root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,18 +16,6 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// The one that `path` is on.
-    pub fn of(path: &Path) -> io::Result<Self> {
-        let stat = statvfs(path)?;
-        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-        Ok(Self {
-            size: bytes(stat.f_blocks),
-            free: bytes(stat.f_bavail),
-            files: stat.f_files,
-            free_files: stat.f_favail,
-        })
-    }
-
     /// Bytes that are free above `percent`.
     pub fn room(&self, percent: u8) -> u64 {
         self.free.saturating_sub(self.size / 100 * u64::from(percent))

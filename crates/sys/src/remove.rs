@@ -1,4 +1,4 @@
-//! Removing a tree that a tenant made, however deep and large, with three descriptors and no recursion.
+//! Removing a tree that somebody hostile made, however deep and large, with three descriptors and no recursion.
 
 use std::{
     ffi::CStr,
@@ -15,8 +15,14 @@ use rustix::{
 /// Removes the directory `path` with all that is in it. Directories that are not empty are moved up to it first, so
 /// that none is ever deeper than two.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
-    empty(&directory(CWD, path)?, 1)?;
-    Ok(unlinkat(CWD, path, AtFlags::REMOVEDIR)?)
+    remove_tree_at(CWD, path)
+}
+
+/// The same for `name` in `parent`.
+pub fn remove_tree_at(parent: impl AsFd, name: &Path) -> io::Result<()> {
+    let parent = parent.as_fd();
+    empty(&directory(parent, name)?, 1)?;
+    Ok(unlinkat(parent, name, AtFlags::REMOVEDIR)?)
 }
 
 /// Subvolumes in each other, out of which nothing can be moved; tenants can't make any.
@@ -100,7 +106,7 @@ mod tests {
     fn a_tree_deeper_than_descriptors_and_paths_reach_is_removed() {
         let path = place("deep");
         let mut at = directory(CWD, &path).unwrap();
-        for _ in 0..30_000 {
+        for _ in 0..5_000 {
             mkdirat(&at, "dddddddd", Mode::from(0o700)).unwrap();
             at = directory(&at, "dddddddd").unwrap();
         }

@@ -1,0 +1,52 @@
+//! What is reserved of the disk stays free, whoever fills the store: who makes a layer looks on the way.
+
+use std::{os::fd::BorrowedFd, path::Path};
+
+use model::disk::Disk;
+use rustix::fs::fstatvfs;
+
+use crate::error::{Doing, StoreError};
+
+/// Bytes, and names, between two looks.
+const BYTES: u64 = 8 << 20;
+const NAMES: u64 = 1024;
+
+/// Looks at the disk that a directory is on.
+pub struct Room<'a> {
+    directory: BorrowedFd<'a>,
+    reserve: u8,
+    bytes: u64,
+    names: u64,
+}
+
+impl<'a> Room<'a> {
+    /// Has looked once. `reserve` is in per cent.
+    pub fn new(directory: BorrowedFd<'a>, reserve: u8) -> Result<Self, StoreError> {
+        let mut room = Self { directory, reserve, bytes: 0, names: 0 };
+        room.look().map(|()| room)
+    }
+
+    /// So many bytes were written.
+    pub fn wrote(&mut self, bytes: u64) -> Result<(), StoreError> {
+        self.bytes += bytes;
+        if self.bytes < BYTES { Ok(()) } else { self.look() }
+    }
+
+    /// A file or directory was made.
+    pub fn made(&mut self) -> Result<(), StoreError> {
+        self.names += 1;
+        if self.names < NAMES { Ok(()) } else { self.look() }
+    }
+
+    fn look(&mut self) -> Result<(), StoreError> {
+        (self.bytes, self.names) = (0, 0);
+        let stat = fstatvfs(self.directory).doing("looking at", Path::new("/"))?;
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        let (size, free) = (bytes(stat.f_blocks), bytes(stat.f_bavail));
+        let disk = Disk { size, free, files: stat.f_files, free_files: stat.f_favail };
+        match disk.lacks(self.reserve) {
+            Some(lacking) => Err(StoreError::Reserved(lacking)),
+            None => Ok(()),
+        }
+    }
+}
