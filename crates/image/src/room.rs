@@ -9,7 +9,7 @@ use crate::error::{Doing, StoreError};
 
 /// Bytes, and names, between two looks.
 const BYTES: u64 = 8 << 20;
-const NAMES: u64 = 1024;
+const NAMES: u64 = 256;
 
 /// Looks at the disk that a directory is on.
 pub struct Room<'a> {

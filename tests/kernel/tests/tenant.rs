@@ -65,6 +65,9 @@ fn masks_and_read_only_parts() {
     assert!(refused(&mut vps, "echo b > /proc/sysrq-trigger && test -s /proc/sysrq-trigger"));
     assert!(refused(&mut vps, "mkdir /sys/fs/cgroup/x"));
     assert!(refused(&mut vps, "umount /proc/keys"), "without CAP_SYS_ADMIN");
+    for spared in [-1, -500, -1000] {
+        assert!(refused(&mut vps, &format!("echo {spared} > /proc/self/oom_score_adj")), "{spared}");
+    }
 }
 
 #[test]

@@ -97,11 +97,12 @@ pub(super) fn fault<E: Into<io::Error>>(action: &'static str, path: impl Into<Pa
 
 fn become_shim(start: &ShimStart<'_>) -> Result<std::convert::Infallible, HostError> {
     umask(Mode::empty());
-    // Root's alone: the shim could not lower it later.
-    match std::fs::write("/proc/self/oom_score_adj", "-900") {
+    // Root's alone: the shim could not lower it later. By the older file (-15 of 17 parts), which leaves the least value that
+    // whoever comes of this process may choose at 0: init and the tenant's programs do, and must not spare themselves.
+    match std::fs::write("/proc/self/oom_adj", "-15") {
         // A host that is itself a container may lack CAP_SYS_RESOURCE; the shim is then as likely a victim as any.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
-        done => done.map_err(fault("setting", "oom_score_adj"))?,
+        Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound) => {}
+        done => done.map_err(fault("setting", "oom_adj"))?,
     }
     unshare(UnshareFlags::NEWNS).map_err(fault("making", "a mount namespace"))?;
     mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)

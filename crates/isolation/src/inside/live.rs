@@ -59,7 +59,7 @@ impl Live {
     }
 
     fn devices(&self) -> io::Result<()> {
-        let dev = mounts::directory(self.root()?, "/dev")?;
+        let dev = mounts::own_directory(self.root()?, "/dev")?;
         for name in DEVICES {
             let place = mounts::mount_point_file(dev.as_fd(), &format!("/{name}"))?;
             mounts::attach(mounts::copy(format!("/dev/{name}"), false)?, place)?;
@@ -138,13 +138,13 @@ impl Kernel for Live {
                 self.put_root(mounts::new("tmpfs", &[("mode", "755"), ("size", "1m"), ("nr_inodes", "4096")], flags)?)
             }
             Step::Mount { kind, target, options, flags } => {
-                let place = mounts::directory(self.root()?, target)?;
+                let place = mounts::own_directory(self.root()?, target)?;
                 Ok(mounts::attach(mounts::new(kind, options, *flags)?, place)?)
             }
             Step::BindSysfs => {
                 let tree = mounts::copy("/sys", false)?;
                 set_attributes(tree.as_fd(), Attributes::RDONLY, None, false)?;
-                Ok(mounts::attach(tree, mounts::directory(self.root()?, "/sys")?)?)
+                Ok(mounts::attach(tree, mounts::own_directory(self.root()?, "/sys")?)?)
             }
             Step::Devices => self.devices(),
             Step::Bind { index, target, directory } => self.bind(*index, target, *directory),

@@ -38,6 +38,19 @@ pub(super) fn directory(root: BorrowedFd<'_>, path: &str) -> io::Result<OwnedFd>
     }
 }
 
+/// The same for what the host mounts: no link of the image's leads it elsewhere. One at `/proc` that points to `/` would have
+/// proc lie over the root, where no mask is put on it.
+pub(super) fn own_directory(root: BorrowedFd<'_>, path: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match openat2(root, path, flags, Mode::empty(), RESOLVE | ResolveFlags::NO_SYMLINKS) {
+        Err(Errno::LOOP) => Err(io::Error::other("the image has a link there; make it a directory")),
+        Err(Errno::NOTDIR) => Err(io::Error::other("the image has something there that is no directory; make it one")),
+        // Nothing is there, not even a link to nothing: it is made.
+        Err(Errno::NOENT) => directory(root, path),
+        done => Ok(done?),
+    }
+}
+
 /// The file `path` below `root` as a place to mount on; made empty where missing.
 pub(super) fn mount_point_file(root: BorrowedFd<'_>, path: &str) -> io::Result<OwnedFd> {
     match open_in(root, path, OFlags::PATH, 0) {

@@ -5,15 +5,15 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, Read},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use rustix::{
     fs::{
-        AtFlags, CWD, Dir, FileType, FlockOperation, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
-        chownat, fchmod, fchown, fgetxattr, flistxattr, flock, fsetxattr, fstat, fsync, futimens, mkdirat, mkfifoat,
-        openat, readlinkat, renameat, statat, symlinkat, syncfs,
+        AtFlags, CWD, Dir, FileType, FlockOperation, Gid, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, Uid,
+        XattrFlags, chownat, fchmod, fchown, fgetxattr, flistxattr, flock, fsetxattr, fstat, fsync, futimens, mkdirat,
+        mkfifoat, openat, readlinkat, renameat, seek, statat, symlinkat, syncfs,
     },
     io::Errno,
 };
@@ -94,7 +94,7 @@ fn copy(from: &OwnedFd, to: &OwnedFd, depth: usize) -> io::Result<()> {
                 let write = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 let mut source = File::from(openat(from, name, read, Mode::empty())?);
                 let mut target = File::from(openat(to, name, write, Mode::from(0o600))?);
-                io::copy(&mut source, &mut target)?;
+                content(&mut source, &mut target, stat.st_size.unsigned_abs())?;
                 dress(source.as_fd(), target.as_fd(), &stat)?;
             }
             FileType::Symlink => {
@@ -112,6 +112,28 @@ fn copy(from: &OwnedFd, to: &OwnedFd, depth: usize) -> io::Result<()> {
         }
     }
     dress(from.as_fd(), to.as_fd(), &fstat(from)?)
+}
+
+/// Copies a file's content and leaves its holes: as much as an image says on a few blocks need not fit on the disk.
+fn content(source: &mut File, target: &mut File, size: u64) -> io::Result<()> {
+    let mut at = 0;
+    while at < size {
+        let start = match seek(&*source, SeekFrom::Data(at)) {
+            Err(Errno::NXIO) => break,
+            // A file system that does not tell.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
+            found => found?,
+        };
+        let end = seek(&*source, SeekFrom::Hole(start)).unwrap_or(size).min(size);
+        if end <= start {
+            break;
+        }
+        seek(&*source, SeekFrom::Start(start))?;
+        seek(&*target, SeekFrom::Start(start))?;
+        io::copy(&mut source.take(end - start), target)?;
+        at = end;
+    }
+    target.set_len(size)
 }
 
 fn owner(stat: &Stat) -> (Option<Uid>, Option<Gid>) {

@@ -4,7 +4,7 @@ use std::{os::fd::AsFd, sync::Arc, time::Duration};
 
 use axum::{
     Json,
-    body::{Body, Bytes},
+    body::{Body, BodyDataStream, Bytes},
     extract::{Path, Query, State},
     response::Response,
 };
@@ -34,6 +34,9 @@ use crate::{
 /// How long a look at all layers of an image may take.
 const VERIFY: Duration = Duration::from_secs(600);
 
+/// How long who sends has to hear that no more is wanted.
+const HEARD: Duration = Duration::from_secs(5);
+
 /// What is asked beside the content.
 #[derive(Debug, Deserialize)]
 pub struct Wanted {
@@ -55,33 +58,33 @@ pub async fn send(
     }
     let (sender, receiver) = mpsc::channel(stream::WAITING);
     tokio::spawn(async move {
-        let made = pass_on(&control, &image, wanted.refresh, body, &sender).await;
+        let (made, rest) = pass_on(&control, &image, wanted.refresh, body, &sender).await;
         let _ = sender.send(ended(&control, &image, made).await).await;
+        drop(sender);
+        // Who is cut off while sending may not read the answer any more.
+        let _ = tokio::time::timeout(HEARD, rest.for_each(async |_| ())).await;
     });
     Ok(stream::lines(receiver))
 }
 
+/// Hands the body on to `apps`; how it ended, and what of the body was not wanted.
 async fn pass_on(
     control: &Control,
     image: &ImageRef,
     refresh: bool,
     body: Body,
     lines: &mpsc::Sender<BuildLine>,
-) -> Result<ImageInfo, Fault> {
-    let (theirs, ours) = pipe_with(PipeFlags::CLOEXEC).map_err(std::io::Error::from)?;
-    let send = apps::Send { image: image.clone(), refresh };
-    let mut steps = control.apps.stream_with_fds(&send, &[theirs.as_fd()]).await?;
-    drop(theirs);
-    let mut pipe = pipe::Sender::from_owned_fd(ours)?;
-    let pump = async move {
-        let mut body = body.into_data_stream();
-        while let Some(part) = body.next().await {
-            // a body that breaks off ends the pipe early; the digest shows it
-            let Ok(part) = part else { return };
-            if pipe.write_all(&part).await.is_err() {
-                return;
-            }
-        }
+) -> (Result<ImageInfo, Fault>, BodyDataStream) {
+    let mut body = body.into_data_stream();
+    let begun = async {
+        let (theirs, ours) = pipe_with(PipeFlags::CLOEXEC).map_err(std::io::Error::from)?;
+        let send = apps::Send { image: image.clone(), refresh };
+        let steps = control.apps.stream_with_fds(&send, &[theirs.as_fd()]).await?;
+        Ok((pipe::Sender::from_owned_fd(ours)?, steps))
+    };
+    let (mut pipe, mut steps) = match begun.await {
+        Ok(begun) => begun,
+        Err(fault) => return (Err(fault), body),
     };
     let follow = async {
         loop {
@@ -94,11 +97,23 @@ async fn pass_on(
             }
         }
     };
-    tokio::pin!(pump, follow);
-    tokio::select! {
-        ended = &mut follow => ended,
-        () = &mut pump => follow.await,
-    }
+    let pump = async {
+        // a body that breaks off ends the pipe early; the digest shows it
+        while let Some(Ok(part)) = body.next().await {
+            if pipe.write_all(&part).await.is_err() {
+                break;
+            }
+        }
+        drop(pipe);
+    };
+    let made = {
+        tokio::pin!(follow);
+        tokio::select! {
+            ended = &mut follow => ended,
+            () = pump => follow.await,
+        }
+    };
+    (made, body)
 }
 
 /// `POST /v1/images/prune`

@@ -131,7 +131,7 @@ fn what_is_taken_belongs_to_nobody_of_the_host() -> Result<()> {
     ensure!(length == 24 && value[3] == 3, "{:?}", &value[..length]);
     ensure!(u32::from_le_bytes(value[20..24].try_into()?) == LAYER_IDS.start, "{:?}", &value[..length]);
     // A user of the host has no way to them; were there one, it would lead to nobody.
-    ensure!(fs::metadata(place.layers.path())?.mode() & 0o7777 == 0o700, "the layer store is open");
+    ensure!(fs::metadata(&place.layers)?.mode() & 0o7777 == 0o700, "the layer store is open");
     for (name, id) in [("cat-root", 0), ("cat-other", 4321), ("cat-last", 65_535)] {
         let seen = run_as_user(&layer.join("bin").join(name))?;
         let effective = LAYER_IDS.start + id;
@@ -197,7 +197,7 @@ fn field(status: &str, name: &str) -> String {
 #[test]
 fn what_is_taken_runs_and_gives_the_vpss_own_root_alone() -> Result<()> {
     let mut place = Place::new("")?;
-    let (host, store) = (&place.host, place.layers.path().to_owned());
+    let (host, store) = (&place.host, place.layers.clone());
     fs::write(host.root.join("odd.tar"), image()?)?;
     host.apply("odd.toml", SPEC)?;
     host.run(&["start", "odd"])?;

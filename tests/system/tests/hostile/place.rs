@@ -10,26 +10,38 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use archive::{Kind, Member, Writer};
-use bailiwick_system_tests::{Answer, Host, HostOptions};
+use bailiwick_system_tests::{Answer, Host, HostOptions, disk::Disk};
 
 /// A host, its layer store, and what is outside of every layer.
 pub struct Place {
     pub host: Host,
-    pub layers: tempfile::TempDir,
+    pub layers: PathBuf,
+    _directory: Option<tempfile::TempDir>,
 }
 
 /// What a write would change of a file: mode, owner, names, size, and when it was changed.
 type Seen = BTreeMap<PathBuf, (u32, u32, u32, u64, u64, i64, i64)>;
 
 impl Place {
+    /// One whose state and layers are where the tests' temporary files are.
     pub fn new(config: &str) -> Result<Self> {
         let layers = tempfile::tempdir_in("/var/tmp")?;
-        let config = config.to_owned();
-        let host =
-            Host::start(HostOptions { config, layers: Some(layers.path().to_owned()), ..HostOptions::default() })?;
+        let options = HostOptions { layers: Some(layers.path().to_owned()), ..HostOptions::default() };
+        Self::start(config, options, Some(layers))
+    }
+
+    /// One whose state and layers are on a disk of its own.
+    pub fn on(disk: &Disk, config: &str) -> Result<Self> {
+        let layers = Some(disk.path().join("layers"));
+        Self::start(config, HostOptions { root: Some(disk.root.clone()), layers, ..HostOptions::default() }, None)
+    }
+
+    fn start(config: &str, options: HostOptions, directory: Option<tempfile::TempDir>) -> Result<Self> {
+        let layers = options.layers.clone().context("a layer store")?;
+        let host = Host::start(HostOptions { config: config.to_owned(), ..options })?;
         fs::create_dir(host.root.join("outside"))?;
         fs::write(host.root.join("outside/file"), "outside")?;
-        let place = Self { host, layers };
+        let place = Self { host, layers, _directory: directory };
         // somebody else's, which none of the others may reach
         let other = place.build("other", &archive(&[file("etc/secret")]))?;
         ensure!(other.code == 0, "{other:?}");
@@ -44,17 +56,24 @@ impl Place {
             self.host.root.join("outside"),
             self.host.root.join("lib/designated/apps"),
             self.host.root.join("lib/vps/apps/state"),
-            self.layers.path().to_owned(),
+            self.layers.clone(),
         ];
-        let busy =
-            [self.layers.path().to_owned(), self.layers.path().join("layers"), self.layers.path().join("images")];
+        let busy = [
+            self.layers.clone(),
+            self.layers.join("layers"),
+            self.layers.join("images"),
+            self.layers.join("hosts"),
+            self.layers.join("uses"),
+        ];
         while let Some(path) = todo.pop() {
             let stat = path.symlink_metadata().with_context(|| path.display().to_string())?;
             let changed =
                 if busy.contains(&path) { (0, 0, 0) } else { (stat.nlink(), stat.ctime(), stat.ctime_nsec()) };
             let (size, (links, ctime, nsec)) = (if stat.is_dir() { 0 } else { stat.len() }, changed);
             seen.insert(path.clone(), (stat.mode(), stat.uid(), stat.gid(), size, links, ctime, nsec));
-            if stat.is_dir() {
+            // what this host says that it uses: the daemon of its VPSs, `apps` of its specs
+            let told = ["hosts", "uses"].map(|name| self.layers.join(name));
+            if stat.is_dir() && !told.contains(&path) {
                 todo.extend(fs::read_dir(path)?.flatten().map(|entry| entry.path()));
             }
         }
@@ -72,12 +91,12 @@ impl Place {
 
     /// The layers' directories.
     pub fn layers(&self) -> Result<Vec<PathBuf>> {
-        Ok(fs::read_dir(self.layers.path().join("layers"))?.flatten().map(|entry| entry.path()).collect())
+        Ok(fs::read_dir(self.layers.join("layers"))?.flatten().map(|entry| entry.path()).collect())
     }
 
     /// What was begun and not finished.
     pub fn half_made(&self) -> Result<Vec<PathBuf>> {
-        let entries = fs::read_dir(self.layers.path())?.flatten().map(|entry| entry.path());
+        let entries = fs::read_dir(&self.layers)?.flatten().map(|entry| entry.path());
         Ok(entries.filter(|path| path.file_name().is_some_and(|name| name.as_bytes().starts_with(b".tmp"))).collect())
     }
 
@@ -102,7 +121,7 @@ impl Place {
         layers.retain(|layer| !before.contains(layer));
         ensure!(layers.len() == 1 && self.half_made()?.is_empty(), "{name}: {layers:?}");
         let layer = layers.remove(0);
-        let image = |path: &Path| path.starts_with(self.layers.path().join("images"));
+        let image = |path: &Path| path.starts_with(self.layers.join("images"));
         let mut now = self.outside()?;
         now.retain(|path, _| !path.starts_with(&layer) && (outside.contains_key(path) || !image(path)));
         same(name, &outside, &now)?;
