@@ -53,6 +53,11 @@ impl Failure {
         self
     }
 
+    /// Whether something that was named is not there.
+    pub fn is_missing(&self) -> bool {
+        self.0.kind == ErrorKind::NotFound
+    }
+
     /// Whether `control` went away, which is soon back.
     pub fn is_broken_off(&self) -> bool {
         self.0.kind == ErrorKind::Unavailable

@@ -15,6 +15,8 @@ use crate::{
     output::{self, harmless, paint},
 };
 
+/// How often images that went again before they were used are made.
+const TRIES: u32 = 3;
 /// Bytes of a file at most, as the parser of specs has it.
 const MAX_FILE: u64 = 1 << 20;
 /// Bytes of an `env_file` at most.
@@ -25,20 +27,27 @@ pub async fn run(host: &Host, apply: Apply) -> Result<()> {
     let mut locals = BTreeMap::new();
     let files = apply.files.iter().map(|path| read(path, &mut locals)).collect::<Result<Vec<_>>>()?;
     let mut request = ApplyRequest { files, dry_run: true, take_routes: apply.take_routes };
-    let planned: ApplyAnswer = host.post("/v1/apply", &request).await?;
-    let answer = if apply.dry_run {
-        planned
-    } else {
-        for image in &planned.missing_images {
+    let mut answer: ApplyAnswer = host.post("/v1/apply", &request).await?;
+    let mut tries = 0;
+    while request.dry_run && !apply.dry_run {
+        for image in &answer.missing_images {
             let built = match locals.get(image) {
                 Some(local) => images::send(host, local, false).await,
                 None => images::build(host, image, false).await,
             };
             built.map_err(|failure| placed(failure, image, &request.files))?;
         }
+        tries += 1;
         request.dry_run = false;
-        host.post("/v1/apply", &request).await?
-    };
+        answer = match host.post("/v1/apply", &request).await {
+            // Nobody used the image yet, and somebody pruned: once more.
+            Err(failure) if failure.is_missing() && tries < TRIES => {
+                request.dry_run = true;
+                host.post("/v1/apply", &request).await?
+            }
+            answer => answer?,
+        };
+    }
     if apply.form.json {
         return output::json(&answer);
     }

@@ -16,7 +16,8 @@ use crate::{
     arguments::{Form, Image},
     client::{Host, Lines, segment},
     failure::{Failure, Result},
-    output, table,
+    output::{self, harmless},
+    table,
 };
 
 /// Lists images.
@@ -78,7 +79,9 @@ async fn verify(host: &Host, image: Option<ImageRef>, form: Form) -> Result<()> 
     }
     match answers.iter().find_map(|answer| Some((answer, answer.damaged.values().next()?))) {
         Some((answer, what)) => {
-            let failure = Failure::new(ErrorKind::Failed, format!("image {}: {what}", answer.image));
+            let others = answer.others.iter().map(|image| harmless(image)).collect::<Vec<_>>().join(", ");
+            let others = if others.is_empty() { others } else { format!("; it is a layer of {others} too") };
+            let failure = Failure::new(ErrorKind::Failed, format!("image {}: {what}{others}", answer.image));
             Err(failure.next(answer.next.clone().unwrap_or_default()))
         }
         None => Ok(()),
@@ -87,7 +90,7 @@ async fn verify(host: &Host, image: Option<ImageRef>, form: Form) -> Result<()> 
 
 fn pruned(answer: &PruneAnswer, dry_run: bool) -> String {
     let done = if dry_run { "would be removed" } else { "removed" };
-    let images = answer.images.iter().map(|image| format!("image {} {done}\n", output::harmless(image)));
+    let images = answer.images.iter().map(|image| format!("image {} {done}\n", harmless(image)));
     let layers = match answer.layers.len() {
         0 => "no layers".to_owned(),
         1 => "1 layer".to_owned(),
@@ -144,7 +147,7 @@ impl Progress {
     }
 
     fn show(&mut self, step: &str, done: u64, total: u64) {
-        let step = output::harmless(step);
+        let step = harmless(step);
         if step != self.step {
             if self.bar.is_hidden() {
                 eprintln!("image {}  {step}", self.image);

@@ -11,6 +11,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 
 use model::{ImageRef, LayerId, image::ImageInfo};
@@ -42,6 +43,8 @@ pub struct BuildLock {
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 const TEMPORARY: &str = ".tmp-";
+/// Nobody writes an image's file for so long.
+const WRITTEN: Duration = Duration::from_secs(60);
 /// Layers that were replaced, with their ids; VPSs may still run on them.
 const DAMAGED: &str = ".damaged-";
 
@@ -181,7 +184,8 @@ impl Store {
     /// Writes an image down, in place of the one of that name.
     pub fn put_image(&self, info: &ImageInfo) -> Result<(), StoreError> {
         let path = self.path.join(image_file(&info.reference));
-        let fresh = path.with_extension(format!("{}.new", std::process::id()));
+        // of its own for each writer: one image may come twice at once
+        let fresh = path.with_extension(format!("{}.new", unique()));
         let mut file = File::create(&fresh).doing("making", &fresh)?;
         let bytes = serde_json::to_vec_pretty(info);
         let bytes = bytes.map_err(|source| StoreError::BadImage { path: fresh.clone(), source })?;
@@ -270,7 +274,13 @@ impl Store {
         let images = self.path.join("images");
         for entry in std::fs::read_dir(&images).doing("reading", &images)? {
             let path = entry.doing("reading", &images)?.path();
-            if path.extension().is_some_and(|extension| extension == "new") {
+            let old = || {
+                path.metadata()
+                    .and_then(|stat| stat.modified())
+                    .is_ok_and(|at| at.elapsed().is_ok_and(|age| age > WRITTEN))
+            };
+            // a fresh one another process is writing
+            if path.extension().is_some_and(|extension| extension == "new") && old() {
                 let _ = std::fs::remove_file(path);
             }
         }
@@ -285,10 +295,15 @@ fn image_file(reference: &ImageRef) -> PathBuf {
 }
 
 fn temporary_name() -> CString {
+    CString::new(format!("{TEMPORARY}{}", unique())).unwrap_or_default()
+}
+
+/// Words that no other process or thread uses.
+fn unique() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let time = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
-    CString::new(format!("{TEMPORARY}{}-{time}-{number}", std::process::id())).unwrap_or_default()
+    format!("{}-{time}-{number}", std::process::id())
 }
 
 /// A directory that is removed again unless it was renamed; locked as long as this process lives.

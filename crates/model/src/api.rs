@@ -315,6 +315,9 @@ pub struct VerifyAnswer {
     pub image: String,
     /// Each damaged or missing layer, and what is wrong with it.
     pub damaged: BTreeMap<String, String>,
+    /// The other images that have one of these layers.
+    #[serde(default)]
+    pub others: Vec<String>,
     /// What mends it.
     pub next: Option<String>,
 }

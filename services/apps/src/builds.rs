@@ -6,9 +6,10 @@ use std::{
     io::{self, BufReader, BufWriter, Read, Write},
     os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use image::{Limits, Store};
+use image::{BuildLock, Limits, Store};
 use model::{ImageRef, LayerId, image::ImageInfo};
 use tokio::sync::watch;
 use wire::Fault;
@@ -17,6 +18,9 @@ use crate::{BuildError, Debian, sent};
 
 /// Bytes of a layer that are moved at once.
 const CHUNK: usize = 256 << 10;
+
+/// How long layers that were taken wait for the image that they are of.
+const WAIT: Duration = Duration::from_secs(60);
 
 /// How a build goes on.
 #[derive(Debug, Clone)]
@@ -71,6 +75,8 @@ struct Inner {
     host: String,
     limits: Limits,
     going: Mutex<HashMap<ImageRef, watch::Receiver<State>>>,
+    /// Keeps layers that were taken, and are of no image yet; counted, so that only the last one ends it.
+    taken: Mutex<(u64, Option<BuildLock>)>,
     /// Held by who changes the store.
     turn: tokio::sync::Mutex<()>,
 }
@@ -78,6 +84,10 @@ struct Inner {
 impl Inner {
     fn going(&self) -> MutexGuard<'_, HashMap<ImageRef, watch::Receiver<State>>> {
         self.going.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn taken(&self) -> MutexGuard<'_, (u64, Option<BuildLock>)> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -91,6 +101,7 @@ impl Builds {
                 host,
                 limits,
                 going: Mutex::default(),
+                taken: Mutex::default(),
                 turn: tokio::sync::Mutex::default(),
             }),
         }
@@ -166,30 +177,49 @@ impl Builds {
         Ok(tokio::task::spawn_blocking(give).await.map_err(|_| BuildError::Lost)??)
     }
 
-    /// Takes a layer from a pipe.
+    /// Takes a layer from a pipe. It stays for a while, for the image that it is of.
     pub async fn take_layer(&self, layer: LayerId, input: OwnedFd) -> Result<u64, BuildError> {
-        let (store, limits) = (self.inner.store.clone(), self.inner.limits);
+        let inner = self.inner.clone();
         let take = move || {
+            let (store, limits) = (&inner.store, inner.limits);
+            let lock = store.build_lock()?;
             let mut input = BufReader::with_capacity(CHUNK, File::from(input));
             let taken = store.read_layer(&layer, &mut input, limits);
             // To the end, so that who sends is not cut off where it is there already; no further than a layer may be long.
             let rest = if taken.is_ok() { limits.bytes } else { 0 };
             let _ = io::copy(&mut input.take(rest), &mut io::sink());
-            taken
+            let (count, kept) = &mut *inner.taken();
+            (*count, *kept) = (*count + 1, Some(lock));
+            taken.map(|size| (size, *count))
         };
-        Ok(tokio::task::spawn_blocking(take).await.map_err(|_| BuildError::Lost)??)
+        let taken = tokio::task::spawn_blocking(take).await.map_err(|_| BuildError::Lost)?;
+        let (size, number) = taken?;
+        let inner = self.inner.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(WAIT).await;
+            let (count, kept) = &mut *inner.taken();
+            kept.take_if(|_| *count == number);
+        });
+        Ok(size)
     }
 
     /// Makes an image of layers that are there.
-    pub fn take_image(&self, info: &ImageInfo) -> Result<(), BuildError> {
-        let store = &self.inner.store;
-        if store.image(&info.reference)?.is_some() {
-            return Ok(());
-        }
-        if let Some(missing) = info.layers.iter().find(|layer| !store.has_layer(layer)) {
-            return Err(image::StoreError::Missing(missing.clone()).into());
-        }
-        Ok(store.put_image(info)?)
+    pub async fn take_image(&self, info: ImageInfo) -> Result<(), BuildError> {
+        let inner = self.inner.clone();
+        let take = move || {
+            let store = &inner.store;
+            let _lock = store.build_lock()?;
+            if store.image(&info.reference)?.is_none() {
+                if let Some(missing) = info.layers.iter().find(|layer| !store.has_layer(layer)) {
+                    return Err(image::StoreError::Missing(missing.clone()));
+                }
+                store.put_image(&info)?;
+            }
+            // the image keeps them now
+            inner.taken().1 = None;
+            Ok(())
+        };
+        Ok(tokio::task::spawn_blocking(take).await.map_err(|_| BuildError::Lost)??)
     }
 
     /// What this host's specs name.

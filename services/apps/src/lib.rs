@@ -88,7 +88,7 @@ impl Service for Apps {
                 Ok(replier.done::<TakeLayer>(&LayerTaken { size }, &[]).await?)
             }
             TakeImage::NAME => {
-                self.builds.take_image(&request.parse::<TakeImage>()?.image)?;
+                self.builds.take_image(request.parse::<TakeImage>()?.image).await?;
                 Ok(replier.done::<TakeImage>(&Empty {}, &[]).await?)
             }
             Use::NAME => {

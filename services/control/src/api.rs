@@ -19,7 +19,7 @@ mod volumes;
 mod vps;
 mod whole;
 
-pub use send::mend;
+pub use send::{mend, sharing};
 
 use std::sync::Arc;
 

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, RwLock, RwLockReadGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
     time::Duration,
 };
 
@@ -16,16 +16,42 @@ use crate::{calls::insist, shared::Control};
 #[derive(Debug, Default)]
 pub struct Images {
     known: RwLock<BTreeMap<ImageRef, ImageInfo>>,
+    /// Those of specs that are on their way.
+    held: Mutex<Vec<ImageRef>>,
+    /// Held by who says what is in use: what is said last is newest.
+    telling: tokio::sync::Mutex<()>,
+}
+
+/// As long as one lives, its images count as used.
+#[derive(Debug)]
+pub struct Held<'a> {
+    images: &'a Images,
+    which: Vec<ImageRef>,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let mut held = self.images.held();
+        for image in &self.which {
+            if let Some(at) = held.iter().position(|other| other == image) {
+                held.swap_remove(at);
+            }
+        }
+    }
 }
 
 impl Images {
     /// Begins with what the store remembers.
     pub fn new(known: BTreeMap<ImageRef, ImageInfo>) -> Self {
-        Self { known: RwLock::new(known) }
+        Self { known: RwLock::new(known), ..Self::default() }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Vec<ImageRef>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read(&self) -> RwLockReadGuard<'_, BTreeMap<ImageRef, ImageInfo>> {
-        self.known.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All that are known.
@@ -38,12 +64,13 @@ impl Images {
         self.read().contains_key(image)
     }
 
-    fn layers_of(&self, image: &ImageRef) -> Option<Vec<LayerId>> {
+    /// The layers of that one.
+    pub fn layers_of(&self, image: &ImageRef) -> Option<Vec<LayerId>> {
         self.read().get(image).map(|info| info.layers.clone())
     }
 
     fn set(&self, known: BTreeMap<ImageRef, ImageInfo>) -> bool {
-        let mut place = self.known.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut place = self.known.write().unwrap_or_else(PoisonError::into_inner);
         let changed = *place != known;
         *place = known;
         changed
@@ -74,17 +101,35 @@ pub async fn layers(control: &Arc<Control>, image: &ImageRef, limit: Duration) -
     control.images.layers_of(image).ok_or_else(missing)
 }
 
-/// The images that specs name, and those of VPSs that are being deleted.
+/// Keeps images for specs that are on their way; hosts on the same layer store know it when this returns, if `apps` is there.
+pub async fn hold<'a>(control: &'a Arc<Control>, which: Vec<ImageRef>, limit: Duration) -> Held<'a> {
+    let used = in_use(control);
+    let known = which.iter().all(|image| used.contains(image));
+    control.images.held().extend(which.iter().cloned());
+    let held = Held { images: &control.images, which };
+    if !known {
+        say(control, limit).await;
+    }
+    held
+}
+
+/// The images that specs name, those of specs that are on their way, and those of VPSs that are being deleted.
 pub fn in_use(control: &Control) -> BTreeSet<ImageRef> {
     let mut used: BTreeSet<_> = control.specs().into_values().map(|spec| spec.image.clone()).collect();
+    used.extend(control.images.held().iter().cloned());
     used.extend(control.deleting().values().map(|vps| vps.spec().image.clone()));
     used
 }
 
 /// Tells `apps` what is in use here, so that another host on the same layer store keeps it.
 pub async fn tell(control: Arc<Control>) {
-    let images = in_use(&control);
-    if let Err(fault) = insist(&control.apps, &apps::Use { images }, Duration::from_secs(60)).await {
+    say(&control, Duration::from_secs(60)).await;
+}
+
+async fn say(control: &Arc<Control>, limit: Duration) {
+    let _last_is_newest = control.images.telling.lock().await;
+    let images = in_use(control);
+    if let Err(fault) = insist(&control.apps, &apps::Use { images }, limit).await {
         tracing::warn!(%fault, "other hosts on this layer store do not know which images are used here");
     }
 }

@@ -6,7 +6,7 @@ use model::{VpsSpec, api::ErrorKind, run::Link};
 use wire::{Fault, host, network};
 
 use crate::{
-    api::mend,
+    api::{mend, sharing},
     calls::{PATIENCE, insist, insist_with},
     driver::Vps,
     images,
@@ -164,7 +164,11 @@ async fn start(control: &Arc<Control>, vps: &Arc<Vps>, link: &Link, limit: Durat
             }
             let mut failure = failure("its start", &fault);
             if fault.message.contains("image layer sha256:") {
-                failure.what = format!("{} of image {}; run `{}`", failure.what, spec.image, mend(&spec.image));
+                let image = &spec.image;
+                let named: Vec<_> = layers.iter().filter(|layer| fault.message.contains(layer.as_str())).collect();
+                let others = sharing(control, image, &named).join(", ");
+                let others = if others.is_empty() { others } else { format!(" (and of {others})") };
+                failure.what = format!("{} of image {image}{others}; run `{}`", failure.what, mend(image));
             }
             Err(failure)
         }

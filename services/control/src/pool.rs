@@ -149,6 +149,22 @@ pub async fn forget(control: &Arc<Control>, which: impl Fn(&ImageRef) -> bool) -
     Ok(())
 }
 
+/// Takes down what stands on `layers`, which were made anew: it has those mounted that there were before.
+pub async fn renew(control: &Arc<Control>, layers: &[LayerId]) -> Result<(), Fault> {
+    let has = |image: &ImageRef| {
+        control.images.layers_of(image).is_some_and(|all| all.iter().any(|layer| layers.contains(layer)))
+    };
+    forget(control, has).await?;
+    let all: Vec<_> = control.all().values().cloned().collect();
+    for name in all.iter().filter(|vps| has(&vps.spec().image)).map(|vps| &vps.name) {
+        if control.pool.shelf().is_prepared(name) {
+            discard(control, name.clone()).await?;
+            control.pool.change(|shelf| shelf.unprepared(name));
+        }
+    }
+    Ok(())
+}
+
 /// Prepares what is to be, without an end.
 pub async fn keep(control: Arc<Control>) {
     // Spares that a former process asked for, with addresses that nobody knows any more.

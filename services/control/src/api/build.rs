@@ -75,15 +75,20 @@ pub async fn build(State(control): State<Arc<Control>>, body: Bytes) -> Result<R
     tokio::spawn(async move {
         let made = follow(&control, &image, request.refresh, &sender).await;
         // The build goes on without a reader; it is only not told.
-        let _ = sender.send(ended(&control, &image, made).await).await;
+        let _ = sender.send(ended(&control, &image, request.refresh, made).await).await;
     });
     Ok(stream::lines(receiver))
 }
 
 /// The last line of a build, which is an event too.
-pub(super) async fn ended(control: &Arc<Control>, image: &ImageRef, made: Result<ImageInfo, Fault>) -> BuildLine {
+pub(super) async fn ended(
+    control: &Arc<Control>,
+    image: &ImageRef,
+    refresh: bool,
+    made: Result<ImageInfo, Fault>,
+) -> BuildLine {
     let fault = match made {
-        Ok(info) => return done(control, info).await,
+        Ok(info) => return done(control, refresh, info).await,
         Err(fault) => fault,
     };
     control.history.record(None, "build-failed", format!("{image}: {fault}"), ACTOR);
@@ -100,13 +105,15 @@ pub(super) async fn ended(control: &Arc<Control>, image: &ImageRef, made: Result
     BuildLine::Failed(ErrorAnswer { message, next: Some(next), problems: Vec::new(), kind: fault.kind })
 }
 
-async fn done(control: &Arc<Control>, info: ImageInfo) -> BuildLine {
+async fn done(control: &Arc<Control>, refresh: bool, info: ImageInfo) -> BuildLine {
     if let Err(fault) = images::refresh(control, PATIENCE).await {
         tracing::warn!(%fault, "the images are not known");
     }
-    // Those there are may be of the layers it had before.
-    if let Err(fault) = pool::forget(control, |image| *image == info.reference).await {
-        tracing::warn!(%fault, "spares of what an image was before are left");
+    // Those there are may be of the layers it had before, or of damaged ones that were replaced.
+    let forgotten = pool::forget(control, |image| *image == info.reference).await;
+    let renewed = if refresh { pool::renew(control, &info.layers).await } else { Ok(()) };
+    if let Err(fault) = forgotten.and(renewed) {
+        tracing::warn!(%fault, "what is prepared on what an image was before is left");
     }
     control.history.record(None, "built", info.reference.to_string(), ACTOR);
     let all = control.images.all();

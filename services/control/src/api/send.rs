@@ -10,7 +10,7 @@ use axum::{
 };
 use futures_util::StreamExt as _;
 use model::{
-    ImageRef,
+    ImageRef, LayerId,
     api::{BuildLine, ErrorKind, PruneAnswer, PruneRequest, VerifyAnswer},
     image::ImageInfo,
 };
@@ -59,7 +59,7 @@ pub async fn send(
     let (sender, receiver) = mpsc::channel(stream::WAITING);
     tokio::spawn(async move {
         let (made, rest) = pass_on(&control, &image, wanted.refresh, body, &sender).await;
-        let _ = sender.send(ended(&control, &image, made).await).await;
+        let _ = sender.send(ended(&control, &image, wanted.refresh, made).await).await;
         drop(sender);
         // Who is cut off while sending may not read the answer any more.
         let _ = tokio::time::timeout(HEARD, rest.for_each(async |_| ())).await;
@@ -147,8 +147,16 @@ pub async fn verify(
     let image = image_ref(&name)?;
     let found = insist(&control.apps, &apps::Verify { image: image.clone() }, VERIFY).await?;
     let next = (!found.damaged.is_empty()).then(|| mend(&image));
+    let layers: Vec<_> = found.damaged.iter().map(|(layer, _)| layer).collect();
+    let others = sharing(&control, &image, &layers);
     let damaged = found.damaged.into_iter().map(|(id, what)| (id.to_string(), what)).collect();
-    Ok(Json(VerifyAnswer { image: image.to_string(), damaged, next }))
+    Ok(Json(VerifyAnswer { image: image.to_string(), damaged, others, next }))
+}
+
+/// The images besides `image` that have one of `layers`.
+pub fn sharing(control: &Control, image: &ImageRef, layers: &[&LayerId]) -> Vec<String> {
+    let has = |info: &ImageInfo| info.reference != *image && info.layers.iter().any(|layer| layers.contains(&layer));
+    control.images.all().into_iter().filter(has).map(|info| info.reference.to_string()).collect()
 }
 
 /// What makes an image whole again.

@@ -74,6 +74,11 @@ async fn import(
     let there = insist(&control.host, &host::Volumes {}, LIMIT).await?.volumes;
     let there = there.into_iter().map(|volume| (volume.tenant, volume.name)).collect();
     let Adapted { name, mut spec, volumes, left_out } = adapt(control, &manifest, wanted, &there)?;
+    // From here on nobody prunes what it is made of; layers on their way `apps` keeps by itself.
+    let _kept = {
+        let _one_at_a_time = control.changing.lock().await;
+        images::hold(control, vec![manifest.image.clone(), carried_image(&manifest)?], LIMIT).await
+    };
     let here = images::layers(control, &manifest.image, LIMIT).await.ok();
     let comes = manifest.with_image && here.as_ref() != Some(&manifest.layers);
     if comes {

@@ -102,6 +102,18 @@ impl Shelf {
         }
     }
 
+    /// Whether it is prepared, as far as is known.
+    pub fn is_prepared(&self, name: &VpsName) -> bool {
+        self.sleepers.get(name).is_some_and(|sleeper| sleeper.prepared)
+    }
+
+    /// What was prepared for a VPS was taken down, and is to be made again.
+    pub fn unprepared(&mut self, name: &VpsName) {
+        if let Some(sleeper) = self.sleepers.get_mut(name) {
+            sleeper.prepared = false;
+        }
+    }
+
     /// A spare was made of `image`, or could not be.
     pub fn made(&mut self, image: &ImageRef, spare: Option<Spare>) {
         match (self.spares.iter().position(|(other, _)| other == image), spare) {

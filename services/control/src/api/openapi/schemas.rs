@@ -269,6 +269,7 @@ const TYPES: &[(&str, &str, &[Field])] = &[
         &[
             ("image", Text, Always, "Which."),
             ("damaged", Strings, Always, "Ids of damaged layers, and what is wrong with each."),
+            ("others", Texts, Always, "The other images that have one of these layers."),
             ("next", Text, Nullable, "What mends it."),
         ],
     ),
