@@ -92,6 +92,9 @@ pub struct VpsSpec {
     /// To whom it may connect, where the rule stands in its own file and not in that of the other.
     #[serde(default)]
     pub reaches: BTreeMap<VpsName, BTreeSet<u16>>,
+    /// Who of its tenant's is woken together with it, since it will connect to them.
+    #[serde(default)]
+    pub wants: BTreeSet<VpsName>,
     /// cgroup limits.
     pub limits: Limits,
     /// How many ids its user namespace has, a multiple of 65,536.

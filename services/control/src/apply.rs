@@ -175,22 +175,26 @@ impl<'a> Check<'a> {
             let all = stored
                 .map(|(other, spec)| (other, &**spec))
                 .chain(self.sent.iter().map(|(other, sent)| (other, &sent.spec)));
-            let tenants: BTreeSet<_> = match sent.spec.admits.is_empty() && sent.spec.reaches.is_empty() {
+            let VpsSpec { tenant, admits, reaches, wants, .. } = &sent.spec;
+            let tenants: BTreeSet<_> = match admits.is_empty() && reaches.is_empty() && wants.is_empty() {
                 true => continue,
-                false => all.filter(|(_, spec)| spec.tenant == sent.spec.tenant).map(|(other, _)| other).collect(),
+                false => all.filter(|(_, spec)| spec.tenant == *tenant).map(|(other, _)| other).collect(),
+            };
+            let unknown = |other: &VpsName| {
+                let near = model::nearest(other.as_str(), tenants.iter().map(|name| name.as_str()));
+                let hint = near.map_or("apply its file too".to_owned(), |near| format!("did you mean `{near}`?"));
+                (!tenants.contains(other)).then(|| (format!("tenant {tenant} has no vps \"{other}\""), hint))
             };
             for rule in sent.spec.allow(name) {
                 let other = if rule.from == *name { &rule.to } else { &rule.from };
-                if !tenants.contains(other) {
-                    let near = model::nearest(other.as_str(), tenants.iter().map(|name| name.as_str()));
-                    let hint = near.map_or("apply its file too".to_owned(), |near| format!("did you mean `{near}`?"));
-                    let message = format!("tenant {} has no vps \"{other}\"", sent.spec.tenant);
-                    found.push((name.clone(), rule, message, hint));
-                }
+                let what = unknown(other);
+                found.extend(what.map(|what| (name.clone(), other.clone(), Some(rule.clone()), what)));
             }
+            found.extend(wants.iter().filter_map(|other| Some((name.clone(), other.clone(), None, unknown(other)?))));
         }
-        for (name, rule, message, hint) in found {
-            self.add(ErrorKind::Invalid, &name, Target::Rule(&rule), message, hint);
+        for (name, other, rule, (message, hint)) in found {
+            let target = rule.as_ref().map_or(Target::Entry("wants", other.as_str()), Target::Rule);
+            self.add(ErrorKind::Invalid, &name, target, message, hint);
         }
     }
 

@@ -332,7 +332,10 @@ impl Driver {
                     vps.feed(Input::Timer(number)).await;
                 });
             }
-            Action::Begun { by, thaw } => *self.vps.beginning() = Some(Box::new(Beginning::new(by, thaw))),
+            Action::Begun { by, thaw } => {
+                *self.vps.beginning() = Some(Box::new(Beginning::new(by, thaw)));
+                wake_wanted(&self.control, &self.vps);
+            }
             Action::Woken { took_ms, by } => {
                 story::started(&self.control, &self.vps, took_ms, &by);
                 self.woken(took_ms, by);
@@ -430,6 +433,16 @@ impl Driver {
 fn abort(task: Option<AbortHandle>) {
     if let Some(task) = task {
         task.abort();
+    }
+}
+
+/// Wakes those that `vps` will connect to. Whatever becomes of them is no matter of its own start.
+fn wake_wanted(control: &Arc<Control>, vps: &Vps) {
+    let spec = vps.spec();
+    let wanted = spec.wants.iter().filter_map(|name| control.get(name));
+    for other in wanted.filter(|other| other.spec().tenant == spec.tenant) {
+        let by = format!("wanted by {}", vps.name);
+        tokio::spawn(async move { other.feed(Input::Wake(by)).await });
     }
 }
 

@@ -79,6 +79,31 @@ fn a_neighbour_is_found_by_name_and_woken_by_a_connection() -> Result<()> {
 }
 
 #[test]
+fn who_is_wanted_is_woken_together_and_sleeps_by_its_own_time() -> Result<()> {
+    let mut host = house("idle = { after = \"1s\", then = \"stop\" }")?;
+    let web = |wants: &str| {
+        format!(
+            "tenant = \"acme\"\n[vps.front]\nimage = \"debian:\"\ncommand = [\"sleep\", \"infinity\"]\nwants = [{wants}]\n\
+             idle = \"never\"\n"
+        )
+    };
+    let unknown = host.apply("front.toml", &web("\"db\", \"dbb\"")).err().context("an unknown one was taken")?;
+    ensure!(format!("{unknown}").contains("tenant acme has no vps \"dbb\""), "{unknown}");
+    ensure!(format!("{unknown}").contains("did you mean `db`?"), "{unknown}");
+    let foreign = host.apply("front.toml", &web("\"foreign\"")).err().context("another tenant's was taken")?;
+    ensure!(format!("{foreign}").contains("tenant acme has no vps \"foreign\""), "{foreign}");
+    host.apply("front.toml", &web("\"db\", \"front\""))?;
+    host.run(&["start", "front"])?;
+    host.await_state("db", "running", LONG)?;
+    let row = host.row("db")?;
+    ensure!(row["last_wake"]["by"] == "wanted by front", "{row}");
+    // Nobody connected to it.
+    host.await_state("db", "asleep", LONG)?;
+    ensure!(host.state("front")? == "running");
+    host.stop()
+}
+
+#[test]
 fn who_has_no_rule_neither_resolves_foreign_names_nor_connects() -> Result<()> {
     let mut host = house("idle = \"never\"")?;
     host.run(&["start", "db"])?;

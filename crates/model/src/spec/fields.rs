@@ -349,6 +349,11 @@ static VPS: Fields = Fields {
             Kind::Table(&IGNORE),
             "Clients that are served while it is up, but neither wake it nor keep it awake.",
         ),
+        Field::new(
+            "wants",
+            Kind::List(&Kind::Word(words::VPS_NAME), 32),
+            "VPSs of its tenant's that are woken together with it, rather than by its first connection to them.",
+        ),
         Field::new("limits", Kind::Table(&LIMITS), "What it may use at most."),
         Field::new("ids", Kind::Integer(BLOCK, 64 * BLOCK), "User and group ids it has, a multiple of 65536.")
             .default("65536"),
@@ -399,7 +404,9 @@ static VPS: Fields = Fields {
         ("schedule", "write it in [[vps.NAME.job]], with run = [\"program\", \"argument\"]"),
         ("binds", "write: directories = { NAME = \"/path\" }; host.toml says which there are"),
         ("mounts", "write: directories = { NAME = \"/path\" }; host.toml says which there are"),
-        ("depends_on", "leave it out: a connection wakes what it needs"),
+        ("depends_on", "leave it out: a connection wakes what it needs; or write: wants = [\"VPS\"]"),
+        ("requires", "write: wants = [\"VPS\"]"),
+        ("after", "leave it out: a connection wakes what it needs; or write: wants = [\"VPS\"]"),
     ],
 };
 

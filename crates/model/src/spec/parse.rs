@@ -234,8 +234,10 @@ fn read(document: &DeTable<'_>, env_files: &BTreeMap<String, String>, images: &S
         }
         let volumes = volumes::read(document, table);
         let spec = read_vps(&tenant, table, !admits.is_empty(), images)?;
+        let wants = table.texts("wants").unwrap_or_default();
+        let wants = wants.iter().map(|other| other.parse().ok()).collect::<Option<_>>()?;
         let env = env_file::read(table, env_files);
-        vps.insert(name, VpsSpec { env, volumes, admits, reaches, ..spec });
+        vps.insert(name, VpsSpec { env, volumes, admits, reaches, wants, ..spec });
     }
     Some(Spec { tenant, vps })
 }
@@ -267,6 +269,7 @@ fn read_vps(tenant: &TenantName, table: &DeTable<'_>, admits: bool, images: &Sen
         volumes: BTreeMap::new(),
         admits: BTreeMap::new(),
         reaches: BTreeMap::new(),
+        wants: BTreeSet::new(),
         directories: directories::read(table),
         secrets: secrets::read(table),
         limits: table.table("limits").map(read_limits).unwrap_or_default(),

@@ -382,6 +382,7 @@ prop_compose! {
         directories in btree_map("[a-z]{1,9}", (any::<bool>(), option::of((0u32..65_536, 0u32..65_536))), 0..4),
         jobs in btree_map(name(), job(), 0..3),
         busy in prop::collection::vec("[a-z]{1,5}", 0..3),
+        wants in prop::collection::btree_set("[a-z]{1,5}", 0..3),
         logs in prop::collection::vec("(/x[a-z?. 'ü]{0,4}\\*?[a-z]){1,3}", 0..3),
         flags in any::<(bool, bool)>(),
     ) -> VpsSpec {
@@ -411,6 +412,7 @@ prop_compose! {
                 let volume = Volume { path: format!("/srv/{n}"), size: size.map(|mib| mib << 20) };
                 (name.parse().expect("a name"), volume)
             }).collect(),
+            wants: wants.into_iter().map(|name| name.parse().expect("a name")).collect(),
             admits: rules.0,
             reaches: rules.1,
             directories: directories.into_iter().enumerate().map(|(n, (name, (write, owner)))| {

@@ -217,6 +217,8 @@ fn adapt(
             left_out.push(rule.to_string());
         }
     }
+    left_out.extend(spec.wants.iter().filter(|other| !known(other)).map(|other| format!("wants {other}")));
+    spec.wants.retain(|other| known(other));
     spec.admits.retain(|other, _| known(other));
     spec.reaches.retain(|other, _| known(other));
     Ok(Adapted { name, spec, volumes, left_out })

@@ -192,9 +192,17 @@ pub fn neighbours(host: &Host, report: &mut Report) -> Result<()> {
     report.check("the page came twice", page.is_ok() && again.is_ok(), &format!("{page:?}{again:?}"));
     show_ps(host, report)?;
     report.shown("bailiwick routes", &host.run(&["routes"])?);
-    let row = host.row("db")?;
-    let woken = row["last_wake"]["by"] == "connection from site";
-    report.check("the application's connection woke the database", woken, &row.to_string());
+    let woken_by = |by: &str| -> Result<_> {
+        let row = host.row("db")?;
+        Ok((row["last_wake"]["by"] == by, row.to_string()))
+    };
+    let (together, row) = woken_by("wanted by site")?;
+    report.check("the database was woken together with the application", together, &row);
+    host.run(&["stop", "db"])?;
+    let (alone, page) = timed(|| Ok(site::page(site::PORT)))?;
+    report.say(&format!("  Only the database asleep   {alone:.1?}"));
+    let (connection, row) = woken_by("connection from site")?;
+    report.check("the application's connection woke the database", page.is_ok() && connection, &row);
     both_asleep(host, report, "after")
 }
 
