@@ -18,7 +18,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use bailiwick_system_tests::{Host, HostOptions, host::layers_store, site};
 
-use crate::measure::{Measure, Samples};
+use crate::{
+    cold::ASLEEP,
+    measure::{Measure, Samples},
+};
 
 const RUNS: usize = 12;
 const OURS: u16 = 18082;
@@ -58,6 +61,7 @@ fn ours(host: &Host) -> Result<f64> {
     for name in site::VPSS {
         host.run(&["stop", name])?;
     }
+    std::thread::sleep(ASLEEP);
     page(OURS, Instant::now())
 }
 

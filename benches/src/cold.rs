@@ -17,7 +17,7 @@ use crate::measure::{Measure, Samples};
 
 const RUNS: usize = 30;
 /// For so long it has been asleep: what a stop leaves to be done is over, and its next start is prepared.
-const ASLEEP: Duration = Duration::from_millis(100);
+pub const ASLEEP: Duration = Duration::from_millis(100);
 pub const SPEC: &str = r#"
 tenant = "bench"
 [vps.web]
