@@ -20,7 +20,7 @@ all:
 # package:program that shows it is there
 DEMO_PACKAGES  := mmdebstrap:mmdebstrap curl:curl redis-tools:redis-cli iproute2:ip
 TEST_PACKAGES  := $(DEMO_PACKAGES) busybox-static:busybox nftables:nft btrfs-progs:mkfs.btrfs e2fsprogs:mkfs.ext4 \
-                  rsyslog:rsyslogd
+                  xfsprogs:mkfs.xfs rsyslog:rsyslogd
 BENCH_PACKAGES := $(TEST_PACKAGES) runc:runc lxc:lxc-start bubblewrap:bwrap nginx-light:nginx \
                   haproxy:haproxy wrk:wrk util-linux:taskset
 

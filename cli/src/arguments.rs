@@ -191,7 +191,8 @@ Examples:
   bailiwick export db --with-secrets --passphrase-file /root/phrase
 
 In it are spec, volumes and the name of its image (with --with-image all of it); not what it wrote beside its volumes, and no directory of the host.
-It stands still while its volumes are read, and goes on afterwards; requests meanwhile are told to come again. Stop it
+It stands still for the moment in which its volumes are copied. Where the file system can't share blocks (`doctor` says so) and
+they have more than 256 MiB, it does so while they are read; requests meanwhile are told to come again. Stop it
 first to have its program write all it has to say.")]
     Export {
         /// The VPS's name

@@ -201,6 +201,24 @@ pub fn sizes(state: &Path) -> Finding {
     }
 }
 
+/// Whether what is exported stands still for a moment only.
+pub fn copies(state: &Path) -> Finding {
+    const WHAT: &str = "copies of volumes";
+    if !is_root() {
+        return not_tried(WHAT);
+    }
+    let place = state.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
+    match sys::share::possible(place) {
+        Ok(()) => Finding::ok(WHAT, format!("they share blocks at {}", place.display())),
+        Err(error) => Finding::note(
+            WHAT,
+            format!("they can't share blocks at {}: {error}", place.display()),
+            "a vps with more than 256 MiB in volumes stands still for as long as it takes to export it",
+            "put the host's state on xfs or btrfs",
+        ),
+    }
+}
+
 pub fn seccomp() -> Finding {
     const WHAT: &str = "seccomp notification";
     if !is_root() {

@@ -5,6 +5,7 @@
 //! stream. Must never: be run with rights on anything else of the host (`isolation::host::confine`).
 #![forbid(unsafe_code)]
 
+mod copy;
 mod error;
 mod header;
 mod pack;
@@ -13,6 +14,7 @@ mod read;
 mod unpack;
 mod write;
 
+pub use copy::{CopyTo, Share, copy, replay};
 pub use error::{ArchiveError, Refusal};
 pub use header::{Header, Kind};
 pub use pack::{Pack, pack};

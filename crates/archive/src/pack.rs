@@ -12,7 +12,7 @@ use rustix::{
         AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Stat, fgetxattr, flistxattr, fstat, openat, readlinkat, seek,
         statat,
     },
-    io::{Errno, read},
+    io::{Errno, pread},
 };
 
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     pax::RECORDS,
     read::{Attributes, Member},
     travels,
-    write::Writer,
+    write::{Bytes, Output, Writer},
 };
 
 const DEPTH: usize = 512;
@@ -52,6 +52,15 @@ pub fn pack(
     how: Pack,
     heard: &mut dyn FnMut(&Counts) -> std::io::Result<()>,
 ) -> Result<Counts, ArchiveError> {
+    pack_to(root, Bytes(output), how, heard)
+}
+
+pub(crate) fn pack_to(
+    root: BorrowedFd<'_>,
+    output: impl Output,
+    how: Pack,
+    heard: &mut dyn FnMut(&Counts) -> std::io::Result<()>,
+) -> Result<Counts, ArchiveError> {
     let root = openat(root, ".", DIRECTORY, Mode::empty()).doing("opening", b".")?;
     let device = fstat(&root).doing("looking at", b".")?.st_dev;
     let (writer, links) = (Writer::new(output), HashMap::new());
@@ -73,7 +82,7 @@ struct Packing<'a, W> {
     buffer: Vec<u8>,
 }
 
-impl<W: Write> Packing<'_, W> {
+impl<W: Output> Packing<'_, W> {
     fn directory(&mut self, directory: &OwnedFd, path: &[u8], depth: usize) -> Result<(), ArchiveError> {
         let refused = |why| ArchiveError::Member { path: path.to_vec(), why };
         if depth > DEPTH {
@@ -178,11 +187,17 @@ impl<W: Write> Packing<'_, W> {
     fn content(&mut self, file: &OwnedFd, path: &[u8], extents: &[(u64, u64)]) -> Result<(), ArchiveError> {
         let mut cut = false;
         for (offset, length) in extents {
-            seek(file, SeekFrom::Start(*offset)).doing("reading", path)?;
-            let mut left = *length;
-            while left > 0 {
-                let most = self.buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-                let n = match read(file, &mut self.buffer[..most]) {
+            let (mut at, end) = (*offset, offset + length);
+            while at < end {
+                let taken = self.writer.take(file.as_fd(), at, end - at)?;
+                if taken > 0 {
+                    at += taken;
+                    self.counts.bytes += taken;
+                    (self.heard)(&self.counts)?;
+                    continue;
+                }
+                let most = self.buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
+                let n = match pread(file, &mut self.buffer[..most], at) {
                     Err(Errno::INTR) => continue,
                     read => read.doing("reading", path)?,
                 };
@@ -193,7 +208,7 @@ impl<W: Write> Packing<'_, W> {
                 }
                 let n = if n == 0 { most } else { n };
                 self.writer.content(&self.buffer[..n])?;
-                left -= n as u64;
+                at += n as u64;
                 self.counts.bytes += n as u64;
                 (self.heard)(&self.counts)?;
             }

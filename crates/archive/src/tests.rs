@@ -24,7 +24,7 @@ use crate::{
 
 const HOW: Unpack = Unpack { owner: None, ids: 65_536 };
 
-fn directory(path: &Path) -> OwnedFd {
+pub(crate) fn directory(path: &Path) -> OwnedFd {
     open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).expect("a directory")
 }
 
@@ -32,7 +32,7 @@ fn unpacked(archive: &[u8], path: &Path) -> Result<Counts, ArchiveError> {
     unpack(archive, directory(path).as_fd(), HOW, &mut |_| Ok(()))
 }
 
-fn packed(path: &Path) -> Vec<u8> {
+pub(crate) fn packed(path: &Path) -> Vec<u8> {
     let mut archive = Vec::new();
     pack(directory(path).as_fd(), &mut archive, Pack::Volume, &mut |_| Ok(())).expect("packed");
     archive
@@ -53,7 +53,7 @@ fn archive(members: &[Vec<u8>]) -> Vec<u8> {
 }
 
 /// A tree with one of each kind that is taken.
-fn tree(path: &Path) {
+pub(crate) fn tree(path: &Path) {
     let long = "long".repeat(40);
     fs::create_dir_all(path.join("a/b").join(&long).join(&long)).unwrap();
     fs::write(path.join("a/b").join(&long).join(&long).join("file"), "deep").unwrap();

@@ -1,6 +1,9 @@
 //! The members of a stream, as pax(1) describes them; the same members always give the same bytes.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    os::fd::BorrowedFd,
+};
 
 use crate::{
     BLOCK,
@@ -13,6 +16,31 @@ use crate::{
 const NAME: usize = 100;
 const NUMBER: u64 = 1 << 33;
 const ID: u64 = 1 << 21;
+
+/// Where a stream goes that may have a file's content otherwise than by its bytes.
+pub(crate) trait Output: Write {
+    /// Takes bytes of a file, `length` at most, that begin `at` there: how many. None: they are to be written.
+    fn take(&mut self, file: BorrowedFd<'_>, at: u64, length: u64) -> io::Result<u64>;
+}
+
+/// Bytes alone.
+pub(crate) struct Bytes<W>(pub W);
+
+impl<W: Write> Write for Bytes<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl<W: Write> Output for Bytes<W> {
+    fn take(&mut self, _: BorrowedFd<'_>, _: u64, _: u64) -> io::Result<u64> {
+        Ok(0)
+    }
+}
 
 /// A stream that is being written.
 #[derive(Debug)]
@@ -74,6 +102,16 @@ impl<W: Write> Writer<W> {
     pub fn content(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.written += bytes.len() as u64;
         self.output.write_all(bytes)
+    }
+
+    /// The same, of a file, if it can be had without reading it: how many bytes were.
+    pub(crate) fn take(&mut self, file: BorrowedFd<'_>, at: u64, length: u64) -> io::Result<u64>
+    where
+        W: Output,
+    {
+        let taken = self.output.take(file, at, length)?;
+        self.written += taken;
+        Ok(taken)
     }
 
     /// The end.

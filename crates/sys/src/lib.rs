@@ -13,5 +13,6 @@ pub mod process;
 pub mod quota;
 pub mod remove;
 pub mod seccomp;
+pub mod share;
 pub mod signal;
 pub mod socket;

@@ -146,6 +146,18 @@ method! {
     } = "io.bailiwick.Host.ExportVolume" -> Moved
 }
 method! {
+    /// Copies a volume as it is now, for its stream to be read later: two files, with which it shares blocks where the file
+    /// system can (`archive::replay` knows what is in them). They are the answer's descriptors, to be read only, and gone with
+    /// the last of these. What can't be copied in a moment is refused. Nothing that a VPS that is up does meanwhile may count:
+    /// it should stand still. Ends when the caller goes. Grant: `exec`, on the whole tenant.
+    CopyVolume {
+        /// Whose.
+        tenant: TenantName,
+        /// Which.
+        name: VolumeName,
+    } = "io.bailiwick.Host.CopyVolume" -> Moved
+}
+method! {
     /// Which of the directories that host.toml shows to VPSs can't be shown as they are now. Grant: `watch`.
     Directories {} = "io.bailiwick.Host.Directories" -> DirectoryFaults
 }
@@ -276,7 +288,7 @@ pub struct DiskStatus {
     pub wrote: BTreeMap<VpsName, u64>,
 }
 
-/// Answer of `ImportVolume` and `ExportVolume`.
+/// Answer of `ImportVolume`, `ExportVolume` and `CopyVolume`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moved {
     /// Files, directories, links and pipes.

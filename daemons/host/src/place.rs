@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     os::{
-        fd::AsFd,
+        fd::{AsFd, OwnedFd},
         unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt, chown},
     },
     path::{Path, PathBuf},
@@ -26,10 +26,11 @@ use rustix::{
 use sys::{
     process::{Child, close_all_but, spawn_child},
     quota::{self, Counting, counting},
+    share,
 };
 use tracing::warn;
 
-use crate::{ids::Allocation, watch::watch};
+use crate::{ids::Allocation, transfer::Files, watch::watch};
 
 /// Prefixes of what is on its way in and out; no name begins with a dot.
 const NEW: &str = ".new-";
@@ -46,6 +47,8 @@ pub struct Place {
     ids: Ids,
     /// Whether what is in a directory can be counted, and else why not.
     counting: Result<Counting, String>,
+    /// Whether files there can share blocks.
+    shares: bool,
 }
 
 fn make(path: &Path, mode: u32, owner: u32) -> io::Result<()> {
@@ -60,7 +63,8 @@ impl Place {
     /// The places of this host, made where missing. What a crash left half-made is removed.
     pub fn open(paths: &Paths, ids: Ids) -> anyhow::Result<Self> {
         fs::create_dir_all(&paths.state).with_context(|| format!("making {}", paths.state.display()))?;
-        let place = Self { state: paths.state.clone(), ids, counting: counting(&paths.state) };
+        let shares = share::possible(&paths.state).is_ok();
+        let place = Self { state: paths.state.clone(), ids, counting: counting(&paths.state), shares };
         let [vps, designated, volumes] = ["vps", "designated", "volumes"].map(|name| place.state.join(name));
         for directory in [&vps, &designated, &volumes] {
             fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
@@ -264,6 +268,14 @@ impl Place {
     /// Takes that directory away again.
     pub fn drop_new_volume(&self, tenant: &TenantName, name: &VolumeName) -> io::Result<()> {
         self.set_aside(&self.volumes_of(tenant).join(format!("{NEW}{name}")))
+    }
+
+    /// Files for a copy of a volume, and the same to be read only. They are in no volume, and count as none's.
+    pub fn copy_files(&self) -> io::Result<(Files, [OwnedFd; 2])> {
+        let directory = self.state.join("volumes");
+        let (log, content) = (share::nameless(&directory)?, share::nameless(&directory)?);
+        let files = Files { log: log.0.into(), content: content.0.into(), shares: self.shares };
+        Ok((files, [log.1, content.1]))
     }
 
     /// Takes a directory away at once; its files go in a child process.

@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 use wire::{
     Connection, Fault, Method, Peer, Replier, Request, host,
     host::{
-        Config, Connect, Create, Delete, DeleteVolume, Directories, Discard, Disk, DropSpare, Events, Exec,
+        Config, Connect, CopyVolume, Create, Delete, DeleteVolume, Directories, Discard, Disk, DropSpare, Events, Exec,
         ExportVolume, Freeze, ImportVolume, List, Listen, Listening, Logs, MakeSpare, Narrow, OpenTarget, Prepare,
         Start, Statuses, Stop, Thaw, Unlisten, Volumes,
     },
@@ -294,6 +294,7 @@ impl Service for Capability {
             }
             ImportVolume::NAME => self.import_volume(&request, replier).await?,
             ExportVolume::NAME => self.export_volume(&request, replier).await?,
+            CopyVolume::NAME => self.copy_volume(&request, replier).await?,
             Directories::NAME => {
                 self.grants.check_any(Verb::Watch)?;
                 replier.done::<Directories>(&self.host.directory_faults(), &[]).await?;

@@ -24,6 +24,7 @@ pub mod export;
 mod fill;
 pub mod import;
 mod members;
+mod still;
 
 /// What this version writes; it reads none that is higher.
 const FORMAT: u32 = 2;

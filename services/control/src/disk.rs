@@ -6,7 +6,11 @@ use model::{VpsName, api::State, limits::show_bytes};
 use tokio::time::Instant;
 use wire::host::{Disk, DiskStatus};
 
-use crate::{calls::insist, life::Input, shared::Control};
+use crate::{
+    calls::insist,
+    life::{Holder, Input},
+    shared::Control,
+};
 
 /// How seldom and how often the disk is looked at while a VPS is up.
 const SELDOM: Duration = Duration::from_secs(5);
@@ -76,7 +80,7 @@ async fn hold(control: &Control, name: &VpsName, grown: u64, lacking: &str) {
         grown => format!("{lacking}; it wrote {} lately, more than any other", show_bytes(grown)),
     };
     tracing::warn!(vps = %name, reason, "held, since the disk is short");
-    vps.ask(Input::Hold { reason, public: "this host is full" }).await;
+    vps.ask(Input::Hold(Holder::Disk, reason)).await;
     vps.settled(LIMIT).await;
 }
 
@@ -104,10 +108,10 @@ fn filler(since: Option<&DiskStatus>, now: &DiskStatus, running: impl Fn(&VpsNam
 }
 
 async fn release(control: &Control) {
-    let held: Vec<_> = control.all().values().filter(|vps| vps.life().is_held()).cloned().collect();
+    let held: Vec<_> = control.all().values().filter(|vps| vps.life().is_held_by(Holder::Disk)).cloned().collect();
     for vps in held {
         tracing::info!(vps = %vps.name, "it may go on, since there is room on the disk");
-        vps.feed(Input::Release("the disk has room again".to_owned())).await;
+        vps.feed(Input::Release(Holder::Disk, "the disk has room again".to_owned())).await;
     }
 }
 

@@ -66,6 +66,8 @@ pub struct Vps {
     life: Mutex<Life>,
     changed: Notify,
     inbox: Inbox<Message>,
+    /// Locked by the export for which it stands still.
+    pub still: Arc<tokio::sync::Mutex<()>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -93,6 +95,7 @@ impl Vps {
             changed: Notify::new(),
             inbox: Inbox::new(QUEUE),
             life: Mutex::new(life),
+            still: Default::default(),
         });
         control.routes.set_state(&name, vps.life().generation(), Reach::No, None);
         let driver = Driver {

@@ -11,6 +11,8 @@
 mod host;
 mod requests;
 
+use std::collections::BTreeMap;
+
 use model::{
     api,
     limits::show_duration_ms,
@@ -120,6 +122,28 @@ pub enum Step {
     Thaw,
 }
 
+/// For whom a VPS stands still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Holder {
+    /// It is the one that fills the disk.
+    Disk,
+    /// What it writes to is read.
+    Export,
+    /// What it writes to is copied, which takes a moment.
+    Copy,
+}
+
+impl Holder {
+    /// What a stranger is told who asks for it; none: who asks waits.
+    fn public(self) -> Option<&'static str> {
+        match self {
+            Self::Disk => Some("this host is full"),
+            Self::Export => Some("it is being copied"),
+            Self::Copy => None,
+        }
+    }
+}
+
 /// What can happen.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
@@ -139,15 +163,10 @@ pub enum Input {
     Freeze(String),
     /// A person wants it to go on.
     Thaw(String),
-    /// It stands still until `Release`, whoever asks for it: the reason.
-    Hold {
-        /// Why, for a person.
-        reason: String,
-        /// What a stranger may be told.
-        public: &'static str,
-    },
-    /// It may go on: who says so.
-    Release(String),
+    /// It stands still until `Release`, whoever asks for it: the reason, for a person.
+    Hold(Holder, String),
+    /// It may go on, as far as this holder has a say: who says so.
+    Release(Holder, String),
     /// The gateway says nobody has used it for its idle time.
     Idle,
     /// Its answer to `Action::AskBusy` of that number: whether it is busy; an error: it gave no answer.
@@ -315,7 +334,9 @@ pub struct Life {
     execs: u32,
     idle_pending: bool,
     /// Why nobody may thaw it.
-    held: Option<(String, &'static str)>,
+    held: BTreeMap<Holder, String>,
+    /// Whether it goes on when nobody holds it any more: it ran, or somebody asked for it.
+    held_up: bool,
     /// The number of the question whether it is busy, while there is no answer.
     asking: Option<u64>,
     /// What it did before a job woke it, as long as nobody else needs it; only where no user goes unseen.
@@ -347,7 +368,8 @@ impl Life {
             tries_left: TRIES,
             execs: 0,
             idle_pending: false,
-            held: None,
+            held: BTreeMap::new(),
+            held_up: false,
             asking: None,
             back: None,
             led_to: false,
@@ -385,8 +407,8 @@ impl Life {
             Input::Restart(by) => self.stop(now, by, true),
             Input::Freeze(by) => self.freeze(now, by),
             Input::Thaw(by) => self.thaw(now, by),
-            Input::Hold { reason, public } => self.hold(now, reason, public),
-            Input::Release(by) => self.release(now, by),
+            Input::Hold(holder, reason) => self.hold(now, holder, reason),
+            Input::Release(holder, by) => self.release(now, holder, by),
             Input::Idle => {
                 self.gateway_left = true;
                 self.idle(now);
@@ -433,10 +455,10 @@ impl Life {
     pub fn reach(&self) -> Reach {
         match &self.state {
             State::Running => Reach::Yes,
-            State::Freezing { .. } | State::Frozen if self.held.is_some() => {
-                let public = self.held.as_ref().map_or("it stands still", |(_, public)| public);
-                Reach::Failed(public, self.since + HELD_MS)
-            }
+            State::Freezing { .. } | State::Frozen => match self.held.keys().find_map(|holder| holder.public()) {
+                Some(public) => Reach::Failed(public, self.since + HELD_MS),
+                None => Reach::No,
+            },
             State::Failed { failure, until, .. } => Reach::Failed(failure.public, *until),
             _ => Reach::No,
         }
@@ -457,9 +479,9 @@ impl Life {
         self.since
     }
 
-    /// Whether it stands still until it is released.
-    pub fn is_held(&self) -> bool {
-        self.held.is_some()
+    /// Whether it stands still until this one releases it.
+    pub fn is_held_by(&self, holder: Holder) -> bool {
+        self.held.contains_key(&holder)
     }
 
     /// Why it is as it is, for a person.
@@ -474,7 +496,7 @@ impl Life {
 
     /// Whether its memory can be had: nobody has used it since it was frozen by itself, this many milliseconds ago.
     pub fn can_give(&self, now: u64) -> Option<u64> {
-        (self.state == State::Frozen && self.rested && self.held.is_none()).then(|| now.saturating_sub(self.since))
+        (self.state == State::Frozen && self.rested && self.held.is_empty()).then(|| now.saturating_sub(self.since))
     }
 
     /// What it waits for, when it waits for memory.
@@ -488,7 +510,7 @@ impl Life {
     /// What is wrong, in one line, when it failed.
     pub fn failure(&self, now: u64) -> Option<String> {
         let State::Failed { failure, until, auto } = &self.state else {
-            return self.held.as_ref().map(|(reason, _)| reason.clone());
+            return self.held.values().next().cloned();
         };
         let wait = until.saturating_sub(now);
         let next = match (auto, wait) {
@@ -507,7 +529,7 @@ impl Life {
         // A timer belongs to the state that set it.
         self.timer = self.next();
         if !matches!(self.state, State::Freezing { .. } | State::Frozen) {
-            self.held = None;
+            self.held.clear();
         }
         (self.idle_pending, self.asking, self.gateway_left) = (false, None, false);
         if matches!(self.state, State::Asleep | State::Failed { .. }) {

@@ -1,19 +1,20 @@
 //! A volume's content as a tar stream, between a pipe of this service and the host.
 
 use std::{
+    fs::File,
     future::Future,
     os::fd::{AsFd, OwnedFd},
     pin::Pin,
 };
 
 use bytes::{Bytes, BytesMut};
-use model::LayerId;
+use model::{LayerId, api::ErrorKind};
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::{io::AsyncReadExt as _, net::unix::pipe};
 use wire::{
     Client, Fault, Method,
     apps::{GiveLayer, LayerTaken, TakeLayer},
-    host::{ExportVolume, ImportVolume, Moved},
+    host::{CopyVolume, ExportVolume, ImportVolume, Moved},
     varlink::Empty,
 };
 
@@ -35,6 +36,34 @@ pub fn export(host: &Client, request: ExportVolume) -> Result<Export<Moved>, Fau
     let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(std::io::Error::from)?;
     let end: End<Moved> = Box::pin(moved(host.clone(), request, theirs));
     Ok(Export { pipe: pipe::Receiver::from_owned_fd(ours)?, end: Some(end), moved: None })
+}
+
+/// A volume as it was when it was copied.
+pub struct Copied {
+    log: File,
+    content: File,
+}
+
+/// Copies a volume as it is now.
+pub async fn copy(host: &Client, request: &CopyVolume) -> Result<Copied, Fault> {
+    let (_, fds) = host.call_with_fds(request, &[]).await?;
+    let missing = |_| Fault::new(ErrorKind::Failed, "the host daemon sent no copy");
+    let [log, content] = <[OwnedFd; 2]>::try_from(fds).map_err(missing)?;
+    Ok(Copied { log: log.into(), content: content.into() })
+}
+
+impl Copied {
+    /// Begins to read it.
+    pub fn read(self) -> Result<Export<()>, Fault> {
+        let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(std::io::Error::from)?;
+        // On a thread that may wait for the disk, and for who reads; it ends when nobody does.
+        let ended = tokio::task::spawn_blocking(move || archive::replay(&self.log, &self.content, File::from(theirs)));
+        let end: End<()> = Box::pin(async move {
+            let broke = |error: String| Fault::new(ErrorKind::Failed, format!("reading a copy: {error}"));
+            ended.await.map_err(|error| broke(error.to_string()))?.map_err(|error| broke(error.to_string()))
+        });
+        Ok(Export { pipe: pipe::Receiver::from_owned_fd(ours)?, end: Some(end), moved: None })
+    }
 }
 
 /// Begins to read a layer.

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
-    process::{Child, Stdio},
+    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -162,30 +162,6 @@ fn an_import_of_a_bad_archive_leaves_nothing() -> Result<()> {
         ensure!(host.run(&["volume", "ls"])? == volumes, "{what}: a volume is left");
         ensure!(host.cli(&["get", "copy"])?.code == 3, "{what}: a vps is left");
     }
-    host.stop()
-}
-
-/// An export that is held up: nobody reads what it writes.
-fn held(host: &Host) -> Result<Child> {
-    let export = host.command(&["export", "store", "-"]).stdout(Stdio::piped()).spawn()?;
-    host.await_state("store", "frozen", Duration::from_secs(10))?;
-    Ok(export)
-}
-
-#[test]
-fn a_vps_goes_on_when_its_exporter_is_killed() -> Result<()> {
-    let mut host = host(21_481)?;
-    // More than pipes and sockets take.
-    host.run(&["exec", "store", "--", "sh", "-c", "head -c 40000000 /dev/urandom > /var/lib/redis/much"])?;
-    let mut export = held(&host)?;
-    export.kill()?;
-    export.wait()?;
-    host.await_state("store", "running", Duration::from_secs(10))?;
-    let mut export = held(&host)?;
-    host.kill(host.pid_of("control")?)?;
-    host.await_state("store", "running", Duration::from_secs(20))?;
-    export.kill()?;
-    export.wait()?;
     host.stop()
 }
 

@@ -122,6 +122,7 @@ fn calls() -> Vec<Vec<u8>> {
         ("DeleteVolume", json!({ "tenant": "acme", "name": "nothing" })),
         ("ImportVolume", json!({ "tenant": "acme", "name": "nothing", "owner": [0, 0] })),
         ("ExportVolume", json!({ "tenant": "acme", "name": "nothing" })),
+        ("CopyVolume", json!({ "tenant": "acme", "name": "nothing" })),
         ("Listen", json!({ "address": "127.0.0.1:0" })),
         ("Unlisten", json!({ "address": "127.0.0.1:1" })),
         ("Listening", json!({})),

@@ -1,10 +1,12 @@
-//! Calls that move a volume's content: `ImportVolume` and `ExportVolume`.
+//! Calls that move a volume's content: `ImportVolume`, `ExportVolume` and `CopyVolume`.
+
+use std::{os::fd::AsFd, path::Path};
 
 use model::{TenantName, Verb, VolumeName, api::ErrorKind, disk::Disk};
 use tracing::warn;
 use wire::{
     Fault, Replier, Request,
-    host::{ExportVolume, ImportVolume, Moved},
+    host::{CopyVolume, ExportVolume, ImportVolume, Moved},
 };
 
 use super::Capability;
@@ -67,6 +69,17 @@ impl Host {
         }
     }
 
+    fn check_data(&self, tenant: &TenantName, name: &VolumeName) -> Result<(), Fault> {
+        if self.place.has_data(tenant, name) {
+            return Ok(());
+        }
+        Err(Fault::not_found(format!("there is no volume `{tenant}/{name}`, or nothing was ever in it")))
+    }
+
+    fn begin_transfer(&self, way: Way<'_>, directory: &Path) -> Result<Transfer, Fault> {
+        Transfer::begin(way, directory, &self.paths.run.join("stage"))
+    }
+
     /// The disk that VPSs write to.
     pub fn disk(&self) -> Result<Disk, Fault> {
         let failed = |error| Fault::new(ErrorKind::Failed, format!("looking at the disk: {error}"));
@@ -123,8 +136,7 @@ impl Capability {
         let directory = host.place.new_volume(&tenant, &name).map_err(failed)?;
         moving.new = true;
         host.place.limit(&directory, size);
-        let transfer =
-            Transfer::begin(Way::In(owner), &directory, &host.paths.run.join("stage"), stream).map_err(&of)?;
+        let transfer = host.begin_transfer(Way::In(stream, owner), &directory).map_err(&of)?;
         let moved: Moved = tokio::select! {
             moved = transfer.finish(|| host.check_room()) => moved.map_err(&of)?,
             () = replier.gone() => return Ok(()),
@@ -144,16 +156,34 @@ impl Capability {
         let host = &self.host;
         let of = of(&tenant, &name);
         let moving = host.begin_moving(&tenant, &name)?;
-        if !host.place.has_data(&tenant, &name) {
-            return Err(Fault::not_found(format!("there is no volume `{tenant}/{name}`, or nothing was ever in it")));
-        }
+        host.check_data(&tenant, &name)?;
         let directory = host.place.volume_path(&tenant, &name);
-        let transfer = Transfer::begin(Way::Out, &directory, &host.paths.run.join("stage"), stream).map_err(&of)?;
+        let transfer = host.begin_transfer(Way::Out(stream), &directory).map_err(&of)?;
         let moved = tokio::select! {
             moved = transfer.finish(|| Ok(())) => moved.map_err(&of)?,
             () = replier.gone() => return Ok(()),
         };
         drop(moving);
         Ok(replier.done::<ExportVolume>(&moved, &[]).await?)
+    }
+
+    pub(super) async fn copy_volume(&self, request: &Request, replier: &mut Replier<'_>) -> Result<(), Fault> {
+        let CopyVolume { tenant, name } = request.parse()?;
+        self.check_volume(Verb::Exec, "exec", &tenant, &name)?;
+        let host = &self.host;
+        let of = of(&tenant, &name);
+        let moving = host.begin_moving(&tenant, &name)?;
+        host.check_room().map_err(&of)?;
+        host.check_data(&tenant, &name)?;
+        let failed = |error: std::io::Error| of(Fault::new(ErrorKind::Failed, format!("copying it: {error}")));
+        let (files, [log, content]) = host.place.copy_files().map_err(failed)?;
+        let directory = host.place.volume_path(&tenant, &name);
+        let transfer = host.begin_transfer(Way::Copy(&files), &directory).map_err(&of)?;
+        let moved = tokio::select! {
+            moved = transfer.finish(|| host.check_room()) => moved.map_err(&of)?,
+            () = replier.gone() => return Ok(()),
+        };
+        drop(moving);
+        Ok(replier.done::<CopyVolume>(&moved, &[log.as_fd(), content.as_fd()]).await?)
     }
 }

@@ -1,36 +1,37 @@
-//! A VPS out of this host: held still while its volumes are read, and let go however that ends.
+//! A VPS out of this host: its volumes as they are at one moment, for which it stands still. Where they can be copied in that
+//! moment it goes on at once, and the copies are read; else when they have been read. It is let go however that ends.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bytes::{Bytes, BytesMut};
-use model::{
-    VolumeName, VpsName, VpsSpec,
-    api::{ErrorKind, State},
-    spec::render,
-};
+use model::{VolumeName, VpsSpec, api::ErrorKind, limits::show_duration_ms, spec::render};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use wire::{Fault, host};
 
-use super::{BLOCK, END, End, FORMAT, LIMIT, MANIFEST, Manifest, WITHOUT_LAYERS, member};
+use super::{
+    BLOCK, END, End, FORMAT, LIMIT, MANIFEST, Manifest, WITHOUT_LAYERS, member,
+    still::{Still, users},
+};
 use crate::{
     api::error::ApiError,
     calls::insist,
     clock::unix_ms,
     driver::Vps,
     images,
-    life::Input,
     secrets::{self, Carried, Passphrase},
     shared::Control,
-    state, transfer,
+    state,
+    transfer::{self, Copied},
 };
 
 /// Bytes of one part of a volume.
 const PART: usize = 1 << 20;
 /// Parts that wait for a slow reader.
 const WAITING: usize = 2;
-/// How long a VPS may take to come to rest.
-const REST: Duration = Duration::from_secs(60);
 
 /// What is sent: parts of the archive, or why it breaks off.
 pub type Parts = mpsc::Receiver<std::io::Result<Bytes>>;
@@ -70,15 +71,15 @@ pub async fn begin(control: &Arc<Control>, vps: &Arc<Vps>, with: With, actor: &s
         carried,
     };
     // Layers take their time, in which nobody needs to stand still; without them a refusal is an answer of its own.
-    let held = match with.image {
+    let moment = match with.image {
         true => None,
-        false => Some(Still::hold(control, users(control, &spec)).await?),
+        false => Some(Moment::take(control, &manifest).await?),
     };
     let (sender, parts) = mpsc::channel(WAITING);
     let (control, name, actor) = (control.clone(), vps.name.clone(), actor.to_owned());
     tokio::spawn(async move {
-        match write(&control, &manifest, held, &sender).await {
-            Ok(()) => control.history.record(Some(&name), "exported", "", actor),
+        match write(&control, &manifest, moment, &sender).await {
+            Ok(stood) => control.history.record(Some(&name), "exported", stood, actor),
             Err(fault) => {
                 control.history.record(Some(&name), "export-failed", fault.message.clone(), actor);
                 let _ = sender.send(Err(std::io::Error::other(fault.message))).await;
@@ -95,74 +96,6 @@ async fn carried(control: &Control, spec: &VpsSpec, passphrase: Passphrase) -> R
     state::slowly(move || Carried::seal(&passphrase, &named)).await
 }
 
-/// The VPSs that write to what is exported.
-fn users(control: &Control, spec: &VpsSpec) -> Vec<Arc<Vps>> {
-    let shares = |other: &VpsSpec| {
-        other.tenant == spec.tenant && other.volumes.keys().any(|volume| spec.volumes.contains_key(volume))
-    };
-    control.all().values().filter(|vps| shares(&vps.spec())).cloned().collect()
-}
-
-/// VPSs that do not write, for as long as this is there: those that were running stand still, the others sleep.
-struct Still {
-    control: Arc<Control>,
-    all: Vec<(Arc<Vps>, u64)>,
-    held: Vec<VpsName>,
-}
-
-impl Still {
-    async fn hold(control: &Arc<Control>, all: Vec<Arc<Vps>>) -> Result<Self, Fault> {
-        let mut still = Self { control: control.clone(), all: Vec::new(), held: Vec::new() };
-        let up: Vec<_> = all.iter().filter(|vps| vps.is_up()).map(|vps| vps.name.clone()).collect();
-        still.held.clone_from(&up);
-        // Noted before: who stands still when this process dies is let go by the next one.
-        let noted = control.store.run(move |store| store.note_exporting(&up, true)).await;
-        noted.map_err(|error| Fault::new(ErrorKind::Failed, error.to_string()))?;
-        for vps in all {
-            let busy = |what: &str| Fault::new(ErrorKind::Conflict, format!("vps \"{}\" {what}", vps.name));
-            if !vps.settled(REST).await {
-                return Err(busy("does not come to rest; try again"));
-            }
-            vps.ask(Input::Hold { reason: "it is being exported".to_owned(), public: "it is being copied" }).await;
-            if !vps.settled(REST).await || vps.life().state() == State::Running {
-                return Err(busy("could not be frozen; try again"));
-            }
-            let generation = vps.life().generation();
-            still.all.push((vps, generation));
-        }
-        Ok(still)
-    }
-
-    /// Whether nobody went on meanwhile.
-    fn check(&self) -> Result<(), Fault> {
-        let moved = |(vps, generation): &&(Arc<Vps>, u64)| {
-            let life = vps.life();
-            life.generation() != *generation || matches!(life.state(), State::Running | State::Starting)
-        };
-        match self.all.iter().find(moved) {
-            None => Ok(()),
-            Some((vps, _)) => {
-                let message = format!("vps \"{}\" went on while it was exported; export it again", vps.name);
-                Err(Fault::new(ErrorKind::Conflict, message))
-            }
-        }
-    }
-}
-
-impl Drop for Still {
-    fn drop(&mut self) {
-        let (control, held) = (self.control.clone(), std::mem::take(&mut self.held));
-        tokio::spawn(async move {
-            for vps in held.iter().filter_map(|name| control.get(name)) {
-                vps.feed(Input::Release("it was exported".to_owned())).await;
-            }
-            if let Err(error) = control.store.run(move |store| store.note_exporting(&held, false)).await {
-                tracing::error!(%error, "that an export has ended could not be noted");
-            }
-        });
-    }
-}
-
 type Sender = mpsc::Sender<std::io::Result<Bytes>>;
 
 async fn send(sender: &Sender, bytes: Bytes) -> Result<(), Fault> {
@@ -170,40 +103,96 @@ async fn send(sender: &Sender, bytes: Bytes) -> Result<(), Fault> {
     sender.send(Ok(bytes)).await.map_err(gone)
 }
 
-async fn write(control: &Arc<Control>, manifest: &Manifest, held: Option<Still>, sender: &Sender) -> Result<(), Fault> {
+/// All volumes of a VPS as they are at one moment.
+enum Moment {
+    /// They are copied, and nobody stands still any more. How long that took, for a person.
+    Copied(BTreeMap<VolumeName, Copied>, String),
+    /// They can't be: for as long as this is there nobody writes to them. Why they can't.
+    Held(Still, String),
+}
+
+impl Moment {
+    async fn take(control: &Arc<Control>, manifest: &Manifest) -> Result<Self, Fault> {
+        let gone = || Fault::not_found(format!("vps \"{}\" was deleted", manifest.name));
+        let users = users(control, &control.get(&manifest.name).ok_or_else(gone)?.spec());
+        // Once while all go on: what is to be copied is then on disk and in memory, so that the copy that counts takes a
+        // moment; and nobody stands still for one that can't be made.
+        let rehearsed = match users.iter().any(|vps| vps.is_up()) {
+            true => copies(control, manifest).await.map(drop),
+            false => Ok(()),
+        };
+        let still = Still::hold(control, users).await?;
+        let copied = match rehearsed {
+            Ok(()) => copies(control, manifest).await,
+            Err(fault) => Err(fault),
+        };
+        match copied {
+            Ok(copied) => {
+                still.check()?;
+                let stood = still.stood_ms().map(|ms| format!("stood still for {}", show_duration_ms(ms)));
+                Ok(Self::Copied(copied, stood.unwrap_or_default()))
+            }
+            Err(fault) => {
+                still.keep().await;
+                Ok(Self::Held(still, fault.message))
+            }
+        }
+    }
+}
+
+async fn copies(control: &Control, manifest: &Manifest) -> Result<BTreeMap<VolumeName, Copied>, Fault> {
+    let mut copies = BTreeMap::new();
+    for volume in &manifest.volumes {
+        let request = host::CopyVolume { tenant: manifest.tenant.clone(), name: volume.clone() };
+        copies.insert(volume.clone(), transfer::copy(&control.host, &request).await?);
+    }
+    Ok(copies)
+}
+
+/// How long it stood still, for a person.
+async fn write(
+    control: &Arc<Control>,
+    manifest: &Manifest,
+    moment: Option<Moment>,
+    sender: &Sender,
+) -> Result<String, Fault> {
     let json = |error: serde_json::Error| Fault::new(ErrorKind::Failed, error.to_string());
     send(sender, member(MANIFEST, &serde_json::to_vec_pretty(manifest).map_err(json)?)).await?;
     for layer in manifest.layers.iter().filter(|_| manifest.with_image) {
         let content = transfer::give_layer(&control.apps, layer.clone())?;
         write_parts(content, &format!("layers/{layer}"), sender).await?;
     }
-    let still = match held {
-        Some(still) => still,
-        None => {
-            let vps = control.get(&manifest.name);
-            let vps = vps.ok_or_else(|| Fault::not_found(format!("vps \"{}\" was deleted", manifest.name)))?;
-            Still::hold(control, users(control, &vps.spec())).await?
-        }
+    let mut moment = match moment {
+        Some(moment) => moment,
+        None => Moment::take(control, manifest).await?,
     };
     let mut end = End { sha256: Default::default() };
     for volume in &manifest.volumes {
-        let digest = write_volume(control, manifest, volume, sender).await?;
+        let path = format!("volumes/{volume}");
+        let copied = match &mut moment {
+            Moment::Copied(copies, _) => copies.remove(volume),
+            Moment::Held(..) => None,
+        };
+        let digest = match copied {
+            Some(copied) => write_parts(copied.read()?, &path, sender).await?,
+            None => {
+                let request = host::ExportVolume { tenant: manifest.tenant.clone(), name: volume.clone() };
+                write_parts(transfer::export(&control.host, request)?, &path, sender).await?
+            }
+        };
         end.sha256.insert(volume.clone(), digest);
     }
-    still.check()?;
+    let stood = match moment {
+        Moment::Copied(_, stood) => stood,
+        Moment::Held(still, why) => {
+            still.check()?;
+            let stood = still.stood_ms().map(|ms| format!("stood still for {}: {why}", show_duration_ms(ms)));
+            stood.unwrap_or_default()
+        }
+    };
     send(sender, member(END, &serde_json::to_vec_pretty(&end).map_err(json)?)).await?;
-    send(sender, Bytes::from_static(&[0; 2 * BLOCK])).await
-}
-
-/// Its checksum.
-async fn write_volume(
-    control: &Control,
-    manifest: &Manifest,
-    volume: &VolumeName,
-    sender: &Sender,
-) -> Result<String, Fault> {
-    let request = host::ExportVolume { tenant: manifest.tenant.clone(), name: volume.clone() };
-    write_parts(transfer::export(&control.host, request)?, &format!("volumes/{volume}"), sender).await
+    send(sender, Bytes::from_static(&[0; 2 * BLOCK])).await?;
+    Ok(stood)
 }
 
 /// Its checksum.

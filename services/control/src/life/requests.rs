@@ -5,14 +5,16 @@ use model::{
     spec::{Idle, IdleAction, Restart},
 };
 
-use super::{Action, BUSY_AGAIN_MS, Cancel, FULL, FULL_MS, Failure, KILL_AGAIN_MS, Life, Starting, State, TRIES};
+use super::{
+    Action, BUSY_AGAIN_MS, Cancel, FULL, FULL_MS, Failure, Holder, KILL_AGAIN_MS, Life, Starting, State, TRIES,
+};
 
 impl Life {
     pub(super) fn wake(&mut self, now: u64, by: String) {
         self.tries_left = TRIES;
         (self.idle_pending, self.asking, self.back) = (false, None, None);
         match &mut self.state {
-            State::Freezing { .. } | State::Frozen if self.held.is_some() => {}
+            State::Freezing { .. } | State::Frozen if !self.held.is_empty() => self.held_up = true,
             State::Asleep => self.begin(now, by),
             State::Failed { until, .. } if now >= *until => self.begin(now, by),
             State::Starting(Starting { cancel: Some(Cancel::Stop { again }), .. })
@@ -104,19 +106,24 @@ impl Life {
         }
     }
 
-    /// Has a VPS stand still that must not go on.
-    pub(super) fn hold(&mut self, now: u64, reason: String, public: &'static str) {
+    /// Has a VPS stand still that must not go on, whether it ran or stands still already.
+    pub(super) fn hold(&mut self, now: u64, holder: Holder, reason: String) {
         if self.state == State::Running {
             self.generation += 1;
             self.record("held", reason.clone(), "");
             self.set(now, State::Freezing { again: None }, reason.clone());
             self.actions.push(Action::Freeze);
-            self.held = Some((reason, public));
+            self.held_up = true;
+        } else if self.held.is_empty() {
+            self.held_up = false;
+        }
+        if matches!(self.state, State::Freezing { .. } | State::Frozen) {
+            self.held.insert(holder, reason);
         }
     }
 
-    pub(super) fn release(&mut self, now: u64, by: String) {
-        if self.held.take().is_some() {
+    pub(super) fn release(&mut self, now: u64, holder: Holder, by: String) {
+        if self.held.remove(&holder).is_some() && self.held.is_empty() && self.held_up {
             self.generation += 1;
             match &mut self.state {
                 State::Freezing { again } => *again = Some(by),

@@ -508,10 +508,7 @@ fn no_order_of_inputs_breaks_the_laws() {
 fn who_is_held_is_woken_by_nobody_until_it_is_released() {
     let mut life = life();
     up(&mut life, 0, 1);
-    assert_eq!(
-        life.step(20, Input::Hold { reason: "the disk is full".to_owned(), public: "this host is full" }).last(),
-        Some(&Action::Freeze)
-    );
+    assert_eq!(life.step(20, Input::Hold(Holder::Disk, "the disk is full".to_owned())).last(), Some(&Action::Freeze));
     life.step(21, Input::Wake("a request".to_owned()));
     life.step(22, Input::Done(Step::Freeze, Ok(())));
     assert_eq!(life.state(), api::State::Frozen);
@@ -519,6 +516,38 @@ fn who_is_held_is_woken_by_nobody_until_it_is_released() {
     assert!(life.step(24, Input::Thaw("a person".to_owned())).is_empty());
     assert!(matches!(life.reach(), Reach::Failed("this host is full", _)));
     assert_eq!(life.failure(25).as_deref(), Some("the disk is full"));
-    assert!(life.step(26, Input::Release("room".to_owned())).contains(&Action::Thaw));
+    assert!(life.step(26, Input::Release(Holder::Disk, "room".to_owned())).contains(&Action::Thaw));
     assert_eq!(life.failure(27), None);
+}
+
+#[test]
+fn who_is_held_by_two_goes_on_when_both_have_released_it() {
+    let mut life = life();
+    up(&mut life, 0, 1);
+    life.step(20, Input::Hold(Holder::Export, "it is being exported".to_owned()));
+    life.step(21, Input::Done(Step::Freeze, Ok(())));
+    assert!(life.step(22, Input::Hold(Holder::Disk, "the disk is full".to_owned())).is_empty());
+    assert!(life.step(23, Input::Release(Holder::Disk, "room".to_owned())).is_empty());
+    assert_eq!(life.failure(24).as_deref(), Some("it is being exported"));
+    assert!(life.step(25, Input::Release(Holder::Export, "done".to_owned())).contains(&Action::Thaw));
+}
+
+#[test]
+fn who_stood_still_before_it_was_held_goes_on_after_only_for_who_asked() {
+    let mut life = life();
+    up(&mut life, 0, 1);
+    life.step(20, Input::Freeze("a person".to_owned()));
+    life.step(21, Input::Done(Step::Freeze, Ok(())));
+    let generation = life.generation();
+    for (at, asked) in [(30, false), (40, true)] {
+        life.step(at, Input::Hold(Holder::Copy, "it is being exported".to_owned()));
+        if asked {
+            assert!(life.step(at + 1, Input::Wake("a request".to_owned())).is_empty());
+        }
+        // Who asks waits.
+        assert!(matches!(life.reach(), Reach::No));
+        let done = life.step(at + 2, Input::Release(Holder::Copy, "done".to_owned()));
+        assert_eq!(done.contains(&Action::Thaw), asked);
+        assert!(asked || (life.state() == api::State::Frozen && life.generation() == generation));
+    }
 }
