@@ -111,6 +111,9 @@ method! {
         tenant: TenantName,
         /// Which.
         name: VolumeName,
+        /// Only one that was imported with this mark, and that no VPS has used since. Any other is as one that is not there.
+        #[serde(default)]
+        mark: Option<u64>,
     } = "io.bailiwick.Host.DeleteVolume" -> Empty
 }
 method! {
@@ -132,6 +135,9 @@ method! {
         /// Bytes that it may have, where they can be counted.
         #[serde(default)]
         size: Option<u64>,
+        /// What it is known by to `DeleteVolume` until a VPS uses it: a number that no other import has.
+        #[serde(default)]
+        mark: Option<u64>,
     } = "io.bailiwick.Host.ImportVolume" -> Moved
 }
 method! {

@@ -36,6 +36,9 @@ use crate::{ids::Allocation, transfer::Files, watch::watch};
 const NEW: &str = ".new-";
 const DEAD: &str = ".dead-";
 
+/// What a volume's directory has besides its data while only an import knows of it: the import's mark.
+const MARK: &str = "import";
+
 /// How often a removal is begun again, and after how long.
 const REMOVALS: u32 = 10;
 const REMOVAL_PAUSE: Duration = Duration::from_millis(200);
@@ -263,6 +266,24 @@ impl Place {
             Ok(()) => self.set_aside(&new)?,
         }
         fs::File::open(self.volumes_of(tenant))?.sync_all()
+    }
+
+    /// Marks a directory that may become a volume's.
+    pub fn mark(&self, directory: &Path, mark: u64) -> io::Result<()> {
+        fs::write(directory.join(MARK), mark.to_string())
+    }
+
+    /// Whether a volume is there with this mark.
+    pub fn is_marked(&self, tenant: &TenantName, name: &VolumeName, mark: u64) -> bool {
+        fs::read_to_string(self.volume_path(tenant, name).join(MARK)).is_ok_and(|found| found == mark.to_string())
+    }
+
+    /// Takes a volume's mark away.
+    pub fn unmark(&self, directory: &Path) -> io::Result<()> {
+        match fs::remove_file(directory.join(MARK)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done,
+        }
     }
 
     /// Takes that directory away again.

@@ -18,7 +18,7 @@ use model::{ImageRef, LayerId, SecretName, TenantName, VolumeName, VpsName, api:
 use serde::{Deserialize, Serialize};
 use wire::{Fault, host};
 
-use crate::{calls::insist, life::Input, secrets::Carried, shared::Control};
+use crate::{calls::insist, life::Input, secrets::Carried, shared::Control, store::Import};
 
 pub mod export;
 mod fill;
@@ -95,21 +95,21 @@ pub fn resume(control: &Arc<Control>) {
         }
         let names = stored.exporting;
         let _ = control.store.run(move |store| store.note_exporting(&names, false)).await;
-        for (tenant, volume) in stored.importing {
-            discard(&control, tenant, vec![volume]).await;
+        for import in stored.imports {
+            discard(&control, import).await;
         }
     });
 }
 
-/// Removes volumes of an import that failed, but for those that a spec uses, as when all was done but the note of it. Then
-/// the note goes too.
-async fn discard(control: &Control, tenant: TenantName, volumes: Vec<VolumeName>) {
+/// Removes the volumes that an import made which failed, but for those that a spec uses, as when all was done but the note of
+/// it. Then the note goes too. What somebody else made, or a VPS has used since, does not have the import's mark.
+async fn discard(control: &Control, import: Import) {
     // No spec may come to use one meanwhile.
     let _one_at_a_time = control.changing.lock().await;
-    let specs = control.specs();
-    let used = |volume: &VolumeName| specs.values().any(|s| s.tenant == tenant && s.volumes.contains_key(volume));
-    for volume in volumes.iter().filter(|volume| !used(volume)) {
-        let delete = host::DeleteVolume { tenant: tenant.clone(), name: volume.clone() };
+    let (tenant, mark, specs) = (&import.tenant, import.mark, control.specs());
+    let used = |volume: &VolumeName| specs.values().any(|s| s.tenant == *tenant && s.volumes.contains_key(volume));
+    for volume in import.volumes.iter().filter(|volume| !used(volume)) {
+        let delete = host::DeleteVolume { tenant: tenant.clone(), name: volume.clone(), mark };
         match insist(&control.host, &delete, LIMIT).await {
             Err(Fault { kind, message }) if kind != ErrorKind::NotFound => {
                 // The note stays: it is tried again at the next start.
@@ -118,5 +118,12 @@ async fn discard(control: &Control, tenant: TenantName, volumes: Vec<VolumeName>
             _ => {}
         }
     }
-    let _ = control.store.run(move |store| store.note_importing(&tenant, &volumes, false)).await;
+    done(control, import).await;
+}
+
+/// An import is over, and nothing of it is to be undone any more.
+async fn done(control: &Control, import: Import) {
+    if let Err(error) = control.store.run(move |store| store.forget_import(&import)).await {
+        tracing::error!(%error, "that an import has ended could not be noted");
+    }
 }

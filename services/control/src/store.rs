@@ -86,6 +86,17 @@ pub struct Wakes {
     pub up: bool,
 }
 
+/// An import that is not done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Import {
+    /// What the host marks its volumes with; none: it is of a version that marked none.
+    pub mark: Option<u64>,
+    /// Whose they are.
+    pub tenant: TenantName,
+    /// The volumes that it makes.
+    pub volumes: Vec<VolumeName>,
+}
+
 /// Everything that is stored.
 #[derive(Debug, Clone, Default)]
 pub struct Stored {
@@ -103,8 +114,8 @@ pub struct Stored {
     pub wakes: BTreeMap<VpsName, Wakes>,
     /// VPSs that are held while they are exported.
     pub exporting: Vec<VpsName>,
-    /// Volumes of imports that are not done.
-    pub importing: Vec<(TenantName, VolumeName)>,
+    /// Imports that are not done.
+    pub imports: Vec<Import>,
     /// When each secret was set, Unix milliseconds.
     pub secrets: BTreeMap<SecretId, u64>,
     /// Jobs.
@@ -132,6 +143,7 @@ enum Fact<'a> {
     Link(&'a VpsName),
     Image(&'a ImageRef),
     Exporting(&'a VpsName),
+    Import(u64),
     Importing(&'a TenantName, &'a VolumeName),
 }
 
@@ -143,6 +155,7 @@ impl Fact<'_> {
             Self::Link(name) => format!("link/{name}"),
             Self::Image(image) => format!("image/{image}"),
             Self::Exporting(name) => format!("exporting/{name}"),
+            Self::Import(mark) => format!("import/{mark}"),
             Self::Importing(tenant, volume) => format!("importing/{tenant}/{volume}"),
         }
     }
@@ -155,7 +168,7 @@ enum Known {
     Link(VpsName, Link),
     Image(ImageInfo),
     Exporting(VpsName),
-    Importing(TenantName, VolumeName),
+    Import(Import),
     Unknown,
 }
 
@@ -166,8 +179,10 @@ impl Known {
             Some(("exporting", name)) => Self::Exporting(name_of(name)?),
             Some(("importing", volume)) => {
                 let (tenant, name) = volume.split_once('/').unwrap_or((volume, ""));
-                Self::Importing(decode(key, &encode(&tenant)?)?, decode(key, &encode(&name)?)?)
+                let (tenant, name) = (decode(key, &encode(&tenant)?)?, decode(key, &encode(&name)?)?);
+                Self::Import(Import { mark: None, tenant, volumes: vec![name] })
             }
+            Some(("import", _)) => Self::Import(decode(key, value)?),
             Some(("created", name)) => Self::Created(name_of(name)?),
             Some(("link", name)) => Self::Link(name_of(name)?, decode(key, value)?),
             Some(("image", _)) => Self::Image(decode(key, value)?),
@@ -184,7 +199,7 @@ impl Stored {
         match fact {
             Known::Deleting(name) => self.deleting.push(name),
             Known::Exporting(name) => self.exporting.push(name),
-            Known::Importing(tenant, name) => self.importing.push((tenant, name)),
+            Known::Import(import) => self.imports.push(import),
             Known::Created(name) => self.created.push(name),
             Known::Link(name, link) => drop(self.links.insert(name, link)),
             Known::Image(info) => drop(self.images.insert(info.reference.clone(), info)),
@@ -332,9 +347,17 @@ impl Store {
         self.note(names.iter().map(Fact::Exporting), now)
     }
 
-    /// Notes volumes that an import makes, or that it is done with them.
-    pub fn note_importing(&self, tenant: &TenantName, volumes: &[VolumeName], now: bool) -> Result<(), StoreError> {
-        self.note(volumes.iter().map(|volume| Fact::Importing(tenant, volume)), now)
+    /// Notes an import that begins.
+    pub fn note_import(&self, mark: u64, import: &Import) -> Result<(), StoreError> {
+        self.put_fact(Fact::Import(mark), import)
+    }
+
+    /// Notes that it is done, or undone.
+    pub fn forget_import(&self, import: &Import) -> Result<(), StoreError> {
+        match import.mark {
+            Some(mark) => self.note([Fact::Import(mark)].into_iter(), false),
+            None => self.note(import.volumes.iter().map(|volume| Fact::Importing(&import.tenant, volume)), false),
+        }
     }
 
     fn note<'a>(&self, facts: impl Iterator<Item = Fact<'a>>, now: bool) -> Result<(), StoreError> {

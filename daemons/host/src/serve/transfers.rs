@@ -116,7 +116,7 @@ impl Capability {
     }
 
     pub(super) async fn import_volume(&self, request: &Request, replier: &mut Replier<'_>) -> Result<(), Fault> {
-        let ImportVolume { tenant, name, owner, replace, size } = request.parse()?;
+        let ImportVolume { tenant, name, owner, replace, size, mark } = request.parse()?;
         self.check_volume(Verb::Create, "create", &tenant, &name)?;
         if replace {
             self.check_volume(Verb::Delete, "delete", &tenant, &name)?;
@@ -136,6 +136,9 @@ impl Capability {
         let directory = host.place.new_volume(&tenant, &name).map_err(failed)?;
         moving.new = true;
         host.place.limit(&directory, size);
+        if let Some(mark) = mark {
+            host.place.mark(&directory, mark).map_err(failed)?;
+        }
         let transfer = host.begin_transfer(Way::In(stream, owner), &directory).map_err(&of)?;
         let moved: Moved = tokio::select! {
             moved = transfer.finish(|| host.check_room()) => moved.map_err(&of)?,

@@ -26,7 +26,9 @@ impl Capability {
             // It is asked again for as long as it may take.
             let later = |fault: Fault| Fault::new(ErrorKind::Unavailable, fault.message);
             self.host.check_not_moving(&tenant, volume).map_err(later)?;
-            let source = self.host.place.volume(&tenant, volume).map_err(|error| {
+            let place = &self.host.place;
+            let source = place.volume(&tenant, volume).and_then(|source| place.unmark(&source).map(|()| source));
+            let source = source.map_err(|error| {
                 Fault::new(ErrorKind::Failed, format!("vps \"{name}\": volume `{tenant}/{volume}`: {error}"))
             })?;
             self.host.place.limit(&source, at.size);
@@ -82,15 +84,24 @@ impl Capability {
     }
 
     pub(super) fn delete_volume(&self, request: &DeleteVolume) -> Result<(), Fault> {
-        let DeleteVolume { tenant, name } = request;
+        let DeleteVolume { tenant, name, mark } = request;
         if !self.may(Verb::Delete, tenant) {
             return Err(Fault::denied(format!(
                 "volume `{tenant}/{name}`: no grant for `delete`; host.toml gives grants"
             )));
         }
-        self.host.check_not_moving(tenant, name)?;
+        // An import whose caller is gone may still be ending: who undoes it asks again.
+        let moving = |fault: Fault| match mark {
+            Some(_) => Fault::new(ErrorKind::Unavailable, fault.message),
+            None => fault,
+        };
+        self.host.check_not_moving(tenant, name).map_err(moving)?;
+        let missing = || Fault::not_found(format!("there is no volume `{tenant}/{name}`"));
+        if mark.is_some_and(|mark| !self.host.place.is_marked(tenant, name, mark)) {
+            return Err(missing());
+        }
         self.host.place.delete_volume(tenant, name).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Fault::not_found(format!("there is no volume `{tenant}/{name}`")),
+            std::io::ErrorKind::NotFound => missing(),
             _ => Fault::new(ErrorKind::Failed, format!("volume `{tenant}/{name}`: {error}")),
         })
     }

@@ -45,7 +45,7 @@ pub async fn import(
     let owner = query.owner.as_deref().map(owner).transpose()?;
     let replace = query.replace;
     let size = super::volumes::size(&control, &tenant, &name);
-    let request = ImportVolume { tenant: tenant.clone(), name: name.clone(), owner, replace, size };
+    let request = ImportVolume { tenant: tenant.clone(), name: name.clone(), owner, replace, size, mark: None };
     let (mut pipe, end) = transfer::import(&control.host, request)?;
     let mut body = body.into_data_stream();
     let feed = async move {

@@ -90,7 +90,9 @@ pub async fn remove(
         let message = format!("volume `{tenant}/{name}` is used by vps \"{vps}\"");
         return Err(ApiError::new(ErrorKind::Conflict, message).next(format!("bailiwick delete {vps} --volumes")));
     }
-    match insist(&control.host, &host::DeleteVolume { tenant: tenant.clone(), name: name.clone() }, LIMIT).await {
+    match insist(&control.host, &host::DeleteVolume { tenant: tenant.clone(), name: name.clone(), mark: None }, LIMIT)
+        .await
+    {
         Err(fault) if fault.kind == ErrorKind::NotFound => return Err(no_volume(&tenant, &name)),
         done => drop(done?),
     }

@@ -19,8 +19,8 @@ pub(super) struct Target<'a> {
     pub spec: &'a VpsSpec,
     /// Volumes as they were called, and as they are here.
     pub volumes: &'a BTreeMap<VolumeName, VolumeName>,
-    /// Volumes that are there since this import.
-    pub made: Vec<VolumeName>,
+    /// What its volumes are marked with.
+    pub mark: u64,
     /// What its image is called here, where it comes with it.
     pub image: Option<&'a ImageRef>,
     /// Bytes of its layers so far.
@@ -68,8 +68,8 @@ impl Target<'_> {
             What::Volume(volume) => {
                 let name = self.volumes[volume].clone();
                 let size = self.spec.volumes.get(&name).and_then(|volume| volume.size);
-                let tenant = self.spec.tenant.clone();
-                let request = host::ImportVolume { tenant, name, owner: None, replace: false, size };
+                let (tenant, mark) = (self.spec.tenant.clone(), Some(self.mark));
+                let request = host::ImportVolume { tenant, name, owner: None, replace: false, size, mark };
                 let (pipe, end) = transfer::import(&self.control.host, request)?;
                 (pipe, tokio::spawn(async move { end.await.map(|_| 0) }))
             }
@@ -77,8 +77,7 @@ impl Target<'_> {
         Ok(Filling { what, pipe, end, digest: Sha256::new(), parts: 0 })
     }
 
-    /// Waits until it is there. That a volume goes if this process dies is noted only now: before, the host undoes it, and one
-    /// that somebody else made meanwhile is not this import's to remove.
+    /// Waits until it is there.
     async fn end(&mut self, filling: Filling, manifest: &Manifest, found: &mut End) -> Result<(), ApiError> {
         let Filling { what, pipe, end, digest, .. } = filling;
         drop(pipe);
@@ -91,9 +90,6 @@ impl Target<'_> {
                 }
             }
             What::Volume(volume) => {
-                let (tenant, made) = (self.spec.tenant.clone(), self.volumes[&volume].clone());
-                self.made.push(made.clone());
-                self.control.store.run(move |store| store.note_importing(&tenant, &[made], true)).await?;
                 found.sha256.insert(volume, hex::encode(digest.finalize()));
             }
         }

@@ -15,10 +15,10 @@ use model::{
 };
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
-use wire::host;
+use wire::{Fault, host};
 
 use super::{
-    FORMAT, LIMIT, MANIFEST, Manifest, SMALL, discard,
+    FORMAT, LIMIT, MANIFEST, Manifest, SMALL, discard, done,
     fill::{Target, fill},
     members::Members,
 };
@@ -32,6 +32,7 @@ use crate::{
     secrets::{Passphrase, SecretId, Value},
     shared::Control,
     state,
+    store::Import,
 };
 
 /// How it is to be here.
@@ -105,27 +106,36 @@ async fn import(
         let secrets = new_secrets(control, &tenant, &values).await?;
         check(control, &name, &request, &secrets, comes).await.map_err(hint)?;
     }
+    // Noted before there is anything to be undone, whoever dies when.
+    let mark = mark()?;
+    let import = Import { mark: Some(mark), tenant: tenant.clone(), volumes: volumes.values().cloned().collect() };
+    let noted = import.clone();
+    control.store.run(move |store| store.note_import(mark, &noted)).await?;
     let image = comes.then_some(&spec.image);
-    let mut target = Target { control, spec: &spec, volumes: &volumes, made: Vec::new(), image, sizes: Vec::new() };
-    let done = async {
+    let mut target = Target { control, spec: &spec, volumes: &volumes, mark, image, sizes: Vec::new() };
+    let imported = async {
         fill(&manifest, &mut target, members).await?;
         let _one_at_a_time = control.changing.lock().await;
         let secrets = new_secrets(control, &tenant, &values).await?;
         let plan = check(control, &name, &request, &secrets, false).await?;
         carry_out(control, &request, &plan, secrets).await
     };
-    let done = done.await;
-    let (made, of) = (target.made, tenant.clone());
-    if let Err(error) = done {
-        discard(control, tenant, made).await;
+    if let Err(error) = imported.await {
+        discard(control, import).await;
         return Err(error);
     }
-    if let Err(error) = control.store.run(move |store| store.note_importing(&of, &made, false)).await {
-        tracing::error!(%error, "that an import has ended could not be noted");
-    }
+    done(control, import).await;
     let layers = images::layers(control, &spec.image, LIMIT).await.unwrap_or_default();
     let (image, other_image) = (spec.image.to_string(), layers != manifest.layers);
     Ok(Imported { vps: name, tenant, volumes, image, other_image, left_out })
+}
+
+/// What tells the volumes of this import from those that others make.
+fn mark() -> Result<u64, ApiError> {
+    let mut bytes = [0; 8];
+    let failed = |error| Fault::from(std::io::Error::from(error));
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).map_err(failed)?;
+    Ok(u64::from_le_bytes(bytes))
 }
 
 /// What an image that comes with an archive is called here: after its layers, since whoever wrote the archive could have

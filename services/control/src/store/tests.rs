@@ -93,7 +93,7 @@ fn an_entry_that_cant_be_read_is_told_and_no_other_is_lost() {
             write.open_table(SECRETS)?.insert("x", &b""[..])?;
             write.open_table(JOBS)?.insert("noslash", &b"{}"[..])?;
             let mut facts = write.open_table(FACTS)?;
-            for key in ["link/b", "image/x", "importing/", "deleting/..", "created/", "what", "later/x"] {
+            for key in ["link/b", "image/x", "importing/", "import/x", "deleting/..", "created/", "what", "later/x"] {
                 facts.insert(key, &b"\xff"[..])?;
             }
             Ok(())
@@ -102,8 +102,8 @@ fn an_entry_that_cant_be_read_is_told_and_no_other_is_lost() {
     let stored = store.load().unwrap();
     assert_eq!(stored.specs, specs(&["a", "c"]));
     assert_eq!(stored.links.get(&name("a")), Some(&link()));
-    assert!(stored.deleting.is_empty() && stored.importing.is_empty());
-    assert_eq!(stored.damaged.len(), 10, "{:#?}", stored.damaged);
+    assert!(stored.deleting.is_empty() && stored.imports.is_empty());
+    assert_eq!(stored.damaged.len(), 11, "{:#?}", stored.damaged);
     assert!(stored.damaged.iter().any(|said| said.starts_with("`b` of control's VPSs is damaged: invalid type")));
     // What is applied anew takes its place.
     store.put_specs(&specs(&["b"]), &BTreeMap::new()).unwrap();
