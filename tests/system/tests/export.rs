@@ -165,6 +165,35 @@ fn an_import_of_a_bad_archive_leaves_nothing() -> Result<()> {
     host.stop()
 }
 
+#[test]
+fn an_export_that_fails_in_the_middle_says_so_and_leaves_no_file() -> Result<()> {
+    let mut host = host(21_481)?;
+    // What no archive takes, which nobody knows before it is there.
+    let deep = "cd /var/lib/redis && for n in $(seq 600); do mkdir d && cd d; done";
+    host.run(&["exec", "store", "--", "sh", "-ec", deep])?;
+    let file = host.root.join("store.tar");
+    let failed = host.cli(&["export", "store", &file.to_string_lossy()])?;
+    ensure!(failed.code == 1, "{failed:?}");
+    ensure!(failed.err.contains("vps \"store\" was not exported: volume `acme/data`"), "{failed:?}");
+    ensure!(failed.err.contains("is deeper than 512 directories"), "{failed:?}");
+    let left =
+        fs::read_dir(&host.root)?.flatten().any(|entry| entry.file_name().to_string_lossy().contains("store.tar"));
+    ensure!(!left, "part of a file is left");
+    host.await_state("store", "running", Duration::from_secs(10))?;
+    // What came of it on standard output is not taken for a whole one.
+    let output = host.command(&["export", "store", "-"]).output()?;
+    ensure!(output.status.code() == Some(1) && !output.stdout.is_empty(), "{output:?}");
+    ensure!(String::from_utf8_lossy(&output.stderr).contains("was not exported"), "{output:?}");
+    fs::write(&file, &output.stdout)?;
+    let refused = host.cli(&["import", &file.to_string_lossy(), "--name", "copy", "--no-routes"])?;
+    ensure!(refused.code == 2 && refused.err.contains("broke off"), "{refused:?}");
+    // Without it all is well again.
+    host.run(&["exec", "store", "--", "rm", "-r", "/var/lib/redis/d"])?;
+    fs::remove_file(&file)?;
+    host.run(&["export", "store", &file.to_string_lossy()])?;
+    host.stop()
+}
+
 const POSTGRES: &str = r#"tenant = "acme"
 [vps.db]
 image   = "debian:postgresql"

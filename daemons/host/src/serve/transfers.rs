@@ -2,7 +2,7 @@
 
 use std::{os::fd::AsFd, path::Path};
 
-use model::{TenantName, Verb, VolumeName, api::ErrorKind, disk::Disk};
+use model::{TenantName, Verb, VolumeName, api::ErrorKind, disk::Disk, limits::show_bytes};
 use tracing::warn;
 use wire::{
     Fault, Replier, Request,
@@ -140,8 +140,15 @@ impl Capability {
             host.place.mark(&directory, mark).map_err(failed)?;
         }
         let transfer = host.begin_transfer(Way::In(stream, owner), &directory).map_err(&of)?;
+        // The kernel's words for a volume and for a disk that is full may be the same.
+        let too_large = |fault: Fault| match size {
+            Some(size) if fault.kind == ErrorKind::Lacking && host.place.uncounted().is_none() => {
+                Fault::new(fault.kind, format!("{}; its size is {}", fault.message, show_bytes(size)))
+            }
+            _ => fault,
+        };
         let moved: Moved = tokio::select! {
-            moved = transfer.finish(|| host.check_room()) => moved.map_err(&of)?,
+            moved = transfer.finish(|| host.check_room()) => moved.map_err(|fault| of(too_large(fault)))?,
             () = replier.gone() => return Ok(()),
         };
         host.place.take_volume(&tenant, &name).map_err(failed)?;
