@@ -75,6 +75,8 @@ umount $disk/lib && rm -r $disk $disk.img
 mkdir -p cache/bailiwick && mv layers cache/bailiwick/layers
 check "project quotas of ext4 and xfs enforce sizes" env BAILIWICK_PROJECT_QUOTAS=1 BAILIWICK_PROJECT=/in XDG_CACHE_HOME=/in/cache \
   BAILIWICK_BIN=/usr/lib/bailiwick/current ./sizes --test-threads=1 project_quotas
+check "an export on xfs lets its VPS go on at once" env BAILIWICK_PROJECT_QUOTAS=1 BAILIWICK_PROJECT=/in XDG_CACHE_HOME=/in/cache \
+  BAILIWICK_BIN=/usr/lib/bailiwick/current ./copies --test-threads=1 xfs
 rm -r cache
 check "blog falls asleep" sleeps blog 60
 check "shop falls asleep" sleeps shop 60

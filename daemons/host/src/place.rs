@@ -78,6 +78,7 @@ impl Place {
                 let name = entry.file_name();
                 let name = name.to_string_lossy();
                 if name.starts_with(NEW) || name.starts_with(DEAD) {
+                    place.unbound(&entry.path());
                     remove_aside(entry.path())?;
                 }
             }
@@ -105,6 +106,12 @@ impl Place {
             Err(error) if bytes.is_some() => warn!(path = %path.display(), %error, "its size is not enforced"),
             _ => {}
         }
+    }
+
+    /// Takes the bound of a volume or a VPS that goes: where a quota group of btrfs is full, nothing can be removed either.
+    fn unbound(&self, path: &Path) {
+        self.limit(path, None);
+        self.limit(&path.join("state"), None);
     }
 
     /// Bytes in such a directory; none: they are not counted.
@@ -307,6 +314,7 @@ impl Place {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let dead = path.with_file_name(format!("{DEAD}{name}-{}-{count}", crate::table::now_ms()));
         fs::rename(path, &dead)?;
+        self.unbound(&dead);
         remove_aside(dead)
     }
 

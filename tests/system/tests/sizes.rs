@@ -1,6 +1,10 @@
 //! Sizes of volumes and of what a VPS writes elsewhere, where the file system counts them.
 
-use std::process::Command;
+use std::{
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use bailiwick_system_tests::{Host, HostOptions, disk::Disk};
@@ -58,15 +62,43 @@ fn enforced(host: &mut Host) -> Result<()> {
     // A larger size counts from the next start; an import is bounded too.
     host.run(&["stop", "sh"])?;
     let refused = host.cli(&["volume", "import", "acme/small", "/usr/share", "--replace"])?;
-    ensure!(refused.code == 7 && is_full(&refused.err), "{refused:?}");
+    ensure!(refused.code == 7 && is_full(&refused.err) && refused.err.contains("its size is 16 MiB"), "{refused:?}");
     host.apply("sh.toml", &SPEC.replace("16MiB", "64MiB").replace("24MiB", "64MiB"))?;
     host.run(&["start", "sh"])?;
     for path in ["/srv/small/file", "/root/file"] {
         let (code, err) = write(host, path, 40)?;
         ensure!(code == 0, "40 MiB do not fit in {path} of 64: {err}");
     }
-    // All of it goes, subvolumes too.
+
+    // A VPS that comes in an archive has the sizes of its spec; one whose content is larger does not come.
+    let file = host.root.join("sh.tar");
+    let path = file.to_string_lossy().into_owned();
+    host.run(&["export", "sh", &path])?;
     host.run(&["delete", "sh", "--volumes", "--yes"])?;
+    let good = fs::read(&file)?;
+    let mut smaller = good.clone();
+    let size = b"size = \\\"64MiB";
+    let at = smaller.windows(size.len()).position(|part| part == size).context("a size")?;
+    smaller[at + size.len() - 5..][..2].copy_from_slice(b"16");
+    fs::write(&file, &smaller)?;
+    let refused = host.cli(&["import", &path])?;
+    ensure!(refused.code == 7 && is_full(&refused.err) && refused.err.contains("its size is 16 MiB"), "{refused:?}");
+    ensure!(host.cli(&["get", "sh"])?.code == 3 && host.json(&["volume", "ls"])?.as_array().is_some_and(Vec::is_empty));
+    fs::write(&file, &good)?;
+    host.run(&["import", &path])?;
+    host.run(&["start", "sh"])?;
+    let (code, err) = write(host, "/srv/small/more", 40)?;
+    ensure!(code != 0 && is_full(&err), "80 MiB fit in 64 that were imported: {code} {err}");
+    // What is full can be removed.
+    host.run(&["delete", "sh", "--volumes", "--yes"])?;
+    let until = Instant::now() + Duration::from_secs(20);
+    while ["volumes/acme", "vps"].iter().any(|path| {
+        let entries = fs::read_dir(host.root.join("lib").join(path)).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name()).any(|name| name.to_string_lossy().starts_with(".dead-"))
+    }) {
+        ensure!(Instant::now() < until, "what was at its size can't be removed: {}", host.daemon_log());
+        std::thread::yield_now();
+    }
     Ok(())
 }
 

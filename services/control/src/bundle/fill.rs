@@ -142,9 +142,11 @@ pub(super) async fn fill(manifest: &Manifest, target: &mut Target<'_>, members: 
                 left -= chunk.len() as u64;
                 now.digest.update(&chunk);
                 if now.pipe.write_all(&chunk).await.is_err() {
-                    // Who takes it does not read any more, and says why.
-                    (&mut now.end).await.map_err(|_| broke_off(&now.what))??;
-                    return Err(invalid(format!("{stem} of the archive goes on after its end")));
+                    let goes_on = || invalid(format!("{stem} of the archive goes on after its end"));
+                    // Who takes it does not read any more, and says why: once, so that it is not waited for again below.
+                    let Filling { what, end, .. } = filling.take().ok_or_else(goes_on)?;
+                    end.await.map_err(|_| broke_off(&what))??;
+                    return Err(goes_on());
                 }
             }
             members.padding(size).await?;
