@@ -209,6 +209,17 @@ fn elsewhere_so_does_one_with_little_data_and_another_stands_still_for_as_long_a
     begun.give_up()?;
     nothing_is_held(&disk)?;
 
+    // Where there is no room for a copy it is read while it stands still.
+    let filler = disk.path().join("filler");
+    let script = "free=$(df --output=avail -k . | tail -n 1); fallocate -l $((free - 16384))K filler";
+    ensure!(Command::new("sh").args(["-ec", script]).current_dir(disk.path()).status()?.success());
+    let begun = begin(&host)?;
+    ensure!(host.state("pair")? == "frozen", "it is not held");
+    begun.read(Path::new("/dev/null"))?;
+    ensure!(stood(&host)?.contains("No space left on device"), "{}", stood(&host)?);
+    fs::remove_file(filler)?;
+    goes_on(&host)?;
+
     // More than is copied in a moment.
     ensure!(host.cli(&["doctor"])?.out.contains("they can't share blocks at"));
     inside(&host, "fallocate -l 300MiB /srv/b/much")?;
