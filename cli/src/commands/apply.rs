@@ -32,8 +32,8 @@ pub async fn run(host: &Host, apply: Apply) -> Result<()> {
     while request.dry_run && !apply.dry_run {
         for image in &answer.missing_images {
             let built = match locals.get(image) {
-                Some(local) => images::send(host, local, false).await,
-                None => images::build(host, image, false).await,
+                Some(local) => images::send(host, local, false, true).await,
+                None => images::build(host, image, false, true).await,
             };
             built.map_err(|failure| placed(failure, image, &request.files))?;
         }

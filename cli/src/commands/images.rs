@@ -31,9 +31,9 @@ pub async fn run(host: &Host, image: Image) -> Result<()> {
     match image {
         Image::Build { image, name, refresh, form } => {
             let row = match image {
-                ImageSource::Image(image) => build(host, &image.to_string(), refresh).await?,
+                ImageSource::Image(image) => build(host, &image.to_string(), refresh, false).await?,
                 ImageSource::Path(kind, path) => {
-                    send(host, &Local::read(kind, &path, Path::new(""), name)?, refresh).await?
+                    send(host, &Local::read(kind, &path, Path::new(""), name)?, refresh, false).await?
                 }
             };
             if form.json { output::json(&row) } else { output::line(&built(&row)) }
@@ -99,10 +99,10 @@ fn pruned(answer: &PruneAnswer, dry_run: bool) -> String {
     images.chain([format!("{layers} {done}\n")]).collect()
 }
 
-/// Sends an archive or a directory, unless the host has it.
-pub async fn send(host: &Host, local: &Local, refresh: bool) -> Result<ImageRow> {
+/// Sends an archive or a directory, unless the host has it; with `keep` for an apply that comes next.
+pub async fn send(host: &Host, local: &Local, refresh: bool, keep: bool) -> Result<ImageRow> {
     let image = local.image.to_string();
-    let path = format!("/v1/images/{}/content?refresh={refresh}", segment(&image));
+    let path = format!("/v1/images/{}/content?refresh={refresh}&keep={keep}", segment(&image));
     let lines = host.send_stream(&path, local.body()).await?;
     follow(lines, &image).await
 }
@@ -113,8 +113,8 @@ fn built(row: &ImageRow) -> String {
 }
 
 /// Builds an image and shows how it goes: a bar on a terminal, a line for each step otherwise, on standard error.
-pub async fn build(host: &Host, image: &str, refresh: bool) -> Result<ImageRow> {
-    let request = BuildRequest { image: image.to_owned(), refresh };
+pub async fn build(host: &Host, image: &str, refresh: bool, keep: bool) -> Result<ImageRow> {
+    let request = BuildRequest { image: image.to_owned(), refresh, keep };
     follow(host.stream(Method::POST, "/v1/images/build", Some(&request)).await?, image).await
 }
 

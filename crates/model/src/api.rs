@@ -289,6 +289,9 @@ pub struct BuildRequest {
     /// Build again although it is there.
     #[serde(default)]
     pub refresh: bool,
+    /// Do not prune it for half a minute after: an apply that names it comes.
+    #[serde(default)]
+    pub keep: bool,
 }
 
 /// `POST /v1/images/prune`

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use model::{ImageRef, LayerId, api::ErrorKind, image::ImageInfo};
@@ -12,26 +12,32 @@ use wire::{Fault, apps};
 
 use crate::{calls::insist, shared::Control};
 
+/// How long other hosts are told that an image will be used.
+const SOON: Duration = Duration::from_secs(3);
+/// How long after an image was made the apply that it was made for may take to come.
+const APPLIED: Duration = Duration::from_secs(30);
+
 /// The images that `apps` had when last asked.
 #[derive(Debug, Default)]
 pub struct Images {
     known: RwLock<BTreeMap<ImageRef, ImageInfo>>,
     /// Those of specs that are on their way.
     held: Mutex<Vec<ImageRef>>,
+    /// Those that an apply will name soon, and until when.
+    kept: Mutex<Vec<(ImageRef, Instant)>>,
     /// Held by who says what is in use: what is said last is newest.
     telling: tokio::sync::Mutex<()>,
 }
 
 /// As long as one lives, its images count as used.
-#[derive(Debug)]
-pub struct Held<'a> {
-    images: &'a Images,
+pub struct Held {
+    control: Arc<Control>,
     which: Vec<ImageRef>,
 }
 
-impl Drop for Held<'_> {
+impl Drop for Held {
     fn drop(&mut self) {
-        let mut held = self.images.held();
+        let mut held = self.control.images.held();
         for image in &self.which {
             if let Some(at) = held.iter().position(|other| other == image) {
                 held.swap_remove(at);
@@ -48,6 +54,12 @@ impl Images {
 
     fn held(&self) -> MutexGuard<'_, Vec<ImageRef>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Vec<(ImageRef, Instant)>> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|(_, until)| *until > Instant::now());
+        kept
     }
 
     fn read(&self) -> RwLockReadGuard<'_, BTreeMap<ImageRef, ImageInfo>> {
@@ -102,21 +114,42 @@ pub async fn layers(control: &Arc<Control>, image: &ImageRef, limit: Duration) -
 }
 
 /// Keeps images for specs that are on their way; hosts on the same layer store know it when this returns, if `apps` is there.
-pub async fn hold<'a>(control: &'a Arc<Control>, which: Vec<ImageRef>, limit: Duration) -> Held<'a> {
+pub async fn hold(control: &Arc<Control>, which: Vec<ImageRef>, limit: Duration) -> Held {
     let used = in_use(control);
     let known = which.iter().all(|image| used.contains(image));
     control.images.held().extend(which.iter().cloned());
-    let held = Held { images: &control.images, which };
+    let held = Held { control: control.clone(), which };
     if !known {
         say(control, limit).await;
     }
     held
 }
 
+/// Keeps an image that an apply will name, from before it is made until that apply, or until it does not come.
+pub async fn keep_for_apply<T>(
+    control: &Arc<Control>,
+    image: &ImageRef,
+    keep: bool,
+    made: impl Future<Output = T>,
+) -> T {
+    let _held = if keep { Some(hold(control, vec![image.clone()], SOON).await) } else { None };
+    let made = made.await;
+    if keep {
+        control.images.kept().push((image.clone(), Instant::now() + APPLIED));
+    }
+    made
+}
+
+/// The apply has come.
+pub fn applied(control: &Control, images: &[ImageRef]) {
+    control.images.kept().retain(|(image, _)| !images.contains(image));
+}
+
 /// The images that specs name, those of specs that are on their way, and those of VPSs that are being deleted.
 pub fn in_use(control: &Control) -> BTreeSet<ImageRef> {
     let mut used: BTreeSet<_> = control.specs().into_values().map(|spec| spec.image.clone()).collect();
     used.extend(control.images.held().iter().cloned());
+    used.extend(control.images.kept().iter().map(|(image, _)| image.clone()));
     used.extend(control.deleting().values().map(|vps| vps.spec().image.clone()));
     used
 }

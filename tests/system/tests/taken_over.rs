@@ -210,6 +210,43 @@ fn a_designated_vps_has_none_of_the_host_s_ids_files_or_sockets() -> Result<()> 
     host.stop()
 }
 
+#[test]
+fn apps_writes_to_its_layers_and_its_own_and_to_nothing_else_of_the_host() -> Result<()> {
+    let mut host = Host::start(HostOptions::default())?;
+    let pid = host.pid_of("apps")?;
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
+    let mut seen = BTreeSet::new();
+    for line in mounts.lines() {
+        let (mount, file_system) = line.split_once(" - ").context("a line of proc(5)")?;
+        let fields: Vec<_> = mount.split(' ').collect();
+        let (place, options) = (fields[4], fields[5].split(',').collect::<Vec<_>>());
+        seen.insert(place.to_owned());
+        let own = ["/layers", "/data"].contains(&place);
+        // What has a disk below it is the host's; the kernel's own file systems are its namespaces'.
+        let of_a_disk = file_system.split(' ').nth(1).is_some_and(|source| source.starts_with('/'));
+        ensure!(!of_a_disk || own || options.contains(&"ro"), "{line}");
+        // Nothing is a device but the few that every VPS has.
+        let device = place.starts_with("/dev/") || place == "/dev";
+        ensure!(device || !of_a_disk || options.contains(&"nodev"), "{line}");
+    }
+    for place in ["/layers", "/data", "/usr"] {
+        ensure!(seen.contains(place), "{place} is not mounted: {mounts}");
+    }
+    // As its root, which is nobody on the host: with all that a service could do there.
+    let ids = fs::read_to_string(format!("/proc/{pid}/uid_map"))?;
+    let first: u32 = ids.split_whitespace().nth(1).context("a map")?.parse()?;
+    ensure!(first >= 1_048_576, "{ids}");
+    let target = pid.to_string();
+    let mut enter = Command::new("nsenter");
+    enter.args(["--target", &target, "--user", "--mount", "--setuid", "0", "--setgid", "0", "--wdns=/", "sh", "-c"]);
+    let script = "for d in / /usr /usr/bin /etc /usr/lib /sys /layers/hosts; do touch $d/x 2>/dev/null && echo $d; done; \
+                  touch /layers/x /data/x && rm /layers/x /data/x && echo own; mount -o remount,rw /usr 2>/dev/null && echo remounted; true";
+    let output = enter.arg(script).output()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(said == "own\n", "{said}{}", String::from_utf8_lossy(&output.stderr));
+    host.stop()
+}
+
 fn status(pid: i32) -> Result<impl Fn(&str) -> String> {
     let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
     Ok(move |field: &str| {

@@ -82,6 +82,53 @@ fn limits_hold() -> Result<()> {
     host.stop()
 }
 
+/// A number of a cgroup of this host, whichever hierarchy has it.
+fn number(host: &Host, controller: &str, group: &str, names: [&str; 2]) -> Result<u64> {
+    let config = std::fs::read_to_string(host.root.join("host.toml"))?;
+    let own = config.lines().find_map(|line| line.strip_prefix("cgroup = ")).context("a cgroup")?;
+    let own = format!("{}{group}", own.trim_matches('"'));
+    let files = [format!("{controller}/{own}/{}", names[0]), format!("{own}/{}", names[1])];
+    let found = files.iter().find_map(|file| std::fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok());
+    Ok(found.with_context(|| format!("none of {files:?}"))?.trim().parse()?)
+}
+
+#[test]
+fn without_limits_a_vps_leaves_the_machine_its_memory_and_processes() -> Result<()> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo")?;
+    let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));
+    let total: u64 = total.context("MemTotal")?.trim().parse::<u64>()? << 10;
+    // What is left for all VPSs together is less than one of them asks for.
+    let reserve = total.saturating_sub(800 << 20) >> 20;
+    let config = format!("reserve = {{ memory = \"{reserve}MiB\", disk = \"0%\" }}");
+    let mut host = Host::start(HostOptions { config, ..HostOptions::default() })?;
+    host.apply("a.toml", &spec("eater", 20422, "restart = \"never\""))?;
+    host.apply("b.toml", &spec("other", 20423, ""))?;
+    hello(20422)?;
+    hello(20423)?;
+    let (pid, services) =
+        (host.pid_of("other")?, ["apps", "control", "gateway", "network"].map(|name| host.pid_of(name)));
+    let eaten = host.cli(&["exec", "eater", "--", "perl", "-e", "my $x = 'x' x (1200 << 20); print length $x"])?;
+    ensure!(eaten.code != 0 && !eaten.out.contains("1258291200"), "{eaten:?}");
+    hello(20423)?;
+    ensure!(host.pid_of("other")? == pid, "the other one paid for it");
+    for (name, pid) in ["apps", "control", "gateway", "network"].into_iter().zip(services) {
+        ensure!(host.pid_of(name)? == pid?, "{name} paid for it");
+    }
+    let all = number(&host, "memory", "", ["memory.limit_in_bytes", "memory.max"])?;
+    ensure!(all <= total - (reserve << 20), "{all} of {total} bytes");
+
+    // That the kernel holds such a number, `limits_hold` shows.
+    let machine = |file: &str| -> Result<u64> {
+        Ok(std::fs::read_to_string(format!("/proc/sys/kernel/{file}"))?.trim().parse()?)
+    };
+    let machine = machine("pid_max")?.min(machine("threads-max")?);
+    let own = number(&host, "pids", "/other", ["pids.max"; 2])?;
+    let all = number(&host, "pids", "", ["pids.max"; 2])?;
+    ensure!((1..=machine * 15 / 100).contains(&own), "{own} of {machine} processes");
+    ensure!((own..=machine * 85 / 100).contains(&all), "{all} of {machine} processes");
+    host.stop()
+}
+
 #[test]
 fn a_log_flood_is_bounded() -> Result<()> {
     let mut host = Host::start(HostOptions::default())?;

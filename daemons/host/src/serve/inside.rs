@@ -89,7 +89,8 @@ impl Capability {
 /// A VPS's log files, oldest first. The directory is the shim's, who has read what the tenant wrote: no link in it is followed.
 pub fn open_logs(vps: &Path) -> Result<Vec<OwnedFd>, Errno> {
     let directory = vps.join("log");
-    let directory = openat(CWD, &directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = openat(CWD, &directory, flags, Mode::empty())?;
     let mut files = Vec::new();
     for file in ["log.1", "log"] {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -101,4 +102,53 @@ pub fn open_logs(vps: &Path) -> Result<Vec<OwnedFd>, Errno> {
         }
     }
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, io::Read, os::unix::fs::symlink, process::Command};
+
+    use super::*;
+
+    /// What is read of the logs of a VPS whose log directory `make` fills.
+    fn read(make: impl FnOnce(&Path)) -> Result<Vec<String>, Errno> {
+        let place = tempfile::tempdir().unwrap();
+        let log = place.path().join("vps/log");
+        fs::create_dir_all(&log).unwrap();
+        fs::write(place.path().join("outside"), "outside").unwrap();
+        make(&log);
+        let text = |fd: OwnedFd| {
+            let mut text = String::new();
+            fs::File::from(fd).read_to_string(&mut text).unwrap();
+            text
+        };
+        Ok(open_logs(&place.path().join("vps"))?.into_iter().map(text).collect())
+    }
+
+    #[test]
+    fn a_log_is_a_file_and_no_link() {
+        let whole = |log: &Path| {
+            fs::write(log.join("log.1"), "older").unwrap();
+            fs::write(log.join("log"), "newer").unwrap();
+        };
+        assert_eq!(read(whole), Ok(vec!["older".to_owned(), "newer".to_owned()]));
+        assert_eq!(read(|_| ()), Ok(Vec::new()));
+        for to in ["../../outside", "/etc/passwd", "/proc/self/environ", "log.1", "nowhere"] {
+            for name in ["log", "log.1"] {
+                assert_eq!(read(|log| symlink(to, log.join(name)).unwrap()), Err(Errno::LOOP), "{name} -> {to}");
+            }
+        }
+        // Neither waits for who would write, nor reads what is no file.
+        assert_eq!(read(|log| fs::create_dir(log.join("log")).unwrap()), Ok(Vec::new()));
+        assert_eq!(
+            read(|log| assert!(Command::new("mkfifo").arg(log.join("log")).status().unwrap().success())),
+            Ok(Vec::new())
+        );
+        let elsewhere = |log: &Path| {
+            fs::remove_dir(log).unwrap();
+            symlink("..", log).unwrap();
+            fs::write(log.join("../log2"), "").unwrap();
+        };
+        assert_eq!(read(elsewhere), Err(Errno::NOTDIR));
+    }
 }

@@ -44,7 +44,9 @@ pub async fn apply(
     let _one_at_a_time = control.changing.lock().await;
     let plan = planned(&control, &request, &Secrets::new()).await?;
     let wanted = plan.specs.values().filter(|_| !request.dry_run).map(|spec| spec.image.clone());
-    let _kept = images::hold(&control, wanted.collect(), IMAGES).await;
+    let wanted: Vec<_> = wanted.collect();
+    let _kept = images::hold(&control, wanted.clone(), IMAGES).await;
+    images::applied(&control, &wanted);
     let missing = missing_images(&control, &plan).await?;
     let warnings = warnings(&control, &plan).await;
     if request.dry_run {

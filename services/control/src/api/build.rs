@@ -73,7 +73,8 @@ pub async fn build(State(control): State<Arc<Control>>, body: Bytes) -> Result<R
     let image = image_ref(&request.image)?;
     let (sender, receiver) = mpsc::channel(stream::WAITING);
     tokio::spawn(async move {
-        let made = follow(&control, &image, request.refresh, &sender).await;
+        let made = follow(&control, &image, request.refresh, &sender);
+        let made = images::keep_for_apply(&control, &image, request.keep, made).await;
         // The build goes on without a reader; it is only not told.
         let _ = sender.send(ended(&control, &image, request.refresh, made).await).await;
     });

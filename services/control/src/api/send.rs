@@ -42,6 +42,8 @@ const HEARD: Duration = Duration::from_secs(5);
 pub struct Wanted {
     #[serde(default)]
     refresh: bool,
+    #[serde(default)]
+    keep: bool,
 }
 
 /// `POST /v1/images/{reference}/content`: the body is the archive. It goes through, and is kept nowhere on the way.
@@ -58,7 +60,8 @@ pub async fn send(
     }
     let (sender, receiver) = mpsc::channel(stream::WAITING);
     tokio::spawn(async move {
-        let (made, rest) = pass_on(&control, &image, wanted.refresh, body, &sender).await;
+        let made = pass_on(&control, &image, wanted.refresh, body, &sender);
+        let (made, rest) = images::keep_for_apply(&control, &image, wanted.keep, made).await;
         let _ = sender.send(ended(&control, &image, wanted.refresh, made).await).await;
         drop(sender);
         // Who is cut off while sending may not read the answer any more.

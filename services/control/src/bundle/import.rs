@@ -57,11 +57,11 @@ pub async fn run(
 ) -> Result<Imported, ApiError> {
     let mut members = Members::new(body.into_data_stream());
     let result = import(control, wanted, passphrase, &mut members).await;
-    match &result {
-        Ok(imported) => control.history.record(Some(&imported.vps), "imported", "", actor),
-        // Who sends hears nothing before all is sent.
-        Err(_) => while let Some(Ok(_)) = members.body.next().await {},
+    if let Ok(imported) = &result {
+        control.history.record(Some(&imported.vps), "imported", "", actor);
     }
+    // Who sends hears nothing before all is sent.
+    while let Some(Ok(_)) = members.body.next().await {}
     result
 }
 

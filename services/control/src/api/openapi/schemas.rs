@@ -252,6 +252,7 @@ const TYPES: &[(&str, &str, &[Field])] = &[
         &[
             ("image", Text, Always, "Such as debian:nginx-light."),
             ("refresh", Bool, Default, "Build again although it is there."),
+            ("keep", Bool, Default, "Do not prune it for half a minute after: an apply that names it comes."),
         ],
     ),
     ("PruneRequest", "What to remove.", &[("dry_run", Bool, Default, "Only say what would be removed.")]),

@@ -97,7 +97,7 @@ fn schemas_hold_what_the_types_write() {
     holds("Why", Why { vps: row(), summary: text(), ignored, last, story: Vec::new(), log: Vec::new(), next: None });
     let image = ImageRow { reference: text(), layers: Vec::new(), size: 0, own_size: 0, built: 0, used_by: Vec::new() };
     holds("ImageRow", image);
-    holds("BuildRequest", BuildRequest { image: text(), refresh: false });
+    holds("BuildRequest", BuildRequest { image: text(), refresh: false, keep: false });
     let progress = serde_json::to_value(BuildLine::Progress { step: text(), done: 0, total: 0 }).unwrap();
     holds("BuildProgress", progress["progress"].clone());
     holds("RouteRow", RouteRow { route: text(), vps: vps(), port: 1, listen: text(), fault: None, from: Vec::new() });
