@@ -2,9 +2,10 @@
 //! rule allows the pair, and this namespace takes it for its own, whether the VPS is up or not.
 
 mod admit;
+mod silence;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     io,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
@@ -18,6 +19,7 @@ use tokio::{net::TcpListener, sync::watch, task::AbortHandle, time::sleep};
 
 use crate::{
     accept::{BACKLOG, Entrance, Limits, accept},
+    doors::silence::Silence,
     follow::Directory,
 };
 
@@ -45,18 +47,16 @@ pub async fn keep(
 ) {
     let mut ready = Some(ready);
     let mut open: HashMap<SocketAddr, AbortHandle> = HashMap::new();
-    let mut admitted = place.is_none();
+    let mut admitted = None;
     loop {
         let mut faulty = false;
         if let Some(wanted) = directory.doors() {
+            let ports = wanted.iter().map(SocketAddr::port).collect();
             reconcile(&mut open, wanted, &directory, &limits, &mut faulty);
             // Sockets first: where none listens yet, nothing answers, and a neighbour's kernel tries again.
-            if let (false, Some((own, subnet, subnet6))) = (admitted, place) {
-                match admit::admit(own, subnet, subnet6).await {
-                    Ok(()) => admitted = true,
-                    Err(error) => tracing::error!(%error, "VPSs can't reach each other"),
-                }
-                faulty |= !admitted;
+            if let Some(place) = place {
+                let taken = take_in(&mut admitted, place, ports).await;
+                faulty |= taken.inspect_err(|error| tracing::error!(%error, "VPSs can't reach each other")).is_err();
             }
             if let Some(ready) = ready.take() {
                 ready();
@@ -67,6 +67,15 @@ pub async fn keep(
             () = sleep(AGAIN), if faulty => {}
         }
     }
+}
+
+/// Takes in what comes for other VPSs, of whose `ports` none is ever refused.
+async fn take_in(admitted: &mut Option<Silence>, place: Place, ports: BTreeSet<u16>) -> anyhow::Result<()> {
+    let silence = match admitted {
+        Some(silence) => silence,
+        None => admitted.insert(admit::admit(place).await?),
+    };
+    silence.keep(ports).await
 }
 
 fn reconcile(
@@ -113,6 +122,7 @@ fn listen(at: SocketAddr) -> io::Result<TcpListener> {
             socket.set_only_v6(true)?;
         }
     }
+    socket.set_mark(silence::MARK)?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&at.into())?;

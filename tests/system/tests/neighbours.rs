@@ -180,6 +180,40 @@ fn rules_and_names_outlive_the_end_of_any_service() -> Result<()> {
     host.stop()
 }
 
+/// Connects every few milliseconds, by turns to each address, until a file appears; prints each outcome but success.
+const HAMMER: &str = "use IO::Socket::IP; my $n = 0; until (-e '/tmp/enough') { my $to = $ARGV[$n++ % @ARGV]; \
+    my $s = IO::Socket::IP->new(PeerHost => $to, PeerPort => 7, Timeout => 30); \
+    print $to, ' ', $@ || $!, qq(\n) unless $s; \
+    undef $s; select(undef, undef, undef, 0.003) } print qq($n times\n)";
+
+#[test]
+fn a_gateway_that_is_killed_refuses_no_neighbour() -> Result<()> {
+    let mut host = house("idle = \"never\"")?;
+    let (v4, v6) = addresses(&host, "db")?;
+    ensure!(echo(&host, "web", "db")? == "x");
+    let mut hammer = host.command(&["exec", "web", "--", "perl", "-e", HAMMER, &v4, &v6]);
+    let hammer = hammer.stdout(std::process::Stdio::piped()).spawn()?;
+    for _ in 0..3 {
+        // Its successor serves before it is killed too.
+        for address in [&v4, &v6] {
+            let got = echo(&host, "tool", address)?;
+            ensure!(got == "x", "{address}: {got:?}");
+        }
+        host.kill(host.pid_of("gateway")?)?;
+    }
+    ensure!(echo(&host, "tool", "db")? == "x");
+    inside(&host, "web", "touch /tmp/enough")?;
+    let told = String::from_utf8(hammer.wait_with_output()?.stdout)?;
+    ensure!(told.lines().count() == 1 && told.ends_with(" times\n"), "{told}");
+    // Where no door is, it is said at once.
+    let other = "use IO::Socket::IP; IO::Socket::IP->new(PeerHost => shift, PeerPort => 8, Timeout => 30); print $@";
+    for address in [&v4, &v6] {
+        let got = host.run(&["exec", "web", "--", "perl", "-e", other, address])?;
+        ensure!(got.contains("Connection refused"), "{got}");
+    }
+    host.stop()
+}
+
 #[test]
 fn a_silent_connection_lets_its_server_sleep() -> Result<()> {
     let mut host = house("idle = { after = \"1s\", then = \"freeze\", quiet = \"1s\" }")?;

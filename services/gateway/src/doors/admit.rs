@@ -9,7 +9,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::Context as _;
 use futures_util::TryStreamExt as _;
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::Ipv4Net;
+use model::run::Link;
 use rtnetlink::{
     Handle, IpVersion, RouteMessageBuilder, new_connection,
     packet_route::{
@@ -17,6 +18,8 @@ use rtnetlink::{
         rule::{RuleAction, RuleAttribute},
     },
 };
+
+use super::{Place, silence::Silence};
 
 /// The kernel's table of addresses that are this namespace's.
 const LOCAL: u32 = 255;
@@ -26,11 +29,12 @@ const OWN: u32 = 80;
 const VPSS: u32 = 81;
 const EEXIST: i32 = -17;
 
-/// `own` is this VPS's address. Pings are not answered, since the answer would not be the VPS's.
-pub async fn admit(own: Ipv4Addr, subnet: Ipv4Net, subnet6: Ipv6Net) -> anyhow::Result<()> {
+/// Pings are not answered, since the answer would not be the VPS's. What comes back is what keeps doors' ports from being
+/// refused.
+pub async fn admit((own, subnet, subnet6): Place) -> anyhow::Result<Silence> {
     ignore_pings("ipv4/icmp_echo_ignore_all")?;
     let (connection, handle, _) = new_connection()?;
-    let task = tokio::spawn(connection);
+    tokio::spawn(connection);
     let lo = handle.link().get().match_name("lo".to_owned()).execute().try_next().await?;
     let lo = lo.context("there is no loopback interface")?.header.index;
     let loopback = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
@@ -45,15 +49,17 @@ pub async fn admit(own: Ipv4Addr, subnet: Ipv4Net, subnet6: Ipv6Net) -> anyhow::
             handle.rule().del(old).execute().await.context("deleting the kernel's rule for local addresses")?;
         }
     }
+    let mut silence = Silence::new(handle.clone());
+    silence.add(own.into(), subnet.into()).await?;
     route(&handle, local(subnet, lo, LOCAL)).await?;
     if std::path::Path::new("/proc/sys/net/ipv6").exists() {
         ignore_pings("ipv6/icmp/echo_ignore_all")?;
         let vpss = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(subnet6.network(), subnet6.prefix_len());
         route(&handle, vpss.output_interface(lo).kind(RouteType::Local).table_id(VPSS).build()).await?;
+        silence.add(Link::address6_for(subnet6.addr(), own).into(), subnet6.into()).await?;
         rule(&handle, true, "eth0", VPSS, 100).await?;
     }
-    task.abort();
-    Ok(())
+    Ok(silence)
 }
 
 fn ignore_pings(setting: &str) -> anyhow::Result<()> {
