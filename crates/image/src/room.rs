@@ -41,9 +41,8 @@ impl<'a> Room<'a> {
     fn look(&mut self) -> Result<(), StoreError> {
         (self.bytes, self.names) = (0, 0);
         let stat = fstatvfs(self.directory).doing("looking at", Path::new("/"))?;
-        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-        let (size, free) = (bytes(stat.f_blocks), bytes(stat.f_bavail));
-        let disk = Disk { size, free, files: stat.f_files, free_files: stat.f_favail };
+        let (blocks, files) = ([stat.f_blocks, stat.f_bavail], [stat.f_files, stat.f_favail]);
+        let disk = Disk::of_fragments(stat.f_frsize, blocks, files);
         match disk.lacks(self.reserve) {
             Some(lacking) => Err(StoreError::Reserved(lacking)),
             None => Ok(()),

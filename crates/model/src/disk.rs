@@ -16,6 +16,12 @@ pub struct Disk {
 }
 
 impl Disk {
+    /// As statvfs(3) says it: bytes of a fragment; how many there are and are free; how many files, and more of them.
+    pub fn of_fragments(fragment: u64, [size, free]: [u64; 2], [files, free_files]: [u64; 2]) -> Self {
+        let [size, free] = [size, free].map(|fragments| fragments.saturating_mul(fragment));
+        Self { size, free, files, free_files }
+    }
+
     /// Bytes that are free above `percent`.
     pub fn room(&self, percent: u8) -> u64 {
         self.free.saturating_sub(self.size / 100 * u64::from(percent))

@@ -84,9 +84,8 @@ impl Host {
     pub fn disk(&self) -> Result<Disk, Fault> {
         let failed = |error| Fault::new(ErrorKind::Failed, format!("looking at the disk: {error}"));
         let stat = rustix::fs::statvfs(&self.paths.state).map_err(failed)?;
-        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-        let (size, free) = (bytes(stat.f_blocks), bytes(stat.f_bavail));
-        Ok(Disk { size, free, files: stat.f_files, free_files: stat.f_favail })
+        let (blocks, files) = ([stat.f_blocks, stat.f_bavail], [stat.f_files, stat.f_favail]);
+        Ok(Disk::of_fragments(stat.f_frsize, blocks, files))
     }
 
     /// Refuses what would take of what is reserved.

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use archive::{Kind, Member, Writer};
 use bailiwick_system_tests::disk::Disk;
 
-use crate::place::{Place, archive, archive_of, directory, file, link};
+use crate::place::{Place, archive, archive_of, busybox, directory, file, link};
 
 /// Sends a body in parts, as long as it is taken, and reads the answer.
 fn send(place: &Place, image: &str, parts: impl Iterator<Item = Vec<u8>>) -> Result<String> {
@@ -59,11 +59,6 @@ fn endless() -> impl Iterator<Item = Vec<u8>> {
     std::iter::once(head).chain(std::iter::repeat_with(|| vec![7; 1 << 20]))
 }
 
-fn busybox() -> Result<Vec<u8>> {
-    let program = Member { mode: 0o755, ..file("bin/busybox") };
-    Ok(archive_of(&[(program, fs::read("/bin/busybox")?)]))
-}
-
 const SPEC: &str = r#"tenant = "acme"
 [vps.quiet]
 image   = "tar:busybox.tar"
@@ -75,7 +70,7 @@ idle    = "never"
 fn an_image_without_an_end_stops_at_the_reserve_and_leaves_nothing() -> Result<()> {
     let disk = Disk::new(160, &["mkfs.ext4", "-q", "-m", "0"], "loop")?;
     let mut place = Place::on(&disk, "reserve = { disk = \"20%\" }")?;
-    fs::write(place.host.root.join("busybox.tar"), busybox()?)?;
+    fs::write(place.host.root.join("busybox.tar"), archive_of(&[busybox()?]))?;
     place.host.apply("quiet.toml", SPEC)?;
     let (before, _) = free(&place)?;
     let mut least = u64::MAX;

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use archive::{Kind, Member};
 use rustix::fs::{getxattr, llistxattr};
 
-use crate::place::{Place, archive_of, directory, file, link, with};
+use crate::place::{Place, archive_of, busybox, directory, file, link, with};
 
 /// Ids of the host that layers' files belong to.
 const LAYER_IDS: std::ops::Range<u32> = 700_000..765_536;
@@ -30,7 +30,7 @@ fn capabilities(low: u32) -> Vec<u8> {
 fn programs() -> Result<Vec<(Member, Vec<u8>)>> {
     let linked = Command::new("ldd").arg("/bin/cat").output()?;
     let linked = String::from_utf8(linked.stdout)?;
-    let mut found = vec![(Member { mode: 0o755, ..file("bin/busybox") }, fs::read("/bin/busybox")?)];
+    let mut found = vec![busybox()?];
     for path in linked.split_whitespace().filter(|word| word.starts_with('/')) {
         found.push((Member { mode: 0o755, ..file(path) }, fs::read(path)?));
     }

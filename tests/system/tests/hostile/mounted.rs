@@ -8,11 +8,11 @@ use std::{
 use anyhow::{Result, ensure};
 use archive::{Kind, Member};
 
-use crate::place::{Place, archive_of, directory, file, link, same};
+use crate::place::{Place, archive_of, busybox, directory, file, link, same};
 
 /// The image with `members` in it, and a program.
 fn image(members: &[Member]) -> Result<Vec<u8>> {
-    let mut all = vec![(Member { mode: 0o755, ..file("bin/busybox") }, fs::read("/bin/busybox")?)];
+    let mut all = vec![busybox()?];
     all.extend(members.iter().map(|member| (member.clone(), Vec::new())));
     Ok(archive_of(&all))
 }

@@ -140,6 +140,11 @@ pub fn file(path: impl Into<Vec<u8>>) -> Member {
     Member { path: path.into(), mode: 0o644, ..Member::default() }
 }
 
+/// A program that needs no other file.
+pub fn busybox() -> Result<(Member, Vec<u8>)> {
+    Ok((Member { mode: 0o755, ..file("bin/busybox") }, fs::read("/bin/busybox")?))
+}
+
 pub fn directory(path: impl Into<Vec<u8>>) -> Member {
     Member { path: path.into(), kind: Kind::Directory, mode: 0o755, ..Member::default() }
 }
