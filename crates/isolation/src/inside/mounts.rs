@@ -7,7 +7,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2},
+    fs::{CWD, Mode, OFlags, ResolveFlags, StatVfsMountFlags, fstatvfs, mkdirat, openat, openat2, statvfs},
     io::Errno,
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
@@ -99,7 +99,13 @@ pub(super) fn overlay(layers: usize) -> rustix::io::Result<OwnedFd> {
     fsconfig_set_string(context.as_fd(), "upperdir", "/state/upper")?;
     fsconfig_set_string(context.as_fd(), "workdir", "/state/work")?;
     fsconfig_create(context.as_fd())?;
-    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NODEV)
+    let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NODEV)?;
+    // Where overlayfs can't make the directory it works in, it does not fail: nothing can be written then.
+    if fstatvfs(&mount)?.f_flag.contains(StatVfsMountFlags::RDONLY) {
+        let whole = statvfs("/state")?.f_flag.contains(StatVfsMountFlags::RDONLY);
+        return Err(if whole { Errno::ROFS } else { Errno::NOSPC });
+    }
+    Ok(mount)
 }
 
 /// A copy of the mount at `path`, and of those below it if `recursive`; not attached anywhere yet.
