@@ -1,9 +1,15 @@
 //! Warm HTTP: requests per second and CPU time per request of the gateway, against haproxy and nginx as proxies of the same
 //! server. Each proxy has one thread, on a CPU of its own; load and server share the other one.
+//!
+//! So that the proxy is what is measured:
+//! - The server answers from memory. One that opens a file for each request is slower than any of the proxies: they idle then.
+//! - The load runs in a cgroup beside the server's, with the same weight. A group's weight is shared out among the CPUs it
+//!   runs on (sched/sched-design-CFS.rst), so a server whose group the proxy is in as well would count half on its CPU against
+//!   a load in the root group, which would interrupt it for each answer; beside a proxy in the root group it would not.
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
@@ -27,8 +33,8 @@ routes  = { "http://web.test:18082" = 80 }
 idle    = "never"
 files   = { "/etc/nginx.conf" = '''
 worker_processes 1; error_log stderr; events { worker_connections 1024; }
-http { access_log off; keepalive_requests 100000000; server { listen 80; root /srv; } }
-''', "/srv/1k" = "KILOBYTE" }
+http { access_log off; keepalive_requests 100000000; server { listen 80; location /1k { return 200 KILOBYTE; } } }
+''' }
 "#;
 
 const HAPROXY: &str = "
@@ -80,6 +86,41 @@ impl Drop for Peer {
     }
 }
 
+/// Where the load runs: a cgroup beside the server's.
+struct Beside(PathBuf);
+
+impl Beside {
+    /// Beside the VPS that a process is in.
+    fn of(pid: i32) -> Result<Self> {
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        // cgroups(7): the hierarchy of the controller `cpu`, or the one that has all.
+        let lines = text.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+        let (controllers, path) = lines
+            .filter(|(controllers, _)| controllers.is_empty() || controllers.split(',').any(|one| one == "cpu"))
+            .max_by_key(|(controllers, _)| controllers.len())
+            .context("the server's cgroup")?;
+        let host = Path::new(path).components().take(2).collect::<PathBuf>();
+        let hierarchy = Path::new("/sys/fs/cgroup").join(controllers);
+        let group = hierarchy.join(host.strip_prefix("/")?).join("load");
+        fs::create_dir(&group).with_context(|| format!("making {}", group.display()))?;
+        Ok(Self(group))
+    }
+
+    /// Has a command run in it.
+    fn run(&self, command: Command) -> Command {
+        let mut inside = Command::new("sh");
+        inside.args(["-c", "echo $$ > \"$0/cgroup.procs\" && exec \"$@\""]).arg(&self.0);
+        inside.arg(command.get_program()).args(command.get_args());
+        inside
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
 /// The group.
 pub fn run() -> Result<Vec<Measure>> {
     let host = Host::start(HostOptions::default())?;
@@ -88,6 +129,7 @@ pub fn run() -> Result<Vec<Measure>> {
     let directory = tempfile::Builder::new().prefix("bailiwick-bench-").tempdir_in("/var/tmp")?;
     let server = host.row("web")?["address"].as_str().context("an address")?.to_owned();
     let namespace = host.pid_of("gateway")?;
+    let beside = Beside::of(host.pid_of("web")?)?;
     for pid in descendants(host.pid_of("web")?) {
         pin(pid, CPUS[1])?;
     }
@@ -108,7 +150,7 @@ pub fn run() -> Result<Vec<Measure>> {
     let costs = std::cell::RefCell::new(Samples::default());
     let run = |name: &'static str, proxy: &Proxy| -> Result<f64> {
         let before = proxy.cpu();
-        let (rate, requests) = load(proxy)?;
+        let (rate, requests) = load(proxy, &beside)?;
         let cost = (proxy.cpu() - before) / requests;
         costs.borrow_mut().add(name, cost);
         Ok(rate)
@@ -183,10 +225,11 @@ impl Proxy {
 }
 
 /// Requests per second, and how many there were.
-fn load(proxy: &Proxy) -> Result<(f64, f64)> {
+fn load(proxy: &Proxy, beside: &Beside) -> Result<(f64, f64)> {
     let mut command = proxy.command("taskset");
     command.args(["-c", CPUS[1], "wrk", "-t", "1", "-c", &CONNECTIONS.to_string(), "-d", &format!("{SECONDS}s")]);
-    let output = command.args(["-H", "Host: web.test", &proxy.url()]).output().context("wrk")?;
+    command.args(["-H", "Host: web.test", &proxy.url()]);
+    let output = beside.run(command).output().context("wrk")?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(output.status.success() && !said.contains("Non-2xx") && !said.contains("Socket errors"), "wrk: {said}");
     let rate =
