@@ -12,6 +12,8 @@ pub fn one_tidy_heap() {
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
         libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+        // Small blocks are found by size (the cache of each thread); others must not pay for merging those of before.
+        libc::mallopt(libc::M_MXFAST, 0);
     }
 }
 

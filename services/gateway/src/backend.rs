@@ -7,7 +7,7 @@ use std::{
     os::fd::AsFd,
     pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -94,10 +94,8 @@ impl Pool {
             return None;
         }
         while let Some(at) = kept.backends.iter().rposition(|backend| backend.port == port) {
-            let mut backend = kept.backends.remove(at);
-            // Its server may have closed it meanwhile.
-            backend.drive(&mut Context::from_waker(Waker::noop()));
-            if backend.sender.is_ready() {
+            let backend = kept.backends.remove(at);
+            if backend.is_ready() {
                 return Some(backend);
             }
         }
@@ -139,6 +137,11 @@ impl Backend {
                 Err(_) => vps.lost(place),
             }
         }
+    }
+
+    /// Whether it takes a request now. That its server closed it meanwhile shows when one is sent.
+    pub fn is_ready(&self) -> bool {
+        self.sender.is_ready()
     }
 
     /// Reads and writes as far as it goes now.
@@ -183,7 +186,7 @@ impl Backend {
     /// Keeps the connection for the next request; its answer has been read to the end.
     pub fn keep(mut self, vps: &Arc<Vps>) {
         self.reused = true;
-        if self.sender.is_ready() {
+        if self.is_ready() {
             vps.pool.put(self);
         } else if self.line.is_some() && !self.sender.is_closed() {
             // The request is still being sent.

@@ -350,16 +350,22 @@ impl hyper::body::Body for Body {
                 if let Some(error) = broken.take() {
                     return Poll::Ready(Some(Err(error)));
                 }
-                if let Some(lease) = lease {
+                let mut incoming = Pin::new(incoming);
+                let mut frame = incoming.as_mut().poll_frame(cx);
+                // Mostly it came with the head.
+                if frame.is_pending()
+                    && let Some(lease) = lease
+                {
                     lease.backend.drive(cx);
+                    frame = incoming.as_mut().poll_frame(cx);
                 }
-                let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+                let frame = ready!(frame);
                 let ended = frame.is_none() || incoming.is_end_stream();
                 if recording.is_some() {
                     record(recording, &frame, ended);
                 }
                 if ended {
-                    if let Some(lease) = lease {
+                    if let Some(lease) = lease.as_mut().filter(|lease| !lease.backend.is_ready()) {
                         lease.backend.drive(cx);
                     }
                     end(lease);
