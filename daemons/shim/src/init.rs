@@ -55,7 +55,11 @@ pub struct Task<'a> {
 /// Runs as init; the exit code.
 pub fn run(task: &Task<'_>, streams: &Streams<'_>) -> i32 {
     match begin(task, streams) {
-        Ok(mut init) => init.serve(),
+        Ok(mut init) => {
+            // What it took to build the VPS is not needed any more; its program runs already.
+            sys::memory::trim();
+            init.serve()
+        }
         Err(reason) => {
             let _ = channel::send(streams.shim, &FromInit::NotStarted { reason: bounded(reason) }, &[]);
             1
