@@ -428,8 +428,7 @@ impl Driver {
             change(&mut wakes);
             wakes.clone()
         };
-        // A full queue means a slow disk: this one is not kept then, and the next one will be.
-        let _ = self.control.wakes.try_send((self.vps.name.clone(), wakes));
+        self.control.wakes.put(self.vps.name.clone(), wakes);
     }
 }
 

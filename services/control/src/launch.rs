@@ -130,7 +130,7 @@ pub async fn place(control: &Arc<Control>, vps: &Arc<Vps>, limit: Duration) -> R
         control.publish_table();
     }
     // Asking again does no harm, so nobody waits for the disk.
-    let _ = control.places.try_send((name.clone(), link.clone()));
+    control.places.put(name.clone(), link.clone());
     Ok(link)
 }
 

@@ -5,12 +5,11 @@ use std::{
     num::NonZero,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use anyhow::Context as _;
 use model::{HostConfig, VpsName, VpsSpec, VpsStatus, run::Link};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, watch};
 use wire::Client;
 
 use crate::{
@@ -24,15 +23,11 @@ use crate::{
     pool::Pool,
     routes::{Routes, table},
     secrets::Secrets,
-    store::{self, Store, StoreError, Stored, Wakes},
+    store::{self, Later, Store, Stored, Wakes},
 };
 
-/// Wakes, and places, are written together, so many at once at most.
-const WAITING: usize = 1024;
 /// Places that are prepared at the same time: what an apply of thousands asks of others at once.
 const AHEAD: usize = 16;
-/// How long they are collected before they are written.
-const COLLECT: Duration = Duration::from_millis(20);
 
 /// Whom this service talks to.
 #[derive(Debug)]
@@ -100,9 +95,9 @@ pub struct Control {
     /// Statuses of the designated VPSs.
     designated: Mutex<BTreeMap<VpsName, VpsStatus>>,
     /// Wakes on their way to the store.
-    pub wakes: mpsc::Sender<(VpsName, Wakes)>,
+    pub wakes: Arc<Later<Wakes>>,
     /// Places on their way there.
-    pub places: mpsc::Sender<(VpsName, Link)>,
+    pub places: Arc<Later<Link>>,
 }
 
 impl Control {
@@ -122,8 +117,6 @@ impl Control {
     pub fn new(others: Others, config: HostConfig, data: &Path) -> anyhow::Result<Arc<Self>> {
         let path = data.join("state.redb");
         let (store, stored) = store::good::open(&path).with_context(|| format!("opening {}", path.display()))?;
-        let (wakes, inbox) = mpsc::channel(WAITING);
-        let (places, new_places) = mpsc::channel(WAITING);
         let Others { host, network, gateway, apps, logs } = others;
         let machine = Machine::read(&config).context("reading the machine's size")?;
         let prepared = config.pool.memory.of(machine.memory);
@@ -151,13 +144,11 @@ impl Control {
             vps: Mutex::default(),
             deleting: Mutex::default(),
             designated: Mutex::default(),
-            wakes,
-            places,
+            wakes: Later::start(store.clone(), "last wakes", Store::put_wakes),
+            places: Later::start(store.clone(), "places of VPSs", Store::put_places),
             damaged: stored.damaged.clone(),
-            store: store.clone(),
+            store,
         });
-        tokio::spawn(keep(store.clone(), inbox, "last wakes", Store::put_wakes));
-        tokio::spawn(keep(store, new_places, "places of VPSs", Store::put_places));
         control.fill(stored);
         Ok(control)
     }
@@ -212,24 +203,5 @@ impl Control {
     /// The VPSs that are being deleted.
     pub fn deleting(&self) -> MutexGuard<'_, BTreeMap<VpsName, Arc<Vps>>> {
         self.deleting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Writes what comes, several with one commit: nobody waits for it.
-async fn keep<T: Send + 'static>(
-    store: Store,
-    mut inbox: mpsc::Receiver<(VpsName, T)>,
-    what: &'static str,
-    put: fn(&Store, &BTreeMap<VpsName, T>) -> Result<(), StoreError>,
-) {
-    while let Some((name, value)) = inbox.recv().await {
-        let mut batch = BTreeMap::from([(name, value)]);
-        tokio::time::sleep(COLLECT).await;
-        while let Ok((name, value)) = inbox.try_recv() {
-            batch.insert(name, value);
-        }
-        if let Err(error) = store.run(move |store| put(store, &batch)).await {
-            tracing::error!(%error, "{what} could not be kept");
-        }
     }
 }

@@ -475,5 +475,8 @@ impl Store {
 
 mod format;
 pub mod good;
+mod later;
 #[cfg(test)]
 mod tests;
+
+pub use later::Later;

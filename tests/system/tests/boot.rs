@@ -52,6 +52,25 @@ fn what_never_sleeps_is_up_again_after_a_restart_and_what_was_stopped_is_not() -
 }
 
 #[test]
+fn a_start_and_a_stop_that_were_answered_are_known_after_a_crash() -> Result<()> {
+    let mut host = Host::start(HostOptions::default())?;
+    host.apply("echo.toml", &perl("echo", 20803, &server("", ECHO), "idle = \"never\""))?;
+    // A crash is a moment: what is written a moment later was not always missed.
+    for round in 0..8 {
+        host.run(&["start", "echo"])?;
+        host.crash()?;
+        host = host.again()?;
+        host.await_state("echo", "running", LONG)?;
+        host.run(&["stop", "echo"])?;
+        host.crash()?;
+        host = host.again()?;
+        let events = host.run(&["why", "echo"])?;
+        ensure!(host.state("echo")? == "asleep", "round {round}: {events}");
+    }
+    host.stop()
+}
+
+#[test]
 fn a_broken_host_toml_keeps_no_host_down_and_is_told() -> Result<()> {
     let mut host = Host::start(HostOptions::default())?;
     host.apply("echo.toml", &perl("echo", 20810, &server("", ECHO), ""))?;

@@ -174,7 +174,7 @@ fn what_a_target_misses_while_it_is_away_comes_later_and_what_is_lost_is_counted
     host.apply(
         "a.toml",
         "tenant = \"acme\"\n[vps.blog]\nimage = \"debian:\"\n\
-         command = [\"sh\", \"-c\", \"mkfifo /in; while :; do cat /in; done\"]\n",
+         command = [\"sh\", \"-c\", \"mkfifo /in; exec cat <>/in\"]\n",
     )?;
     host.run(&["start", "blog"])?;
     say(&host, "blog", "while [ ! -p /in ]; do sleep 0.01; done; echo before > /in")?;

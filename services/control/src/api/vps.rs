@@ -227,6 +227,16 @@ pub async fn act(
         _ => return Err(ApiError::new(ErrorKind::NotFound, format!("a vps can't {action}"))),
     };
     reach(&vps, input, wanted).await?;
+    // Whether it was up is what a start of the host goes by.
+    if matches!(action.as_str(), "start" | "restart" | "stop") && !control.wakes.written().await {
+        let message = format!(
+            "{action} of vps \"{name}\" was carried out, but could not be stored: a host that starts now does not know of it"
+        );
+        let next = format!(
+            "make room on the disk of the host's root (`bailiwick doctor` shows it), then bailiwick {action} {name}"
+        );
+        return Err(ApiError::new(ErrorKind::Failed, message).next(next));
+    }
     let status = statuses(&control).await.remove(&name);
     Ok(Json(view::row(&control, &vps, &control.routes.rules(), status.as_ref())))
 }
