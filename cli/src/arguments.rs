@@ -583,7 +583,7 @@ impl PassphraseFrom {
 /// `state …`
 #[derive(Debug, Subcommand)]
 pub enum State {
-    /// Write the specs of all VPSs, and all secrets sealed with a passphrase, to a file
+    /// Write the specs of all VPSs, their addresses, wakes and jobs' ends, and all secrets sealed with a passphrase, to a file
     #[command(after_help = "\
 Examples:
   bailiwick state export host.state                                   asks for a passphrase
@@ -611,7 +611,8 @@ Examples:
   bailiwick state import host.state --passphrase-file /root/phrase
   bailiwick state import host.state --replace
 
-A host that has VPSs or secrets takes it only with --replace. What is asleep stays so; images that are missing are named.")]
+A host that has VPSs or secrets takes it only with --replace. What is asleep stays so; images that are missing are named. VPSs
+that are new get the addresses they had, where those are free.")]
     Import {
         /// The file; `-` is standard input
         file: PathBuf,

@@ -1,4 +1,4 @@
-//! `state export` and `state import`: all that `control` was told.
+//! `state export` and `state import`: all that `control` knows.
 
 use std::{
     fs::File,
@@ -65,6 +65,11 @@ async fn import(host: &Host, file: &Path, replace: bool, from: &PassphraseFrom, 
         return output::json(&imported);
     }
     output::line(&format!("{} VPSs and {} secrets are as the file says", imported.vps.len(), imported.secrets))?;
+    for name in &imported.readdressed {
+        output::line(&format!(
+            "{name} gets another address: the one it had is another's here, or not of network.subnet"
+        ))?;
+    }
     for image in &imported.missing_images {
         output::line(&format!("image {image} is not there yet: {}", build(image)))?;
     }

@@ -406,6 +406,9 @@ pub struct StateImported {
     pub secrets: u64,
     /// Images that they need and this host does not have.
     pub missing_images: Vec<String>,
+    /// VPSs that have another address than before: theirs is somebody else's here, or not of this host's subnet.
+    #[serde(default)]
+    pub readdressed: Vec<VpsName>,
 }
 
 /// Answer to `PUT /v1/archive`.

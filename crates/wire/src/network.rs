@@ -15,6 +15,9 @@ method! {
         /// An address from `Reserve` that it gets if it has none; when that is not reserved any more, it gets another one.
         #[serde(default)]
         reserved: Option<Ipv4Addr>,
+        /// Else the one that it gets if it has none: when it is of the subnet and nobody's.
+        #[serde(default)]
+        wanted: Option<Ipv4Addr>,
     } = "io.bailiwick.Network.Allocate" -> Allocated
 }
 method! {

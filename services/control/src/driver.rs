@@ -143,6 +143,14 @@ impl Vps {
         *lock(&self.address) = link;
     }
 
+    /// It had these wakes elsewhere, before those that it had here; all of them.
+    pub fn had(&self, before: Wakes) -> Wakes {
+        let mut wakes = lock(&self.wakes);
+        wakes.starts += before.starts;
+        wakes.last = wakes.last.take().or(before.last);
+        wakes.clone()
+    }
+
     /// What is remembered of its wakes.
     pub fn wakes(&self) -> Wakes {
         lock(&self.wakes).clone()

@@ -96,6 +96,24 @@ impl Jobs {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What is remembered of all.
+    pub fn all(&self) -> Vec<(JobKey, Kept)> {
+        self.known().iter().map(|(key, known)| (key.clone(), known.kept.clone())).collect()
+    }
+
+    /// Takes over what is remembered of jobs that have not run here.
+    pub fn remember(&self, jobs: BTreeMap<JobKey, Kept>) {
+        let mut known = self.known();
+        for (key, kept) in jobs {
+            let job = known.entry(key).or_insert_with(|| Known { kept: kept.clone(), running: false });
+            if job.kept.last.is_none() && !job.running {
+                job.kept = kept;
+            }
+        }
+        drop(known);
+        self.changed();
+    }
+
     /// Specs changed.
     pub fn changed(&self) {
         self.changed.notify_one();

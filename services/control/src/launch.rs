@@ -112,7 +112,7 @@ pub async fn place(control: &Arc<Control>, vps: &Arc<Vps>, limit: Duration) -> R
     let spare = control.pool.take_spare(&spec);
     let (number, reserved) = spare.as_ref().map(|spare| (spare.number, spare.link.address)).unzip();
     let create = host::Create { name: name.clone(), tenant: spec.tenant.clone(), ids: spec.ids, spare: number };
-    let allocate = network::Allocate { name: name.clone(), reserved };
+    let allocate = network::Allocate { name: name.clone(), reserved, wanted: None };
     let asked = futures_util::future::try_join(
         insist(&control.host, &create, limit),
         insist(&control.network, &allocate, limit),

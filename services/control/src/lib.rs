@@ -61,6 +61,7 @@ pub async fn run(context: service::Context) -> anyhow::Result<()> {
     let events = events::follow(control.clone()).await;
     delete::resume(&control);
     bundle::resume(&control);
+    tokio::spawn(state::sweep(control.clone()));
     let mut grown = control.grown.subscribe();
     grown.mark_changed();
     tokio::spawn(service::keep_trimmed(grown, context.trim));

@@ -1,5 +1,7 @@
-//! All that this service was told, as one file: the specs of all VPSs and the secrets of all tenants. What it found out by
-//! itself (addresses, images, wakes) is not in it, nor what volumes hold, nor host.toml.
+//! All that this service knows, as one file: what it was told, the specs of all VPSs and the secrets of all tenants; and what
+//! came about since. What volumes hold is not in it, nor logs and stories, nor images, nor host.toml.
+
+mod past;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -20,6 +22,9 @@ use crate::{
     shared::Control,
 };
 
+pub use past::sweep;
+use past::{Addressed, Pasts};
+
 /// What this version writes; it reads none that is higher.
 const FORMAT: u32 = 1;
 
@@ -38,20 +43,23 @@ pub struct Saved {
     /// Those of all tenants, `TENANT/NAME`, if they were asked for.
     #[serde(default)]
     pub secrets: Option<Carried>,
+    /// What came about.
+    #[serde(default)]
+    past: Pasts,
 }
 
 const KIND: &str = "bailiwick-state";
 
 /// All of it as it is between two changes; secrets with a passphrase only.
 pub async fn export(control: &Arc<Control>, passphrase: Option<Passphrase>) -> Result<Saved, ApiError> {
-    let (specs, values) = {
+    let (specs, past, values) = {
         let _one_at_a_time = control.changing.lock().await;
         let ids: Vec<_> = control.secrets.all().into_keys().collect();
         let values = match &passphrase {
             Some(_) => control.secrets.open(&control.store, ids.clone()).await?,
             None => Vec::new(),
         };
-        (control.specs(), ids.into_iter().zip(values).collect::<Vec<_>>())
+        (control.specs(), past::of(control), ids.into_iter().zip(values).collect::<Vec<_>>())
     };
     let secrets = match passphrase {
         Some(passphrase) => Some(slowly(move || Carried::seal(&passphrase, &values)).await?),
@@ -64,6 +72,7 @@ pub async fn export(control: &Arc<Control>, passphrase: Option<Passphrase>) -> R
         at_ms: unix_ms(),
         specs: specs.iter().map(|(name, spec)| (name.clone(), render(name, spec))).collect(),
         secrets,
+        past,
     })
 }
 
@@ -128,12 +137,21 @@ pub async fn import(
     let plan = planned(control, &request, &secrets).await?;
     // A new machine has no images yet: they are built, or sent, afterwards.
     let missing_images = missing_images(control, &plan).await?;
+    // Who is here has a past of its own.
+    let mut pasts = saved.past;
+    pasts.retain(|name, _| control.get(name).is_none() && plan.changes.iter().any(|change| change.vps == *name));
+    let (addressed, readdressed) = Addressed::new(control, &pasts).await?;
     let imported = StateImported {
         vps: plan.changes.iter().filter(|c| c.kind != ChangeKind::None).map(|c| c.vps.clone()).collect(),
         secrets: secrets.len() as u64,
         missing_images,
+        readdressed,
     };
-    carry_out(control, &request, &plan, secrets).await?;
+    if let Err(error) = carry_out(control, &request, &plan, secrets).await {
+        addressed.give_back(control).await;
+        return Err(error);
+    }
+    past::remember(control, pasts).await?;
     Ok(imported)
 }
 

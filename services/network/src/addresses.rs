@@ -89,26 +89,36 @@ impl AddressBook {
 
     /// Addresses of another subnet (the operator changed it) are not given out any more.
     fn forget_foreign(&mut self) {
-        let ours = self.first..u32::from(self.subnet.broadcast());
-        let usable = |address: &Ipv4Addr| ours.contains(&u32::from(*address));
-        self.book.given.retain(|_, address| usable(address));
-        self.book.released.retain(usable);
+        let mut book = std::mem::take(&mut self.book);
+        book.given.retain(|_, address| self.is_ours(*address));
+        book.released.retain(|address| self.is_ours(*address));
+        self.book = book;
     }
 
-    /// The link of `name`: the one it has, or the lowest address that was never used, or the one released longest ago.
-    /// One that was reserved is taken where there is one.
-    pub fn allocate(&mut self, name: &VpsName, reserved: Option<Ipv4Addr>) -> Result<Link, AddressError> {
-        let link = self.give(name, reserved)?;
+    #[cfg(test)]
+    fn allocate(&mut self, name: &VpsName, reserved: Option<Ipv4Addr>) -> Result<Link, AddressError> {
+        let link = self.give(name, reserved, None)?;
         self.keep(name)?;
         Ok(link)
     }
 
-    /// The same, as far as this process goes: `keep` puts it on disk, together with what else was given out meanwhile.
-    pub fn give(&mut self, name: &VpsName, reserved: Option<Ipv4Addr>) -> Result<Link, AddressError> {
-        if let Some(address) = self.book.given.get(name) {
-            return Ok(self.link(*address));
+    /// The link of `name`: the one it has, or the one that is reserved for it, or the one that is wanted and nobody's, or the
+    /// lowest address that was never used, or the one released longest ago. `keep` puts it on disk, together with what else
+    /// was given out meanwhile.
+    pub fn give(
+        &mut self,
+        name: &VpsName,
+        reserved: Option<Ipv4Addr>,
+        wanted: Option<Ipv4Addr>,
+    ) -> Result<Link, AddressError> {
+        if let Some(address) = self.book.given.get(name).copied() {
+            if let Some(reserved) = reserved {
+                self.unreserve(Some(reserved));
+            }
+            return Ok(self.link(address));
         }
-        let address = match reserved.filter(|address| self.reserved.remove(address)) {
+        let reserved = reserved.filter(|address| self.reserved.remove(address));
+        let address = match reserved.or_else(|| wanted.filter(|address| self.take(*address))) {
             Some(address) => address,
             None => self.free()?,
         };
@@ -143,6 +153,19 @@ impl AddressBook {
         self.reserved.retain(|address| !back.contains(address));
         // Used again as late as those that had an owner; never written, so after a restart they are fresh.
         self.book.released.extend(back);
+    }
+
+    /// Takes an address that may be given out and is nobody's.
+    fn take(&mut self, address: Ipv4Addr) -> bool {
+        if let Some(at) = self.book.released.iter().position(|released| *released == address) {
+            self.book.released.remove(at);
+            return true;
+        }
+        self.is_ours(address) && self.used.insert(address)
+    }
+
+    fn is_ours(&self, address: Ipv4Addr) -> bool {
+        (self.first..u32::from(self.subnet.broadcast())).contains(&u32::from(address))
     }
 
     fn free(&mut self) -> Result<Ipv4Addr, AddressError> {
@@ -253,11 +276,11 @@ mod tests {
     fn what_is_given_out_at_the_same_time_is_written_at_once_or_taken_back() {
         let directory = tempfile::tempdir().expect("a directory");
         let mut book = open(&directory, "10.80.0.0/24");
-        assert_eq!(octet(book.give(&name("a"), None)), 16);
-        assert_eq!(octet(book.give(&name("b"), None)), 17);
+        assert_eq!(octet(book.give(&name("a"), None, None)), 16);
+        assert_eq!(octet(book.give(&name("b"), None, None)), 17);
         book.keep(&name("a")).expect("written");
         assert_eq!(open(&directory, "10.80.0.0/24").links().len(), 2);
-        book.give(&name("c"), None).expect("an address");
+        book.give(&name("c"), None, None).expect("an address");
         // Where a directory is, no file can be made.
         let way = directory.path().join("addresses.new");
         std::fs::create_dir(&way).expect("a directory");
@@ -266,6 +289,24 @@ mod tests {
         std::fs::remove_dir(&way).expect("removed");
         assert_eq!(octet(book.allocate(&name("d"), None)), 19);
         assert_eq!(open(&directory, "10.80.0.0/24").links().len(), 3);
+    }
+
+    #[test]
+    fn what_is_wanted_is_given_when_it_is_nobodys() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut book = open(&directory, "10.80.0.0/27");
+        let mut give = |who: &str, last: u8| octet(book.give(&name(who), None, Some(Ipv4Addr::new(10, 80, 0, last))));
+        assert_eq!(give("a", 20), 20);
+        assert_eq!(give("b", 20), 16, "it is another's");
+        assert_eq!(give("b", 21), 16, "it has one");
+        assert_eq!([give("c", 3), give("d", 31), give("e", 200)], [17, 18, 19], "they are not given out");
+        assert_eq!(give("f", 30), 30);
+        book.release(&name("a")).expect("released");
+        assert_eq!(octet(book.give(&name("g"), None, Some(Ipv4Addr::new(10, 80, 0, 20)))), 20);
+        // What was reserved for one that had an address already is given back.
+        let spare = book.reserve().expect("an address").address;
+        book.give(&name("b"), Some(spare), None).expect("an address");
+        assert_eq!(octet(book.give(&name("h"), None, Some(spare))), spare.octets()[3]);
     }
 
     #[test]

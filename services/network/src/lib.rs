@@ -129,8 +129,8 @@ impl Service for Network {
     async fn call(&self, _peer: &Peer, request: Request, replier: &mut Replier<'_>) -> Result<(), Fault> {
         match request.method.as_str() {
             Allocate::NAME => {
-                let Allocate { name, reserved } = request.parse()?;
-                let link = self.state().book.give(&name, reserved)?;
+                let Allocate { name, reserved, wanted } = request.parse()?;
+                let link = self.state().book.give(&name, reserved, wanted)?;
                 // Who asks at the same time is written with it.
                 tokio::task::yield_now().await;
                 self.state().book.keep(&name)?;

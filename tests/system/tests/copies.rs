@@ -66,7 +66,7 @@ fn begin(host: &Host) -> Result<Begun> {
     let mut start = vec![0; 512];
     match export.stdout.as_mut().context("output")?.read_exact(&mut start) {
         Ok(()) => Ok(Begun { export, start }),
-        Err(_) => bail!("{}", String::from_utf8_lossy(&export.wait_with_output()?.stderr)),
+        Err(error) => bail!("{error}: {}", String::from_utf8_lossy(&export.wait_with_output()?.stderr)),
     }
 }
 
@@ -77,7 +77,7 @@ impl Begun {
         file.write_all(&self.start)?;
         std::io::copy(self.export.stdout.as_mut().context("output")?, &mut file)?;
         let ended = self.export.wait_with_output()?;
-        ensure!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+        ensure!(ended.status.success(), "{}: {}", ended.status, String::from_utf8_lossy(&ended.stderr));
         Ok(())
     }
 
@@ -216,7 +216,12 @@ fn elsewhere_so_does_one_with_little_data_and_another_stands_still_for_as_long_a
     let begun = begin(&host)?;
     ensure!(host.state("pair")? == "frozen", "it is not held");
     begun.read(Path::new("/dev/null"))?;
-    ensure!(stood(&host)?.contains("No space left on device"), "{}", stood(&host)?);
+    ensure!(
+        stood(&host)?.contains("No space left on device"),
+        "stood {:?}: {}",
+        stood(&host)?,
+        host.run(&["why", "pair"])?
+    );
     fs::remove_file(filler)?;
     goes_on(&host)?;
 
@@ -227,15 +232,25 @@ fn elsewhere_so_does_one_with_little_data_and_another_stands_still_for_as_long_a
     ensure!(host.state("pair")? == "frozen", "it is not held");
     begun.read(&host.root.join("pair.tar"))?;
     host.await_state("pair", "running", WITHIN)?;
-    ensure!(stood(&host)?.contains("more than 256 MiB can't be shared"), "{}", stood(&host)?);
-    // The daemon goes, and with it who reads the volumes.
+    ensure!(
+        stood(&host)?.contains("more than 256 MiB can't be shared"),
+        "stood {:?}: {}",
+        stood(&host)?,
+        host.run(&["why", "pair"])?
+    );
+    // The daemon goes, and with it who reads the volumes: it has begun to.
     let mut begun = begin(&host)?;
+    let output = begun.export.stdout.as_mut().context("output")?;
+    output.read_exact(&mut vec![0; 4 << 20])?;
     host.kill(host.daemon()?)?;
-    let (mut rest, export) = (Vec::new(), &mut begun.export);
-    export.stdout.as_mut().context("output")?.read_to_end(&mut rest)?;
+    output.read_to_end(&mut Vec::new())?;
     let ended = begun.export.wait_with_output()?;
     let told = String::from_utf8_lossy(&ended.stderr).into_owned();
-    ensure!(ended.status.code() == Some(1) && told.contains("vps \"pair\" was not exported: "), "{told}");
+    ensure!(
+        ended.status.code() == Some(1) && told.contains("vps \"pair\" was not exported: "),
+        "{}: {told}",
+        ended.status
+    );
     host.await_state("pair", "running", WITHIN)?;
     // Who reads it goes; control goes.
     begin(&host)?.give_up()?;

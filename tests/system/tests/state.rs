@@ -4,6 +4,7 @@ use std::{fs, io::Write, os::unix::fs::PermissionsExt, process::Stdio};
 
 use anyhow::{Context, Result, ensure};
 use bailiwick_system_tests::{Host, HostOptions};
+use serde_json::Value;
 
 const SECRET: &str = "zq7-what-nobody-may-read";
 const BLOG: &str = r#"tenant = "acme"
@@ -15,12 +16,17 @@ secrets = { db = "/run/secrets/db" }
 env     = { "odd name" = "of 'several'\nlines" }
 [vps.db]
 image   = "debian:"
-command = ["sleep", "1000000"]
+command = ["perl", "-MIO::Socket::INET", "-e", "$s = IO::Socket::INET->new(LocalPort => 3306, Listen => 9) or die; sleep 1000000"]
 volumes = { data = "/var/lib/data" }
+[[vps.db.job]]
+name  = "night"
+run   = ["sh", "-c", "echo dumped; exit 3"]
+every = "30d"
 [volume.data]
 size = "64MiB"
 "#;
-const OTHER: &str = "tenant = \"beta\"\n[vps.shop]\nimage = \"debian:\"\ncommand = [\"sleep\", \"1000000\"]\n\
+const OTHER: &str = "tenant = \"beta\"\n[vps.shop]\nimage = \"debian:\"\ncommand = [\"perl\", \"-MIO::Socket::INET\", \"-e\", \
+                     \"$s = IO::Socket::INET->new(LocalPort => 80, Listen => 9) or die; sleep 1000000\"]\n\
                      routes = { \"http://shop.example:21490\" = 80 }\n";
 
 fn set_secret(host: &Host, name: &str, value: &str) -> Result<()> {
@@ -28,6 +34,15 @@ fn set_secret(host: &Host, name: &str, value: &str) -> Result<()> {
     set.stdin.take().context("input")?.write_all(value.as_bytes())?;
     ensure!(set.wait()?.success());
     Ok(())
+}
+
+/// What a file says came about: addresses, wakes, jobs. Whether a VPS is up is not the other host's.
+fn pasts(file: &str) -> Result<Value> {
+    let mut pasts = serde_json::from_slice::<Value>(&fs::read(file)?)?["past"].take();
+    for past in pasts.as_object_mut().context("an object")?.values_mut() {
+        past["wakes"].as_object_mut().map(|wakes| wakes.remove("up"));
+    }
+    Ok(pasts)
 }
 
 fn specs(host: &Host) -> Result<Vec<String>> {
@@ -48,10 +63,19 @@ fn a_host_is_rebuilt_on_another_machine() -> Result<()> {
     host.apply("blog.toml", BLOG)?;
     host.apply("shop.toml", OTHER)?;
     let before = specs(&host)?;
+    // What came about: wakes, addresses, and what a job did.
+    host.run(&["start", "db", "shop"])?;
+    host.run(&["stop", "db"])?;
+    host.run(&["start", "db"])?;
+    ensure!(host.cli(&["job", "run", "db", "night"])?.code == 3, "the job's own end");
     let asked = host.cli(&["state", "export", &file])?;
     ensure!(asked.code == 2 && asked.err.contains("--passphrase-file"), "{asked:?}");
     host.run(&["state", "export", &file, "--passphrase-file", &phrase])?;
     host.run(&["state", "export", &bare, "--no-secrets"])?;
+    let past = pasts(&file)?;
+    let (db, shop) = (&past["db"], &past["shop"]);
+    ensure!(db["wakes"]["starts"] == 2 && db["jobs"]["night"]["last"]["status"] == 3, "{past:#}");
+    ensure!(shop["wakes"]["starts"] == 1 && shop["address"].is_string(), "{past:#}");
     ensure!(fs::metadata(&file)?.permissions().mode() & 0o777 == 0o600, "others can read it");
     for file in [&file, &bare] {
         ensure!(!fs::read_to_string(file)?.contains(SECRET), "a secret is in {file}");
@@ -89,6 +113,10 @@ fn a_host_is_rebuilt_on_another_machine() -> Result<()> {
     let told = host.run(&["state", "import", &file, "--passphrase-file", &phrase])?;
     ensure!(told.starts_with("3 VPSs and 2 secrets"), "{told}");
     ensure!(specs(&host)? == before, "a spec is another");
+    let again = at("again.state");
+    host.run(&["state", "export", &again, "--no-secrets"])?;
+    ensure!(pasts(&again)? == past, "{:#}", pasts(&again)?);
+    ensure!(host.row("db")?["address"] == past["db"]["address"]);
     let read = host.run(&["exec", "blog", "--", "cat", "/run/secrets/db"])?;
     ensure!(read == SECRET, "its secret says {read:?}");
     host.stop()

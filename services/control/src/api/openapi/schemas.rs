@@ -353,6 +353,12 @@ const TYPES: &[(&str, &str, &[Field])] = &[
             ("vps", Texts, Always, "VPSs that are new, or changed."),
             ("secrets", Int, Always, "How many secrets were set."),
             ("missing_images", Texts, Always, "Images that they need and this host does not have."),
+            (
+                "readdressed",
+                Texts,
+                Always,
+                "VPSs that have another address than before: theirs is another's here, or not of its subnet.",
+            ),
         ],
     ),
     (

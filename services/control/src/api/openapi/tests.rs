@@ -123,7 +123,10 @@ fn schemas_hold_what_the_types_write() {
         left_out: Vec::new(),
     };
     holds("Imported", imported);
-    holds("StateImported", StateImported { vps: Vec::new(), secrets: 0, missing_images: Vec::new() });
+    holds(
+        "StateImported",
+        StateImported { vps: Vec::new(), secrets: 0, missing_images: Vec::new(), readdressed: Vec::new() },
+    );
     holds("SecretSet", SecretSet { replaced: false, at_next_start: Vec::new() });
     holds(
         "ExecRequest",
