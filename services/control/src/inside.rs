@@ -59,7 +59,7 @@ pub async fn run(
     let mut tail = Tail::default();
     let result = {
         let fds = [input.as_fd(), output.as_fd(), output.as_fd()];
-        let call = tokio::time::timeout(limit, control.host.call_with_fds(&method, &fds));
+        let call = tokio::time::timeout(limit, control.host.call_once(&method, &fds));
         tokio::pin!(call);
         let mut buffer = vec![0; 8192];
         let mut open = true;
@@ -88,7 +88,7 @@ pub async fn run(
     match result {
         Err(_) => Ok(Ended { status: None, error: None, took, output }),
         Ok(Err(fault)) => Err(fault),
-        Ok(Ok((ended, _))) => Ok(Ended { status: Some(ended.status), error: ended.error, took, output }),
+        Ok(Ok(ended)) => Ok(Ended { status: Some(ended.status), error: ended.error, took, output }),
     }
 }
 

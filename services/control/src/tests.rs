@@ -27,6 +27,7 @@ use crate::{
     api, delete, events, fixtures,
     life::Input,
     shared::{Control, Others},
+    state,
 };
 
 #[derive(Default)]
@@ -37,6 +38,8 @@ struct Played {
     /// What the routes said of each VPS when the host was asked to stop it.
     told: Mutex<Vec<Option<Reachable>>>,
     follower: Mutex<BTreeMap<VpsName, Reachable>>,
+    /// Whose addresses are given out.
+    addressed: Mutex<Vec<VpsName>>,
 }
 
 impl Played {
@@ -96,6 +99,16 @@ impl Service for Server {
             host::List::NAME => replier.done::<host::List>(&played.statuses(), &[]).await?,
             network::Allocate::NAME => {
                 replier.done::<network::Allocate>(&network::Allocated { link: fixtures::link() }, &[]).await?;
+            }
+            network::Addresses::NAME => {
+                let given = played.addressed.lock().unwrap().clone();
+                let links = given.into_iter().map(|name| (name, fixtures::link())).collect();
+                replier.done::<network::Addresses>(&network::AllAddresses { links }, &[]).await?;
+            }
+            network::Release::NAME => {
+                let name = request.parse::<network::Release>()?.name;
+                played.addressed.lock().unwrap().retain(|given| *given != name);
+                replier.done::<network::Release>(&empty, &[]).await?;
             }
             gateway::Listen::NAME => {
                 replier.done::<gateway::Listen>(&gateway::ListenFaults::default(), &[]).await?;
@@ -189,6 +202,15 @@ async fn a_thousand_wakes_are_one_start_of_the_host() {
     let at = control.routes.state(&vps.name).unwrap().state;
     assert_eq!(at, Reachable::At(fixtures::link().address.into()));
     assert_eq!(vps.wakes().last.unwrap().by, "request 0");
+}
+
+#[tokio::test]
+async fn an_address_of_a_vps_that_never_came_is_given_back() {
+    let House { control, played, .. } = &house().await;
+    let name = apply(control).await;
+    *played.addressed.lock().unwrap() = vec![name.clone(), "never-came".parse().unwrap()];
+    state::sweep(control.clone()).await;
+    assert_eq!(*played.addressed.lock().unwrap(), [name]);
 }
 
 #[tokio::test]

@@ -3,10 +3,11 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
+    process::Stdio,
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use bailiwick_system_tests::{
     Host, HostOptions,
     census::Census,
@@ -99,6 +100,24 @@ files   = { "/var/www/html/index.html" = "hello from web\n" }
     let tally = load.finish();
     let clean = tally.refused + tally.late + tally.misrouted + tally.errors + tally.interrupted == 0;
     ensure!(clean && tally.answered > 0, "{tally:?}");
+    host.stop()
+}
+
+#[test]
+fn a_command_whose_daemon_is_killed_is_not_run_again() -> Result<()> {
+    let mut host = Host::start(HostOptions::default())?;
+    host.apply("echo.toml", &echo_server("echo", 20206))?;
+    // So that control has a connection to the daemon that it used before.
+    host.run(&["exec", "echo", "--", "true"])?;
+    let script = "echo run >> /count; echo began; exec sleep 1000000";
+    let mut exec = host.command(&["exec", "echo", "--", "sh", "-c", script]).stdout(Stdio::piped()).spawn()?;
+    let mut began = [0; 6];
+    exec.stdout.as_mut().context("output")?.read_exact(&mut began)?;
+    host.kill(host.daemon()?)?;
+    let status = exec.wait()?;
+    ensure!(!status.success(), "nobody knows how it ended");
+    let count = host.run(&["exec", "echo", "--", "cat", "/count"])?;
+    ensure!(count == "run\n", "it ran again: {count}");
     host.stop()
 }
 

@@ -6,7 +6,7 @@ use std::{
     fs,
     path::PathBuf,
     process::Command,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -152,7 +152,7 @@ fn what_shares_a_layer_keeps_it_up_asleep_and_prepared() -> Result<()> {
     place.host.stop()
 }
 
-/// How long the race goes on.
+/// How long the race goes on, and how much longer at most until something was pruned.
 const RACE: Duration = Duration::from_secs(4);
 
 #[test]
@@ -167,25 +167,26 @@ fn prune_races_with_apply_build_and_import_and_takes_nothing_that_they_need() ->
     for n in 0..6 {
         place.archive(&format!("n{n}"), &format!("marker{}", n / 2))?;
     }
-    let ended = AtomicBool::new(false);
-    let deadline = Instant::now() + RACE;
-    let pruned = std::thread::scope(|scope| -> Result<u32> {
-        let pruner = scope.spawn(|| -> Result<u32> {
-            let mut pruned = 0;
+    let (ended, pruned) = (AtomicBool::new(false), AtomicU32::new(0));
+    let began = Instant::now();
+    let goes_on = || began.elapsed() < RACE || pruned.load(Ordering::Relaxed) == 0 && began.elapsed() < WITHIN;
+    std::thread::scope(|scope| -> Result<()> {
+        let pruner = scope.spawn(|| -> Result<()> {
             while !ended.load(Ordering::Relaxed) {
                 let answer = host.cli(&["image", "prune"])?;
                 // A build goes on: it says so.
                 ensure!(answer.code == 0 || answer.err.contains("is being built"), "{answer:?}");
-                pruned += u32::from(answer.code == 0 && answer.out.contains("image "));
+                let took = answer.code == 0 && answer.out.contains("image ");
+                pruned.fetch_add(u32::from(took), Ordering::Relaxed);
             }
-            Ok(pruned)
+            Ok(())
         });
         let users: Vec<_> = (0..2)
             .map(|user| {
-                let place = &place;
+                let (place, goes_on) = (&place, &goes_on);
                 scope.spawn(move || -> Result<()> {
                     let vps = format!("user{user}");
-                    for n in (0..6).cycle().take_while(|_| Instant::now() < deadline) {
+                    for n in (0..6).cycle().take_while(|_| goes_on()) {
                         place.apply(&vps, &format!("tar:n{n}.tar"))?;
                         place.host.run(&["restart", &vps])?;
                         let marker = place.marker(&vps)?;
@@ -196,7 +197,7 @@ fn prune_races_with_apply_build_and_import_and_takes_nothing_that_they_need() ->
             })
             .collect();
         let importer = scope.spawn(|| -> Result<()> {
-            while Instant::now() < deadline {
+            while goes_on() {
                 host.run(&["import", &carried])?;
                 ensure!(place.marker("carried")? == "carried");
                 host.run(&["delete", "--yes", "carried"])?;
@@ -205,14 +206,13 @@ fn prune_races_with_apply_build_and_import_and_takes_nothing_that_they_need() ->
         });
         let done: Vec<_> = users.into_iter().chain([importer]).map(|thread| thread.join()).collect();
         ended.store(true, Ordering::Relaxed);
-        let pruned = pruner.join().map_err(|_| anyhow::anyhow!("who prunes panicked"))??;
+        pruner.join().map_err(|_| anyhow::anyhow!("who prunes panicked"))??;
         for end in done {
             end.map_err(|_| anyhow::anyhow!("a user panicked"))??;
         }
-        Ok(pruned)
-    });
-    let pruned = pruned?;
-    ensure!(pruned > 0, "nothing was ever pruned");
+        Ok(())
+    })?;
+    ensure!(pruned.into_inner() > 0, "nothing was ever pruned");
     host.run(&["image", "verify"])?;
     host.run(&["image", "prune"])?;
     let half = fs::read_dir(place.layers.path())?.flatten();

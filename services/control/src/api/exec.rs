@@ -150,8 +150,8 @@ async fn call(control: &Control, name: &VpsName, wanted: ExecRequest, fds: Vec<O
         terminal: wanted.terminal,
     };
     let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-    let (ended, _) = control.host.call_with_fds(&method, &borrowed).await?;
-    Ok(ended)
+    // A command that may have run is not run again.
+    control.host.call_once(&method, &borrowed).await
 }
 
 /// Frames from the client into the program's input; completes when the client is gone.
