@@ -14,7 +14,7 @@ use std::{io, path::PathBuf};
 
 pub use cgroup::{Cgroup, Hierarchies, Usage};
 pub use confine::{Confine, spawn_confined};
-pub use link::Linker;
+pub use link::{Linker, within};
 pub use namespaces::{
     BLOCK, IdRange, LAYER_IDS, Namespaces, PendingNamespaces, begin_namespaces, layer_map, make_namespaces,
 };

@@ -46,6 +46,7 @@ pub fn default_config() -> HostConfig {
         reserve: Reserve { memory: 256 << 20, disk_percent: 5 },
         network: NetworkConfig {
             uplink: None,
+            addresses: Vec::new(),
             subnet: "10.80.0.0/16".parse().expect(word),
             subnet6: "fd80:ba11::/96".parse().expect(word),
             resolvers: Vec::new(),
@@ -248,6 +249,9 @@ impl Share {
 pub struct NetworkConfig {
     /// The host's interface that VPSs reach the outside through (masqueraded); none: they don't.
     pub uplink: Option<String>,
+    /// Networks that are routed to this host for VPSs alone.
+    #[serde(default)]
+    pub addresses: Vec<ipnet::IpNet>,
     /// VPSs' IPv4 addresses. The first 16 are the designated VPSs'.
     pub subnet: ipnet::Ipv4Net,
     /// VPSs' IPv6 addresses, a prefix of at most /96.
@@ -302,6 +306,32 @@ impl NetworkConfig {
         let address = std::net::Ipv4Addr::from(u32::from(self.subnet.network()) + 1);
         (address, crate::run::Link::address6_for(self.subnet6.addr(), address))
     }
+
+    /// Whether an address belongs to the network VPS, and not to the host.
+    pub fn owns(&self, address: std::net::IpAddr) -> bool {
+        self.addresses.iter().any(|net| net.contains(&address))
+    }
+}
+
+/// A network, or one address as a network of its own.
+fn owned(text: &str) -> Option<ipnet::IpNet> {
+    text.parse().ok().or_else(|| text.parse::<std::net::IpAddr>().ok().map(ipnet::IpNet::from))
+}
+
+/// Whether a network has addresses that are routed nowhere: loopback, link-local, multicast, unspecified.
+fn is_special(net: ipnet::IpNet) -> bool {
+    let special: [ipnet::IpNet; 8] = [
+        "0.0.0.0/8",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "224.0.0.0/3",
+        "::/127",
+        "fe80::/10",
+        "ff00::/8",
+        "::ffff:0:0/96",
+    ]
+    .map(|net| net.parse().expect("a network"));
+    special.iter().any(|other| other.contains(&net) || net.contains(other))
 }
 
 /// Where tenants' addresses begin, counted from the subnet's base.
@@ -458,6 +488,31 @@ mod tests {
         assert!(told.contains("write \"10.80.0.0/16\""), "{told}");
         assert!(told.contains("a prefix of at most /96"), "{told}");
         assert!(told.contains("network interface"), "{told}");
+    }
+
+    #[test]
+    fn owned_addresses_come_by_an_uplink_and_are_nobody_elses() {
+        let good =
+            "[network]\nuplink = \"eth0\"\naddresses = [\"192.0.2.16/28\", \"198.51.100.7\", \"2001:db8::/64\"]\n";
+        let network = parse("host.toml", good).unwrap().network;
+        for (address, owned) in
+            [("192.0.2.31", true), ("192.0.2.32", false), ("198.51.100.7", true), ("2001:db8::1", true)]
+        {
+            assert_eq!(network.owns(address.parse().unwrap()), owned, "{address}");
+        }
+        assert!(problems("[network]\naddresses = [\"192.0.2.16/28\"]\n").contains("reached through an uplink"));
+        for (list, message) in [
+            ("\"192.0.2.17/28\"", "write \"192.0.2.16/28\""),
+            ("\"10.80.1.0/24\"", "10.80.1.0/24 overlaps 10.80.0.0/16"),
+            ("\"192.0.2.0/24\", \"192.0.2.7\"", "192.0.2.7/32 overlaps 192.0.2.0/24"),
+            ("\"127.0.0.1\"", "clients could be at the other end"),
+            ("\"0.0.0.0/0\"", "clients could be at the other end"),
+            ("\"fe80::1\"", "clients could be at the other end"),
+            ("\"web\"", "is not a network or an address"),
+        ] {
+            let told = problems(&format!("[network]\nuplink = \"eth0\"\naddresses = [{list}]\n"));
+            assert!(told.contains(message), "{told}");
+        }
     }
 
     proptest! {

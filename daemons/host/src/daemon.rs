@@ -30,7 +30,6 @@ use crate::{
     host::{Host, Pinned, lock},
     ids::Allocation,
     life::{Life, Step, Up},
-    listeners::listen_tcp,
     place::{Place, open_layers},
     record::Record,
     serve::serve,
@@ -248,8 +247,11 @@ fn listen_as_before(host: &Host) {
     let grants = || host.config.designated.values().flat_map(|designated| &designated.grants);
     let granted = |address: &ListenAddress| grants().any(|grant| grant.allows_listen(address));
     let before = host.place.listening();
-    for address in before.into_iter().filter(|address| granted(address) && !listening.contains(address)) {
-        match listen_tcp(&address) {
+    // Where the network VPS has the address, the gateway asks again.
+    let here = |address: &ListenAddress| !host.config.network.owns(address.0.ip()) || lock(&host.pinned).is_some();
+    let wanted = |address: &ListenAddress| granted(address) && here(address) && !listening.contains(address);
+    for address in before.into_iter().filter(wanted) {
+        match host.listen_tcp(&address) {
             Ok(socket) => {
                 if let Err(error) = host.hold(format!("listen/{address}"), socket) {
                     warn!(%address, %error, "its socket can't be kept");

@@ -7,6 +7,7 @@ use std::{
     path::Path,
 };
 
+use isolation::host::within;
 use model::{ListenAddress, api::ErrorKind};
 use rustix::{
     fs::{AtFlags, Gid, Mode, OFlags, Uid, chmodat, chownat, open, unlinkat},
@@ -14,6 +15,8 @@ use rustix::{
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with, sockopt},
 };
 use wire::Fault;
+
+use crate::host::{Host, lock};
 
 /// Connections that may wait; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
@@ -60,9 +63,26 @@ pub fn takes_connections(parent: &Path, file: &str) -> bool {
     !connect_unix(parent, file).is_err_and(|error| matches!(error.kind(), ConnectionRefused | NotFound))
 }
 
-/// A listening TCP socket on the host.
-pub fn listen_tcp(address: &ListenAddress) -> Result<OwnedFd, Fault> {
-    bind_tcp(address.0).map_err(|errno| match errno {
+impl Host {
+    /// A listening TCP socket: on the host, or where the network VPS has the address. Its namespace outlives it, and so does
+    /// what waits at the socket.
+    pub fn listen_tcp(&self, address: &ListenAddress) -> Result<OwnedFd, Fault> {
+        if !self.config.network.owns(address.0.ip()) {
+            return listen_tcp(address, Where::Host);
+        }
+        let pinned = lock(&self.pinned);
+        let network = pinned.as_ref().and_then(|pinned| pinned.namespaces.network.as_ref());
+        let network = network.ok_or_else(|| {
+            Fault::new(ErrorKind::Unavailable, format!("{address} belongs to the network VPS, which is not there yet"))
+        })?;
+        let bound = within(network.as_fd(), || listen_tcp(address, Where::Owned));
+        bound.unwrap_or_else(|error| Err(Fault::new(ErrorKind::Failed, format!("listening on {address}: {error}"))))
+    }
+}
+
+/// A listening TCP socket in the network namespace of the calling thread.
+fn listen_tcp(address: &ListenAddress, place: Where) -> Result<OwnedFd, Fault> {
+    bind_tcp(address.0, place).map_err(|errno| match errno {
         Errno::ADDRINUSE => {
             let who = user_of_port(address.port());
             let who = who.map_or_else(|| "another program".to_owned(), |(name, pid)| format!("{name} (pid {pid})"));
@@ -75,11 +95,23 @@ pub fn listen_tcp(address: &ListenAddress) -> Result<OwnedFd, Fault> {
     })
 }
 
-fn bind_tcp(address: SocketAddr) -> Result<OwnedFd, Errno> {
+/// Where an address is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Where {
+    /// On an interface of the host's.
+    Host,
+    /// With the network VPS, by routes that it may still have to make.
+    Owned,
+}
+
+fn bind_tcp(address: SocketAddr, place: Where) -> Result<OwnedFd, Errno> {
     let socket = stream(if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET })?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
     if address.is_ipv6() {
         sockopt::set_ipv6_v6only(&socket, false)?;
+    }
+    if place == Where::Owned {
+        sockopt::set_ip_freebind(&socket, true)?;
     }
     bind(&socket, &address)?;
     listen(&socket, BACKLOG)?;
@@ -135,7 +167,7 @@ mod tests {
     fn a_port_in_use_names_the_program() {
         let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = ListenAddress(other.local_addr().unwrap());
-        let fault = listen_tcp(&address).unwrap_err();
+        let fault = listen_tcp(&address, Where::Host).unwrap_err();
         assert_eq!(fault.kind, ErrorKind::Conflict);
         assert!(fault.message.contains(&format!("(pid {})", std::process::id())), "{fault}");
     }
@@ -146,7 +178,7 @@ mod tests {
         let free = std::net::TcpListener::bind("[::]:0").unwrap();
         let address = ListenAddress(free.local_addr().unwrap());
         drop(free);
-        let listener = std::net::TcpListener::from(listen_tcp(&address).unwrap());
+        let listener = std::net::TcpListener::from(listen_tcp(&address, Where::Host).unwrap());
         let port = address.port();
         std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
         rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).unwrap();
@@ -171,7 +203,7 @@ mod tests {
 
     #[test]
     fn a_foreign_address_is_refused() {
-        let fault = listen_tcp(&ListenAddress("192.0.2.1:80".parse().unwrap())).unwrap_err();
+        let fault = listen_tcp(&ListenAddress("192.0.2.1:80".parse().unwrap()), Where::Host).unwrap_err();
         assert_eq!(fault.kind, ErrorKind::Invalid);
     }
 }

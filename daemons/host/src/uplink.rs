@@ -77,15 +77,16 @@ impl From<HostError> for UplinkError {
 pub struct Uplink {
     /// Its end of the link to the network VPS.
     link: String,
-    networks: [IpNet; 2],
+    networks: Vec<IpNet>,
 }
 
 impl Uplink {
     /// The one that `config` asks for, if any.
     pub fn of(config: &HostConfig, paths: &Paths) -> Option<Self> {
-        let NetworkConfig { uplink, subnet, subnet6, .. } = &config.network;
+        let NetworkConfig { uplink, subnet, subnet6, addresses, .. } = &config.network;
         let link = Names::of(paths).link;
-        uplink.as_ref().map(|_| Self { link, networks: [(*subnet).into(), (*subnet6).into()] })
+        let networks = [IpNet::from(*subnet), (*subnet6).into()].into_iter().chain(addresses.iter().copied());
+        uplink.as_ref().map(|_| Self { link, networks: networks.collect() })
     }
 
     /// Connects the host with the network VPS, unless it is.
@@ -191,11 +192,12 @@ pub async fn check(network: &NetworkConfig, paths: &Paths) -> anyhow::Result<()>
         .into());
     }
     let own = host.index(&Names::of(paths).link).map_err(UplinkError::Link)?;
-    for (key, subnet) in [("subnet", IpNet::from(network.subnet)), ("subnet6", network.subnet6.into())] {
+    let subnets = [("subnet", IpNet::from(network.subnet)), ("subnet6", network.subnet6.into())];
+    for (key, subnet) in subnets.into_iter().chain(network.addresses.iter().map(|net| ("addresses", *net))) {
         if let Some(route) = host.overlap(subnet, own).map_err(UplinkError::Link)? {
             return Err(Refused::new(format!(
-                "host.toml: {key} = \"{subnet}\" overlaps the host's own route to {route}; with an uplink VPSs need a \
-                 network that the host does not know yet: write another `{key}` in [network]"
+                "host.toml: {key} = \"{subnet}\" overlaps the host's own route to {route}; with an uplink VPSs need \
+                 networks that the host does not know yet: write another `{key}` in [network]"
             ))
             .into());
         }

@@ -51,6 +51,7 @@ pub async fn run(context: service::Context) -> anyhow::Result<()> {
         uplink: config.network.uplink.is_some(),
         translated: config.network.translated(),
         resolves: config.network.uplink.is_some() && !config.network.resolvers.is_empty(),
+        owned: config.network.addresses.clone(),
     };
     if layout.uplink {
         nat::install(&layout).await?;

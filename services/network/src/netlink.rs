@@ -159,6 +159,29 @@ pub async fn close(handle: &Handle, network: IpNet, table: u32, dead: Dead) -> R
     route(handle, message, || format!("closing {network} in table {table}")).await
 }
 
+/// The kernel gives the loopback interface of every network namespace this index.
+const LOOPBACK: u32 = 1;
+
+/// Whoever looks in `table` finds that `network` is here.
+pub async fn take_in(handle: &Handle, network: IpNet, table: u32) -> Result<(), NetlinkError> {
+    let message = match network {
+        IpNet::V4(network) => RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(network.addr(), network.prefix_len())
+            .output_interface(LOOPBACK)
+            .kind(RouteType::Local)
+            .scope(RouteScope::Host)
+            .table_id(table)
+            .build(),
+        IpNet::V6(network) => RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(network.addr(), network.prefix_len())
+            .output_interface(LOOPBACK)
+            .kind(RouteType::Local)
+            .table_id(table)
+            .build(),
+    };
+    route(handle, message, || format!("taking in {network} in table {table}")).await
+}
+
 /// All else is reached through `hop` on a link.
 pub async fn default_route(handle: &Handle, index: u32, hop: IpAddr, table: u32) -> Result<(), NetlinkError> {
     let message = match hop {

@@ -12,6 +12,7 @@
 //! | 40 | others | refused |
 //!
 //! Apart from port 53, `local` is only for the namespace's own packets, so nothing that listens here can be reached from a link.
+//! Addresses that this VPS owns are in `main` too, for the uplink and the gateway: there listen the gateway's sockets.
 //!
 //! Forged sources. IPv4: `rp_filter` looks the way back up as if the packet came from where it is going to, so from the
 //! gateway's link for a tenant's packet: `main` has the true link. IPv6 has no such filter, so rules 20 and 30 name the source
@@ -39,7 +40,7 @@ use crate::netlink::{self, Dead, End, NetlinkError, Rule, Transport};
 pub use clients::show_clients;
 pub use rules::Rules;
 
-/// The kernel's table of its own addresses.
+/// The kernel's table of its own addresses. Packets from here are sent only from addresses in it.
 const LOCAL: u32 = 255;
 /// The kernel's main table; holds a route to every link.
 pub const MAIN: u32 = 254;
@@ -80,6 +81,8 @@ pub struct Layout {
     pub translated: (Ipv4Addr, Ipv6Addr),
     /// Whether names of the outside are asked for.
     pub resolves: bool,
+    /// Networks that are routed here through the uplink: sockets listen at their addresses for those that are asleep.
+    pub owned: Vec<IpNet>,
 }
 
 impl Layout {
@@ -103,6 +106,10 @@ pub async fn install(handle: &Handle, layout: &Layout, ipv6: bool) -> Result<Rul
         // An address that no VPS has is not the outside's: the host would send it back, again and again.
         netlink::close(handle, subnet.trunc(), MAIN, Dead::Unreachable).await?;
         // While the gateway is away, so that a neighbour's kernel tries again instead of giving up.
+        for net in layout.owned.iter().filter(|net| net.addr().is_ipv6() == ipv6) {
+            netlink::take_in(handle, *net, LOCAL).await?;
+            netlink::take_in(handle, *net, MAIN).await?;
+        }
         let all = if ipv6 { IpNet::from(Ipv6Net::default()) } else { Ipv4Net::default().into() };
         netlink::close(handle, all, NEIGHBOURS, Dead::Blackhole).await?;
         let rule = |priority, input: Option<&str>, table| Rule {

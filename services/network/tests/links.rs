@@ -147,6 +147,7 @@ impl Service {
             uplink: true,
             translated: (Ipv4Addr::new(10, 80, 0, 1), "fd00:ba11::a50:1".parse().expect("an address")),
             resolves: true,
+            owned: Vec::new(),
         };
         let links = Links::start(layout).await.expect("started");
         let follower = links.clone();

@@ -2,19 +2,12 @@
 //!
 //! Clients with addresses of their own are in a namespace of theirs, joined by `eth0` to the test's, which is the host's.
 
-use std::{
-    io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
-};
-
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use bailiwick_system_tests::{
     Host, HostOptions,
-    netns::{in_own_network, sh},
+    netns::{CLIENT, Client, HOST, in_own_network, sh},
 };
 
-const HOST: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
-const CLIENT: [&str; 2] = ["192.0.2.9", "2001:db8::9"];
 /// The gateway's VPS: the third of the designated ones.
 const GATEWAY: &str = "10.80.0.4";
 
@@ -51,45 +44,14 @@ routes  = {{ "tcp://*:6379" = 6379 }}
     )
 }
 
-/// The client's namespace.
-struct Client(Child);
+trait Get {
+    fn get(&self, port: u16) -> Result<[String; 2]>;
+}
 
-impl Client {
-    fn new() -> Result<Self> {
-        let mut holder = Command::new("unshare")
-            .args(["--net", "sh", "-c", "echo ready; exec cat"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        BufReader::new(holder.stdout.as_mut().context("stdout")?).read_line(&mut String::new())?;
-        let client = Self(holder);
-        let pid = client.0.id();
-        sh(&format!(
-            "ip link set lo up; ip link add eth0 type veth peer name out0 netns {pid}; ip addr add {}/24 dev eth0
-             ip addr add {}/64 dev eth0 nodad; ip link set eth0 up",
-            HOST[0], HOST[1]
-        ))?;
-        client.sh(&format!(
-            "ip addr add {}/24 dev out0; ip addr add {}/64 dev out0 nodad; ip link set out0 up",
-            CLIENT[0], CLIENT[1]
-        ))?;
-        Ok(client)
-    }
-
-    fn sh(&self, script: &str) -> Result<String> {
-        sh(&format!("nsenter -t {} -n sh -ec '{script}'", self.0.id()))
-    }
-
+impl Get for Client {
     fn get(&self, port: u16) -> Result<[String; 2]> {
         let get = |host: String| self.sh(&format!("curl --silent --show-error --max-time 20 http://{host}:{port}/"));
         Ok([get(HOST[0].to_owned())?, get(format!("[{}]", HOST[1]))?])
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

@@ -25,16 +25,21 @@ pub struct Linker {
     netlink: Netlink,
 }
 
+/// Runs something in a network namespace. The calling thread is there for a moment.
+pub fn within<T>(namespace: BorrowedFd<'_>, run: impl FnOnce() -> T) -> io::Result<T> {
+    let own = open("/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    enter(namespace, LinkNameSpaceType::Network)?;
+    let done = run();
+    // A daemon in the wrong network namespace would bind tenants' sockets there.
+    enter(own.as_fd(), LinkNameSpaceType::Network).unwrap_or_else(|_| std::process::abort());
+    Ok(done)
+}
+
 impl Linker {
-    /// Opens a socket in `outer`, the network VPS's network namespace. The calling thread is there for a moment.
+    /// Opens a socket in `outer`, the network VPS's network namespace.
     pub fn new(outer: BorrowedFd<'_>) -> Result<Self, HostError> {
-        let fault = |source: io::Error| HostError::Link { name: "in the network namespace".to_owned(), source };
-        let own = open("/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-        let own = own.map_err(|e| fault(e.into()))?;
-        enter(outer, LinkNameSpaceType::Network).map_err(fault)?;
-        let netlink = Netlink::open();
-        // A daemon in the wrong network namespace would bind tenants' sockets there.
-        enter(own.as_fd(), LinkNameSpaceType::Network).unwrap_or_else(|_| std::process::abort());
+        let netlink = within(outer, Netlink::open).and_then(|opened| opened);
+        let fault = |source| HostError::Link { name: "in the network namespace".to_owned(), source };
         Ok(Self { netlink: netlink.map_err(fault)? })
     }
 

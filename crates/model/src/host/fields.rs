@@ -66,6 +66,20 @@ const SUBNET6: Word = Word {
         Err(_) => Err(format!("`{text}` is not an IPv6 network such as \"fd80:ba11::/96\"")),
     },
 };
+const OWNED: Word = Word {
+    expected: "a network or an address such as \"192.0.2.16/28\"",
+    pattern: Some("^[0-9a-fA-F:.]+(/[0-9]+)?$"),
+    check: |text| match super::owned(text) {
+        Some(net) if net != net.trunc() => {
+            Err(format!("`{text}` has bits beyond its prefix: write \"{}\"", net.trunc()))
+        }
+        Some(net) if super::is_special(net) => {
+            Err(format!("`{text}` is nothing that clients could be at the other end of"))
+        }
+        Some(_) => Ok(()),
+        None => Err(format!("`{text}` is not a network or an address such as \"192.0.2.16/28\"")),
+    },
+};
 const RESOLVER: Word = Word {
     expected: "an address such as \"9.9.9.9\"",
     pattern: Some("^[0-9a-fA-F:.]+$"),
@@ -176,6 +190,13 @@ static NETWORK: Fields = Fields {
             "The host's interface through which VPSs reach the outside, masqueraded.",
         )
         .default("none, they don't"),
+        Field::new(
+            "addresses",
+            Kind::List(&Kind::Word(OWNED), 64),
+            "Networks and addresses that are routed to this host for VPSs alone: routes to them go past the host, and past the \
+             gateway while the VPS is up. Needs an uplink.",
+        )
+        .default("[]"),
         Field::new("subnet", Kind::Word(SUBNET), "VPSs' IPv4 addresses; the first 16 are the designated VPSs'.")
             .default("\"10.80.0.0/16\""),
         Field::new("subnet6", Kind::Word(SUBNET6), "VPSs' IPv6 addresses.").default("\"fd80:ba11::/96\""),

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
+use ipnet::IpNet;
 use toml::de::DeTable;
 
 use super::{
@@ -31,6 +32,7 @@ pub fn parse(file: &str, text: &str) -> Result<HostConfig, Vec<Problem>> {
     let config = read(root);
     services(&mut problems, root);
     ids(&mut problems, root, &config.ids);
+    addresses(&mut problems, root, &config.network);
     problems.or(|| Some(config))
 }
 
@@ -92,6 +94,22 @@ fn services(problems: &mut Problems<'_>, root: &DeTable<'_>) {
     }
 }
 
+/// What is routed to this host comes by the uplink, and is nobody else's.
+fn addresses(problems: &mut Problems<'_>, root: &DeTable<'_>, network: &NetworkConfig) {
+    let Some((key, _)) = root.table("network").and_then(|table| table.get_key_value("addresses")) else { return };
+    if network.uplink.is_none() && !network.addresses.is_empty() {
+        let hint = "write the interface that they are routed to: uplink = \"eth0\"".to_owned();
+        problems.tell(key.span(), "`addresses` are reached through an uplink", Some(hint));
+    }
+    for (n, net) in network.addresses.iter().enumerate() {
+        let own = [IpNet::from(network.subnet), network.subnet6.into()];
+        let others = own.iter().chain(&network.addresses[..n]);
+        if let Some(other) = others.into_iter().find(|other| other.contains(net) || net.contains(*other)) {
+            problems.tell(key.span(), format!("{net} overlaps {other}"), None);
+        }
+    }
+}
+
 /// The three ranges of ids must not touch each other.
 fn ids(problems: &mut Problems<'_>, root: &DeTable<'_>, ids: &Ids) {
     let span = root.get_key_value("ids").map_or(0..0, |(key, _)| key.span());
@@ -135,6 +153,12 @@ fn read(root: &DeTable<'_>) -> HostConfig {
         let resolvers = network.texts("resolvers").unwrap_or_default();
         config.network = NetworkConfig {
             uplink: network.text("uplink").map(str::to_owned),
+            addresses: network
+                .texts("addresses")
+                .unwrap_or_default()
+                .iter()
+                .filter_map(|text| super::owned(text))
+                .collect(),
             subnet: network.parsed("subnet").unwrap_or(config.network.subnet),
             subnet6: network.parsed("subnet6").unwrap_or(config.network.subnet6),
             resolvers: resolvers.iter().filter_map(|address| address.parse().ok()).collect(),

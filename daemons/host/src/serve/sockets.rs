@@ -19,7 +19,7 @@ use wire::{
 use super::Capability;
 use crate::{
     host::lock,
-    listeners::{connect_unix, listen_again, listen_tcp},
+    listeners::{connect_unix, listen_again},
 };
 
 /// Addresses listened on at most.
@@ -37,7 +37,7 @@ impl Capability {
                     format!("{address}: {ADDRESSES} addresses are listened on"),
                 ));
             }
-            self.host.hold(key.clone(), listen_tcp(&address)?)?;
+            self.host.hold(key.clone(), self.host.listen_tcp(&address)?)?;
             self.host.note_listening();
         }
         let socket = self.host.held(&key).ok_or_else(|| Fault::not_found(format!("{address} was closed again")))??;

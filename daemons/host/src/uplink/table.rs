@@ -88,11 +88,12 @@ pub fn name(line: &str) -> Option<&str> {
 }
 
 /// The table, in place of the one before, as one transaction. To the outside goes only what the network VPS has translated to
-/// its one address, which is masqueraded; what comes back belongs to such a connection. VPSs' own addresses are for
-/// connections of the host's own.
+/// its one address, which is masqueraded, or what comes from an address that it owns; what comes back belongs to such a
+/// connection, or goes to such an address. VPSs' own addresses are for connections of the host's own.
 pub fn ruleset(names: &Names, network: &NetworkConfig, uplink: &str, off: &Off) -> String {
     let Names { table, link, .. } = names;
     let NetworkConfig { subnet, subnet6, .. } = network;
+    let ([more, more6], owned) = owned_rules(network, link, uplink);
     let comment = off.comment();
     let (translated, translated6) = network.translated();
     format!(
@@ -102,10 +103,10 @@ table inet {table} {{
     comment "{comment}"
     chain sources {{
         type filter hook prerouting priority raw; policy accept;
-        iifname "{link}" ip saddr != {subnet} drop
-        iifname "{link}" ip6 saddr != {subnet6} drop
-        iifname != {{ "{link}", "lo" }} ip saddr {subnet} drop
-        iifname != {{ "{link}", "lo" }} ip6 saddr {subnet6} drop
+        iifname "{link}" ip saddr != {{ {subnet}{more} }} drop
+        iifname "{link}" ip6 saddr != {{ {subnet6}{more6} }} drop
+        iifname != {{ "{link}", "lo" }} ip saddr {{ {subnet}{more} }} drop
+        iifname != {{ "{link}", "lo" }} ip6 saddr {{ {subnet6}{more6} }} drop
     }}
     chain to_host {{
         type filter hook input priority filter; policy accept;
@@ -117,7 +118,7 @@ table inet {table} {{
         iifname "{link}" ip daddr 169.254.0.0/16 reject with icmpx admin-prohibited
         iifname "{link}" oifname "{uplink}" ip saddr {translated} accept
         iifname "{link}" oifname "{uplink}" ip6 saddr {translated6} accept
-        iifname "{link}" reject with icmpx admin-prohibited
+{owned}        iifname "{link}" reject with icmpx admin-prohibited
         iifname "{uplink}" oifname "{link}" ct state established,related accept
         oifname "{link}" drop
     }}
@@ -129,6 +130,18 @@ table inet {table} {{
 }}
 "#
     )
+}
+
+/// What else the network VPS sends from, per family, as more elements of a set; and the rules by which that is forwarded.
+fn owned_rules(network: &NetworkConfig, link: &str, uplink: &str) -> ([String; 2], String) {
+    let (mut more, mut rules) = ([String::new(), String::new()], String::new());
+    for net in &network.addresses {
+        let (family, at) = if net.addr().is_ipv4() { ("ip", 0) } else { ("ip6", 1) };
+        more[at].push_str(&format!(", {net}"));
+        rules.push_str(&format!("        iifname \"{link}\" oifname \"{uplink}\" {family} saddr {net} accept\n"));
+        rules.push_str(&format!("        iifname \"{uplink}\" oifname \"{link}\" {family} daddr {net} accept\n"));
+    }
+    (more, rules)
 }
 
 #[cfg(test)]
