@@ -1,8 +1,11 @@
 //! `io.bailiwick.Network`: what `control` asks of the network service.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
-use model::{TenantName, VpsName, run::Link};
+use model::{ListenAddress, TenantName, VpsName, run::Link};
 use serde::{Deserialize, Serialize};
 
 use crate::{method, varlink::Empty};
@@ -50,6 +53,25 @@ method! {
     } = "io.bailiwick.Network.Attach" -> Empty
 }
 method! {
+    /// Leads new connections to addresses that this service owns straight to the VPS at the end of a link, past the gateway:
+    /// these, and no others any more. Those that are there stay where they began.
+    Lead {
+        /// The outer end's name.
+        link: String,
+        /// What is said with a lower number than before comes too late.
+        number: u64,
+        /// None: all go to the gateway.
+        ways: BTreeSet<Way>,
+    } = "io.bailiwick.Network.Lead" -> Empty
+}
+method! {
+    /// How a VPS is used past the gateway.
+    Used {
+        /// The outer end's name.
+        link: String,
+    } = "io.bailiwick.Network.Used" -> Use
+}
+method! {
     /// All addresses that are given out.
     Addresses {} = "io.bailiwick.Network.Addresses" -> AllAddresses
 }
@@ -63,6 +85,24 @@ method! {
         /// Pairs of one tenant's: the first may connect to the second, by way of the gateway, which knows the ports.
         allow: Vec<(VpsName, VpsName)>,
     } = "io.bailiwick.Network.Neighbours" -> Empty
+}
+
+/// What leads to a VPS past the gateway.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Way {
+    /// An owned address and port.
+    pub address: ListenAddress,
+    /// The port inside.
+    pub port: u16,
+}
+
+/// Answer of `Used`.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Use {
+    /// Connections that go on.
+    pub open: u64,
+    /// Milliseconds since it was last seen in use that way, or began to be led to; none: it was not led to.
+    pub last_ms: Option<u64>,
 }
 
 /// Answer of `Allocate`.

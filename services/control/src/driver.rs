@@ -1,7 +1,7 @@
 //! One driver per VPS: takes inputs from one queue, lets [`Life`] decide, publishes, carries out.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -16,15 +16,16 @@ use tokio::{
     sync::{Notify, oneshot},
     task::AbortHandle,
 };
-use wire::host;
+use wire::{host, network::Way};
 
 use crate::{
     calls::insist,
     clock::{now_ms, unix_ms},
+    direct,
     inbox::Inbox,
     inside::{self, Ended},
     launch,
-    life::{ASLEEP, Action, ENDED, Input, Life, Reach, Rules, Step},
+    life::{ASLEEP, Action, Answer, ENDED, Input, Life, Reach, Rules, Step},
     memory::Short,
     shared::Control,
     store::Wakes,
@@ -47,7 +48,7 @@ const FROZEN_MS: u64 = 10_000;
 #[derive(Debug)]
 enum Message {
     Input(Input),
-    Ask(Input, oneshot::Sender<()>),
+    Ask(Input, oneshot::Sender<u64>),
     End,
 }
 
@@ -106,6 +107,7 @@ impl Vps {
             stopper: None,
             launcher: None,
             counted: false,
+            led: (unix_ms(), BTreeSet::new()),
         };
         tokio::spawn(driver.run());
         vps
@@ -173,12 +175,11 @@ impl Vps {
         let _ = self.inbox.send(Message::Input(input)).await;
     }
 
-    /// Gives it an input, and waits until that was decided.
-    pub async fn ask(&self, input: Input) {
+    /// Gives it an input, and waits until that was decided: the generation then. None: its driver has ended.
+    pub async fn ask(&self, input: Input) -> Option<u64> {
         let (answer, decided) = oneshot::channel();
-        if self.inbox.send(Message::Ask(input, answer)).await.is_ok() {
-            let _ = decided.await;
-        }
+        self.inbox.send(Message::Ask(input, answer)).await.ok()?;
+        decided.await.ok()
     }
 
     /// Ends its driver.
@@ -221,6 +222,8 @@ struct Driver {
     launcher: Option<AbortHandle>,
     /// Whether it counts with those that have memory or wait for some.
     counted: bool,
+    /// What goes past the gateway, and the number of that word to the network service.
+    led: (u64, BTreeSet<Way>),
 }
 
 impl Driver {
@@ -237,7 +240,7 @@ impl Driver {
             }
             self.account();
             if let Some(answer) = answer {
-                let _ = answer.send(());
+                let _ = answer.send(self.vps.life().generation());
             }
         }
         self.vps.inbox.close();
@@ -278,7 +281,32 @@ impl Driver {
             self.published = Some(now);
         }
         self.vps.changed.notify_waiters();
+        self.lead();
         actions
+    }
+
+    /// Has what may go past the gateway do so, or no more. Whoever makes it sleep says so too, and waits for that.
+    fn lead(&mut self) {
+        let direct = direct::ways(&self.control.config, &self.vps.spec());
+        let mut life = self.vps.life();
+        life.set_direct(!direct.is_empty());
+        let ways = if life.takes_directly() { direct } else { BTreeSet::new() };
+        if ways != self.led.1 {
+            self.led = (self.led.0 + 1, ways.clone());
+            let (control, vps, number) = (self.control.clone(), self.vps.clone(), self.led.0);
+            tokio::spawn(async move { direct::lead(&control, &vps, number, ways).await });
+        }
+    }
+
+    /// What taking back its ways needs, where there were any.
+    fn unlead(&self) -> impl Future<Output = ()> + use<> {
+        let (control, vps, number) = (self.control.clone(), self.vps.clone(), self.led.0);
+        let was_led = self.vps.life().is_direct();
+        async move {
+            if was_led {
+                direct::lead(&control, &vps, number, BTreeSet::new()).await;
+            }
+        }
     }
 
     /// Hears what the host says of a start; and answers a failure that it tells of when this process begins.
@@ -318,11 +346,21 @@ impl Driver {
             }
             Action::Stop { grace_ms, thaw } => {
                 abort(self.stopper.take());
-                let task = stop(self.control.clone(), self.vps.clone(), self.version, grace_ms, thaw);
+                let (unlead, task) =
+                    (self.unlead(), stop(self.control.clone(), self.vps.clone(), self.version, grace_ms, thaw));
+                let task = async move {
+                    unlead.await;
+                    task.await;
+                };
                 self.stopper = Some(tokio::spawn(task).abort_handle());
             }
             Action::AskBusy(number) => {
-                tokio::spawn(ask_busy(self.control.clone(), self.vps.clone(), number));
+                let (unlead, control, vps) = (self.unlead(), self.control.clone(), self.vps.clone());
+                tokio::spawn(async move {
+                    unlead.await;
+                    let answer = ask_busy(&control, &vps).await;
+                    vps.feed(Input::Busy(number, answer)).await;
+                });
             }
             Action::Freeze => self.step(Step::Freeze, host::Freeze { name: self.vps.name.clone() }),
             Action::Thaw => self.step(Step::Thaw, host::Thaw { name: self.vps.name.clone() }),
@@ -370,8 +408,10 @@ impl Driver {
 
     fn step<M: wire::Method + 'static>(&self, step: Step, method: M) {
         let (control, vps, version) = (self.control.clone(), self.vps.clone(), self.version);
+        let unlead = self.unlead();
         tokio::spawn(async move {
             if step == Step::Freeze {
+                unlead.await;
                 control.routes.flushed(version, FLUSH_LIMIT).await;
             }
             let result = insist(&control.host, &method, STEP_LIMIT).await;
@@ -499,16 +539,32 @@ pub async fn measure(control: Arc<Control>) {
     }
 }
 
-/// Runs a VPS's `busy` command. Exit 0: it is busy; another status: it is not.
-async fn ask_busy(control: Arc<Control>, vps: Arc<Vps>, number: u64) {
+/// Whether a VPS is used that the gateway sees nobody use. Of its `busy` command, exit 0 says so, another status: it is not.
+async fn ask_busy(control: &Control, vps: &Vps) -> Answer {
     let spec = vps.spec();
-    let answer = match inside::run(&control, &vps.name, &spec, &spec.busy, None, BUSY_LIMIT).await {
-        Ok(Ended { error: Some(error), .. }) => Err(error),
-        Ok(Ended { status: Some(status), .. }) => Ok(status.success()),
-        Ok(Ended { status: None, .. }) => Err(format!("not within {}s", BUSY_LIMIT.as_secs())),
-        Err(fault) => Err(fault.message),
-    };
-    vps.feed(Input::Busy(number, answer)).await;
+    if !direct::ways(&control.config, &spec).is_empty() {
+        let recent = |ago: &u64| matches!(spec.idle, Idle::After { after_ms, .. } if *ago < after_ms);
+        match direct::used(control, vps).await {
+            Ok(used) if used.open > 0 => return Answer::Used(0),
+            Ok(used) => {
+                if let Some(ago) = used.last_ms.filter(recent) {
+                    return Answer::Used(ago.max(1));
+                }
+            }
+            Err(fault) => return Answer::Unknown(fault.message),
+        }
+    }
+    if spec.busy.is_empty() {
+        return Answer::Free;
+    }
+    let says = |why: String| Answer::Unknown(format!("its `busy` command gave no answer: {why}"));
+    match inside::run(control, &vps.name, &spec, &spec.busy, None, BUSY_LIMIT).await {
+        Ok(Ended { error: Some(error), .. }) => says(error),
+        Ok(Ended { status: Some(status), .. }) if status.success() => Answer::Busy,
+        Ok(Ended { status: Some(_), .. }) => Answer::Free,
+        Ok(Ended { status: None, .. }) => says(format!("not within {}s", BUSY_LIMIT.as_secs())),
+        Err(fault) => says(fault.message),
+    }
 }
 
 async fn stop(control: Arc<Control>, vps: Arc<Vps>, version: u64, grace_ms: Option<u64>, thaw: bool) {

@@ -16,6 +16,7 @@ mod calls;
 mod clock;
 mod delete;
 mod diff;
+mod direct;
 mod disk;
 mod driver;
 mod events;

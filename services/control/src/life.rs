@@ -111,6 +111,19 @@ pub struct Failure {
     pub public: &'static str,
 }
 
+/// Whether a VPS is busy that the gateway sees nobody use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// It is not.
+    Free,
+    /// Its `busy` command says so.
+    Busy,
+    /// It was used past the gateway, so many milliseconds ago; 0: it still is.
+    Used(u64),
+    /// It can't be known; why.
+    Unknown(String),
+}
+
 /// A request to the host that was answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
@@ -169,8 +182,8 @@ pub enum Input {
     Release(Holder, String),
     /// The gateway says nobody has used it for its idle time.
     Idle,
-    /// Its answer to `Action::AskBusy` of that number: whether it is busy; an error: it gave no answer.
-    Busy(u64, Result<bool, String>),
+    /// The answer to `Action::AskBusy` of that number.
+    Busy(u64, Answer),
     /// The launch of that number waits for memory; why.
     Full(u64, String),
     /// There is memory for it now.
@@ -206,7 +219,7 @@ pub enum Action {
     Launch(u64),
     /// Only attach it: it is up already.
     Attach(u64),
-    /// Run its `busy` command, for `Input::Busy` of that number.
+    /// Ask whether it is used past the gateway, and run its `busy` command, for `Input::Busy` of that number.
     AskBusy(u64),
     /// Ask the host to end it, after having thawed it where `thaw`.
     Stop {
@@ -343,6 +356,8 @@ pub struct Life {
     back: Option<IdleAction>,
     /// Whether another file's rule leads to it.
     led_to: bool,
+    /// Whether connections go past the gateway while it is up, so that others have to be asked too.
+    direct: bool,
     /// Whether the gateway has said that nobody uses it. It says so once: from then on the time is counted here.
     gateway_left: bool,
     /// Whether it stands still since nobody used it, and not because a person wanted that.
@@ -373,6 +388,7 @@ impl Life {
             asking: None,
             back: None,
             led_to: false,
+            direct: false,
             gateway_left: false,
             rested: false,
             actions: Vec::new(),
@@ -387,6 +403,21 @@ impl Life {
     /// Says whether the gateway's table leads to it, whoever's file says so.
     pub fn set_led_to(&mut self, led_to: bool) {
         self.led_to = led_to;
+    }
+
+    /// Says whether connections may go past the gateway.
+    pub fn set_direct(&mut self, direct: bool) {
+        self.direct = direct;
+    }
+
+    /// Whether connections may go past the gateway while it is up.
+    pub fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    /// Whether connections may go past the gateway now: not while it is being decided whether it sleeps.
+    pub fn takes_directly(&self) -> bool {
+        self.state == State::Running && self.asking.is_none()
     }
 
     fn unrouted(&self) -> bool {

@@ -63,9 +63,13 @@ impl Service for Server {
             Wake::NAME => {
                 let Wake { name, by } = request.parse()?;
                 let vps = self.wakeable(peer, &name)?;
-                vps.ask(Input::Wake(reason(&by))).await;
+                let decided = vps.ask(Input::Wake(reason(&by))).await;
                 let none = || VpsState { name: name.clone(), generation: 0, state: Reachable::No };
-                let state = self.control.routes.state(&name).unwrap_or_else(none);
+                let mut state = self.control.routes.state(&name).unwrap_or_else(none);
+                // What came in between is no answer to this wake.
+                if let (Some(decided), Reachable::No) = (decided, &state.state) {
+                    state.generation = decided;
+                }
                 replier.done::<Wake>(&state, &[]).await?;
             }
             Answered::NAME => {

@@ -6,13 +6,16 @@
 #![forbid(unsafe_code)]
 
 mod addresses;
+mod conntrack;
 mod links;
 mod names;
 mod nat;
 mod neighbours;
 mod netlink;
+mod nft;
 mod policy;
 mod sysctl;
+mod ways;
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -23,17 +26,20 @@ use anyhow::Context as _;
 use model::{VpsName, api::ErrorKind, host::FIRST_TENANT, run::Link};
 use wire::{
     Fault, Peer, Replier, Request,
-    network::{Addresses, AllAddresses, Allocate, Allocated, Attach, Neighbours, Release, Reserve, Unreserve},
+    network::{
+        Addresses, AllAddresses, Allocate, Allocated, Attach, Lead, Neighbours, Release, Reserve, Unreserve, Used,
+    },
     varlink::{Empty, Method, Service},
 };
 
 use names::{Resolvers, Subnets};
 use neighbours::{Names, Said};
+use ways::WayError;
 
 pub use addresses::{AddressBook, AddressError};
 pub use links::{LinkError, Links};
-pub use nat::NatError;
 pub use netlink::NetlinkError;
+pub use nft::NftError;
 pub use policy::Layout;
 
 /// Ports of one VPS that are shown clients' addresses; a spec has at most so many routes.
@@ -72,6 +78,7 @@ pub async fn run(context: service::Context) -> anyhow::Result<()> {
         served = names.serve() => served.context("serving names"),
         served = context.serve(network) => served,
         followed = links.follow() => Err(followed.into()),
+        () = links.ways().watch() => unreachable!("it has no end"),
     }
 }
 
@@ -161,6 +168,15 @@ impl Service for Network {
                 }
                 replier.done::<Attach>(&Empty {}, &[]).await?;
             }
+            Lead::NAME => {
+                let Lead { link, number, ways } = request.parse()?;
+                self.links.ways().lead(&link, number, &ways).await?;
+                replier.done::<Lead>(&Empty {}, &[]).await?;
+            }
+            Used::NAME => {
+                let used = self.links.ways().used(&request.parse::<Used>()?.link).await?;
+                replier.done::<Used>(&used, &[]).await?;
+            }
             Addresses::NAME => {
                 let links = self.state().book.links();
                 replier.done::<Addresses>(&AllAddresses { links }, &[]).await?;
@@ -208,6 +224,16 @@ impl From<AddressError> for Fault {
     fn from(error: AddressError) -> Self {
         let kind = match error {
             AddressError::Exhausted { .. } => ErrorKind::Lacking,
+            _ => ErrorKind::Failed,
+        };
+        Fault::new(kind, error.to_string())
+    }
+}
+
+impl From<WayError> for Fault {
+    fn from(error: WayError) -> Self {
+        let kind = match error {
+            WayError::Foreign(_) | WayError::NoLink(_) => ErrorKind::Invalid,
             _ => ErrorKind::Failed,
         };
         Fault::new(kind, error.to_string())

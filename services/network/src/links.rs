@@ -13,8 +13,10 @@ use tokio::sync::{Mutex, mpsc, watch};
 
 use crate::{
     netlink::{self, NetlinkError},
+    nft::NftError,
     policy::{self, Layout, Rules},
     sysctl,
+    ways::Ways,
 };
 
 /// Why links cannot be looked after.
@@ -29,6 +31,9 @@ pub enum LinkError {
     /// A kernel setting was not taken.
     #[error(transparent)]
     Sysctl(#[from] sysctl::SysctlError),
+    /// Rules that nft makes.
+    #[error(transparent)]
+    Nft(#[from] NftError),
     /// No more events will come.
     #[error("the kernel's link events ended")]
     Ended,
@@ -57,6 +62,7 @@ pub struct Links {
 struct Inner {
     handle: Handle,
     rules: Rules,
+    ways: Ways,
     layout: Layout,
     ipv6: bool,
     /// Those that are configured: index and name. Held while one is being configured.
@@ -88,6 +94,7 @@ impl Links {
         sysctl::namespace(ipv6)?;
         let rules = policy::install(&handle, &layout, ipv6).await?;
         let inner = Inner {
+            ways: Ways::prepare(handle.clone(), layout.clone()).await?,
             handle,
             rules,
             layout,
@@ -137,6 +144,11 @@ impl Links {
         }
     }
 
+    /// What leads past the gateway.
+    pub fn ways(&self) -> &Ways {
+        &self.inner.ways
+    }
+
     /// Makes the pairs of VPSs that may reach each other those of `pairs`.
     pub async fn allow(&self, pairs: &[(Link, Link)]) -> Result<(), LinkError> {
         let Inner { rules, layout, ipv6, .. } = &*self.inner;
@@ -149,6 +161,7 @@ impl Links {
         self.inner.configured.lock().await.retain(|index, _| there.iter().any(|link| link.header.index == *index));
         let keep = |name: &str| there.iter().any(|link| netlink::name_of(link) == Some(name));
         policy::sweep(&self.inner.rules, &self.inner.layout, keep).await?;
+        self.inner.ways.sweep(keep).await;
         for link in &there {
             self.appeared(link).await?;
         }
@@ -169,6 +182,8 @@ impl Links {
         // its successor may be there already
         if !configured.values().any(|other| *other == name) {
             policy::sweep(&self.inner.rules, &self.inner.layout, |other| *other != *name).await?;
+            drop(configured);
+            self.inner.ways.gone(&name).await;
         }
         Ok(())
     }

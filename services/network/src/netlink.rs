@@ -210,6 +210,8 @@ pub struct Rule {
     pub destination: Option<IpAddr>,
     /// Only packets of this protocol, from or to this port.
     pub port: Option<(Transport, End, u16)>,
+    /// Only packets with this mark.
+    pub mark: Option<u32>,
     /// Where to look; none: refuse.
     pub table: Option<u32>,
 }
@@ -256,6 +258,7 @@ impl Rule {
             message.header.dst_len = whole(destination);
             message.attributes.push(RuleAttribute::Destination(destination));
         }
+        message.attributes.extend(self.mark.map(RuleAttribute::FwMark));
         if let Some((transport, end, port)) = self.port {
             let range = RulePortRange { start: port, end: port };
             message.attributes.push(RuleAttribute::IpProtocol(match transport {
@@ -281,6 +284,7 @@ impl Rule {
                 RuleAttribute::Source(source) => rule.source = Some(*source),
                 RuleAttribute::Destination(destination) => rule.destination = Some(*destination),
                 RuleAttribute::Table(table) => rule.table = Some(*table),
+                RuleAttribute::FwMark(mark) => rule.mark = Some(*mark),
                 RuleAttribute::IpProtocol(IpProtocol::Tcp) => transport = Some(Transport::Tcp),
                 RuleAttribute::IpProtocol(IpProtocol::Udp) => transport = Some(Transport::Udp),
                 RuleAttribute::SourcePortRange(range) => port = Some((End::Source, range.start)),

@@ -6,6 +6,7 @@
 //! | 15 | to port 53 of every VPS's gateway address; from the resolvers | `local`: names are served here, and nothing else |
 //! | 20 | from the gateway's link, or the uplink | `main`: every link, the uplink |
 //! | 21 | IPv6: from the gateway's link to a port that is shown its clients' addresses | `main` |
+//! | 24 | of connections that are led straight to a VPS | `main` |
 //! | 25 | of two VPSs that may reach each other, one rule a pair | `NEIGHBOURS`: by way of the gateway |
 //! | 26 | from a port that is shown its clients' addresses | `ANSWERS`: the gateway |
 //! | 30 | from any other link | `TENANTS`: the gateway's address and the uplink, but no other VPS |
@@ -18,6 +19,9 @@
 //! gateway's link for a tenant's packet: `main` has the true link. IPv6 has no such filter, so rules 20 and 30 name the source
 //! too, one rule per link. The gateway answers a neighbour in the name of the VPS that was asked: for IPv6 a rule per pair
 //! lets it; for IPv4 the pair's own rule does, since the way back is looked up.
+//!
+//! Connections that are led straight to a VPS (`ways`). The kernel knows to which one a packet belongs; `rp_filter` looks the way back up
+//! with the packet's mark, so a tenant can send into such a connection only as the VPS that it was led to.
 //!
 //! Clients' addresses (`clients`). The gateway may send from any address outside the subnets, but only to TCP ports that routes
 //! say so of; answers from such a port go back to it, whatever their destination. For IPv4 both follow from rule 26: `rp_filter`
@@ -56,10 +60,14 @@ const OWN_MAIN: u32 = 11;
 const NAMES: u32 = 15;
 const GATEWAY: u32 = 20;
 const CLIENTS: u32 = 21;
+const LED: u32 = 24;
 const PAIR: u32 = 25;
 const ANSWER: u32 = 26;
 const LINK: u32 = 30;
 const REST: u32 = 40;
+
+/// What packets bear that belong to a connection which was led straight to a VPS (`ways`), in either direction.
+pub const LED_MARK: u32 = 1;
 
 /// The port of names.
 pub const DNS: u16 = 53;
@@ -143,6 +151,9 @@ pub async fn install(handle: &Handle, layout: &Layout, ipv6: bool) -> Result<Rul
         if layout.uplink {
             rules.add(rule(GATEWAY, Some(Link::UPLINK), Some(MAIN))).await?;
         }
+        if !ipv6 && !layout.owned.is_empty() {
+            rules.add(Rule { mark: Some(LED_MARK), ..rule(LED, None, Some(MAIN)) }).await?;
+        }
         if !ipv6 {
             rules.add(rule(LINK, None, Some(TENANTS))).await?;
         }
@@ -220,6 +231,6 @@ pub async fn sweep(rules: &Rules, layout: &Layout, keep: impl Fn(&str) -> bool) 
 }
 
 /// The IPv4 address in a VPS's IPv6 address.
-fn low(address: Ipv6Addr) -> Ipv4Addr {
+pub fn low(address: Ipv6Addr) -> Ipv4Addr {
     (address.to_bits() as u32).into()
 }

@@ -13,9 +13,11 @@ pub struct SysctlError {
 }
 
 /// For every link, and as the default of links to come.
-const IPV4: [(&str, &str); 6] = [
+const IPV4: [(&str, &str); 7] = [
     // strict: a packet is dropped unless its source is routed to the link it came from
     ("rp_filter", "1"),
+    // and that is looked up with the packet's mark
+    ("src_valid_mark", "1"),
     ("send_redirects", "0"),
     ("accept_redirects", "0"),
     ("accept_source_route", "0"),

@@ -1,6 +1,12 @@
 //! Addresses that are routed to the host for VPSs alone: routes to them are the network VPS's, and the gateway's only to wake.
 
-use anyhow::{Result, ensure};
+use std::{
+    io::{BufRead, BufReader, Read},
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
 use bailiwick_system_tests::{
     Host, HostOptions,
     netns::{CLIENT, Client, HOST, in_own_network, sh},
@@ -54,6 +60,119 @@ fn a_route_by_an_owned_address_wakes_and_shows_its_client() -> Result<()> {
                 }
             }
         }
+        host.stop()
+    })
+}
+
+/// Waits until new connections to `web` go past the gateway, or don't.
+fn await_direct(host: &Host, direct: bool) -> Result<()> {
+    let list = format!("nsenter -t {} -n nft list map inet bailiwick ways4", host.pid_of("network")?);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while sh(&list)?.contains(&format!("{} . tcp . 80", WEB[0])) != direct {
+        ensure!(Instant::now() < deadline, "direct: {direct} does not come\n{}", host.daemon_log());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+#[test]
+fn once_it_is_up_its_connections_go_past_the_gateway() -> Result<()> {
+    in_own_network("once_it_is_up_its_connections_go_past_the_gateway", || {
+        let client = Client::new()?;
+        let mut host = start(&client)?;
+        host.apply("web.toml", &format!("tenant = \"acme\"\n{}", vps("web", WEB, "{ after = \"1s\" }")))?;
+        ensure!(get(&client, WEB[0])? == format!("web {}", CLIENT[0]));
+        await_direct(&host, true)?;
+        let gateway = host.pid_of("gateway")?;
+        sh(&format!("kill -STOP {gateway}"))?;
+        ensure!(get(&client, WEB[0])? == format!("web {}", CLIENT[0]));
+        // One that is open keeps it up, and it sleeps when that has ended.
+        let script = "use IO::Socket::INET; my $s = IO::Socket::INET->new(q(198.51.100.17:80)) or die; $| = 1; \
+                      print qq(open\n); <STDIN>; print $s qq(GET / HTTP/1.0\r\n\r\n); print <$s>";
+        let mut open = client.command("perl");
+        let mut open = open.args(["-e", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut said = BufReader::new(open.stdout.take().context("stdout")?);
+        said.read_line(&mut String::new())?;
+        sh(&format!("kill -CONT {gateway}"))?;
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(4) {
+            ensure!(host.row("web")?["state"] == "running", "it was stopped under an open connection");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        drop(open.stdin.take());
+        let mut answer = String::new();
+        said.read_to_string(&mut answer)?;
+        open.wait()?;
+        ensure!(answer.ends_with(&format!("web {}", CLIENT[0])), "{answer}");
+        host.await_state("web", "asleep", Duration::from_secs(20))?;
+        await_direct(&host, false)?;
+        ensure!(get(&client, WEB[0])? == format!("web {}", CLIENT[0]));
+        host.stop()
+    })
+}
+
+#[test]
+fn nobody_is_lost_while_it_falls_asleep_and_wakes() -> Result<()> {
+    in_own_network("nobody_is_lost_while_it_falls_asleep_and_wakes", || {
+        let client = Client::new()?;
+        let mut host = start(&client)?;
+        host.apply("web.toml", &format!("tenant = \"acme\"\n{}", vps("web", WEB, "{ after = \"1s\" }")))?;
+        // Connections in pairs, at all distances from the end of the idle time; every second time it is stopped by hand.
+        let deadline = Instant::now() + Duration::from_secs(12);
+        let mut pause = 900;
+        for n in 0.. {
+            if Instant::now() > deadline {
+                break;
+            }
+            let stop =
+                (n % 2 == 1).then(|| host.command(&["stop", "web"]).stdout(Stdio::null()).spawn()).transpose()?;
+            for _ in 0..3 {
+                let told = get(&client, WEB[0])?;
+                ensure!(told == format!("web {}", CLIENT[0]), "{told}");
+            }
+            if let Some(mut stop) = stop {
+                stop.wait()?;
+            }
+            std::thread::sleep(Duration::from_millis(pause));
+            pause = if pause > 1200 { 900 } else { pause + 37 };
+        }
+        let starts = host.json(&["inspect", "web"])?["wakes"].clone();
+        ensure!(!starts.is_null() || host.row("web").is_ok(), "{starts}");
+        host.stop()
+    })
+}
+
+#[test]
+fn connections_and_ways_outlive_the_services_and_end_with_the_vps() -> Result<()> {
+    in_own_network("connections_and_ways_outlive_the_services_and_end_with_the_vps", || {
+        let client = Client::new()?;
+        let mut host = start(&client)?;
+        host.apply("web.toml", &format!("tenant = \"acme\"\n{}", vps("web", WEB, "\"never\"")))?;
+        get(&client, WEB[0])?;
+        await_direct(&host, true)?;
+        for service in ["network", "gateway", "control"] {
+            host.kill(host.pid_of(service)?)?;
+            ensure!(get(&client, WEB[0])? == format!("web {}", CLIENT[0]));
+        }
+        host.await_state("network", "running", Duration::from_secs(20))?;
+        await_direct(&host, true)?;
+        // Its end, seen by nobody but the kernel, ends its ways too: who comes a moment later wakes it. Until then the kernel refuses.
+        for _ in 0..3 {
+            let pid = host.pid_of("web")?;
+            host.kill(pid)?;
+            let deadline = Instant::now() + Duration::from_secs(1);
+            let told = loop {
+                match get(&client, WEB[0]) {
+                    Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
+                    told => break told?,
+                }
+            };
+            ensure!(told == format!("web {}", CLIENT[0]), "{told}");
+            await_direct(&host, true)?;
+        }
+        host.run(&["delete", "--yes", "web"])?;
+        await_direct(&host, false)?;
+        ensure!(get(&client, WEB[0]).is_err(), "a deleted VPS answers");
         host.stop()
     })
 }

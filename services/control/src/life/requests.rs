@@ -6,7 +6,7 @@ use model::{
 };
 
 use super::{
-    Action, BUSY_AGAIN_MS, Cancel, FULL, FULL_MS, Failure, Holder, KILL_AGAIN_MS, Life, Starting, State, TRIES,
+    Action, Answer, BUSY_AGAIN_MS, Cancel, FULL, FULL_MS, Failure, Holder, KILL_AGAIN_MS, Life, Starting, State, TRIES,
 };
 
 impl Life {
@@ -53,6 +53,10 @@ impl Life {
     /// Down; and `restart`: up again.
     pub(super) fn stop(&mut self, now: u64, by: String, restart: bool) {
         self.tries_left = TRIES;
+        if !matches!(self.state, State::Asleep) {
+            // Whoever waits for the start that ends here hears of it, and asks again.
+            self.generation += 1;
+        }
         let again = restart.then(|| by.clone());
         let because = by.clone();
         match &mut self.state {
@@ -164,7 +168,7 @@ impl Life {
         }
         if self.execs > 0 {
             self.idle_pending = true;
-        } else if self.rules.busy {
+        } else if self.rules.busy || self.direct {
             let number = self.next();
             self.asking = Some(number);
             self.actions.push(Action::AskBusy(number));
@@ -185,7 +189,7 @@ impl Life {
         }
     }
 
-    pub(super) fn busy(&mut self, now: u64, number: u64, answer: Result<bool, String>) {
+    pub(super) fn busy(&mut self, now: u64, number: u64, answer: Answer) {
         if self.asking != Some(number) || self.state != State::Running {
             return;
         }
@@ -199,20 +203,26 @@ impl Life {
             (Idle::Never, Some(back)) => (BUSY_AGAIN_MS.1, back),
             (Idle::Never, None) => return,
         };
+        let again = after_ms.clamp(BUSY_AGAIN_MS.0, BUSY_AGAIN_MS.1);
         let says = match answer {
-            Ok(false) => {
-                let because = "nobody used it, and its `busy` command said that it is not busy".to_owned();
+            Answer::Used(0) => return self.set_timer(again),
+            Answer::Used(ago) => return self.set_timer(after_ms.saturating_sub(ago).max(1)),
+            Answer::Free => {
+                let because = match self.rules.busy {
+                    true => "nobody used it, and its `busy` command said that it is not busy".to_owned(),
+                    false => format!("nobody used it for {}", show_duration_ms(after_ms)),
+                };
                 return self.make_rest(now, because, then);
             }
-            Ok(true) => "nobody uses it, but its `busy` command says that it is busy".to_owned(),
+            Answer::Busy => "nobody uses it, but its `busy` command says that it is busy".to_owned(),
             // Who can't be asked is not stopped.
-            Err(reason) => format!("nobody uses it, but its `busy` command gave no answer: {reason}"),
+            Answer::Unknown(reason) => format!("nobody uses it, as far as is known: {reason}"),
         };
         if self.because != says {
             self.record("busy", says.clone(), "");
             self.because = says;
         }
-        self.set_timer(after_ms.clamp(BUSY_AGAIN_MS.0, BUSY_AGAIN_MS.1));
+        self.set_timer(again);
     }
 
     /// Begins to count the idle time, where the gateway does not, or has done so already.

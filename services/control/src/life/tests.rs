@@ -391,17 +391,17 @@ fn one_that_says_it_is_busy_is_asked_again_and_not_stopped() {
     up(&mut life, 0, 1);
     let number = asked(&life.step(1, Input::Idle));
     assert_eq!(life.reach(), Reach::Yes);
-    let (again, after) = timer(&life.step(2, Input::Busy(number, Ok(true))));
+    let (again, after) = timer(&life.step(2, Input::Busy(number, Answer::Busy)));
     assert_eq!((life.state(), after), (api::State::Running, 60_000));
     assert!(life.because().contains("says that it is busy"));
     let number = asked(&life.step(60_002, Input::Timer(again)));
-    let (again, _) = timer(&life.step(60_003, Input::Busy(number, Err("no".into()))));
+    let (again, _) = timer(&life.step(60_003, Input::Busy(number, Answer::Unknown("no".into()))));
     let number = asked(&life.step(120_003, Input::Timer(again)));
     assert!(effects(life.step(120_004, wake())).is_empty());
-    assert!(effects(life.step(120_005, Input::Busy(number, Ok(false)))).is_empty(), "somebody came meanwhile");
+    assert!(effects(life.step(120_005, Input::Busy(number, Answer::Free))).is_empty(), "somebody came meanwhile");
     let number = asked(&life.step(180_000, Input::Idle));
     assert_eq!(
-        effects(life.step(180_001, Input::Busy(number, Ok(false)))),
+        effects(life.step(180_001, Input::Busy(number, Answer::Free))),
         [Action::Stop { grace_ms: None, thaw: false }]
     );
 }

@@ -131,6 +131,28 @@ async fn a_failure_heard_before_the_answer_counts() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_waits_for_a_start_that_was_stopped_asks_again() {
+    for before in [false, true] {
+        let vps = new();
+        let request = soon(&vps).await;
+        let round = wake(&vps);
+        if before {
+            vps.hear(said(2, Reachable::No), false);
+        }
+        vps.answered(round, said(1, Reachable::No));
+        vps.hear(said(if before { 2 } else { 1 }, Reachable::No), false);
+        if !before {
+            assert_eq!(vps.next(), Next::Rest);
+            vps.hear(said(2, Reachable::No), false);
+        }
+        let round = wake(&vps);
+        vps.answered(round, said(2, Reachable::No));
+        vps.hear(said(3, at()), false);
+        assert_eq!(request.await.unwrap(), Ok(3));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_answer_to_an_earlier_round_is_not_believed() {
     let vps = new();
     let request = soon(&vps).await;

@@ -34,8 +34,13 @@ impl Vps {
                 if follows_at {
                     state.muted = None;
                 }
-                if !waking {
-                    state.phase = Phase::Away;
+                match &state.phase {
+                    // The start that was asked for is not going on any more: a person stopped it.
+                    Phase::Waking { answered: Some(answered) } if said.generation > *answered => {
+                        state.ask.get_or_insert(Instant::now());
+                    }
+                    Phase::Waking { .. } => {}
+                    _ => state.phase = Phase::Away,
                 }
             }
             Reachable::Failed { public, retry_after_ms } => {
@@ -66,13 +71,18 @@ impl Vps {
             }
             Reachable::No => {
                 state.phase = Phase::Waking { answered: Some(said.generation) };
-                // The failure of this very start may have been heard before this answer.
-                if let Some(VpsState { generation, state: Reachable::Failed { public, retry_after_ms }, .. }) =
-                    &state.heard
-                    && *generation >= said.generation
-                {
-                    let (public, retry_after) = (public.clone(), Duration::from_millis(*retry_after_ms));
-                    state.fail(public, retry_after);
+                // The failure of this very start, or its end, may have been heard before this answer.
+                match &state.heard {
+                    Some(VpsState { generation, state: Reachable::Failed { public, retry_after_ms }, .. })
+                        if *generation >= said.generation =>
+                    {
+                        let (public, retry_after) = (public.clone(), Duration::from_millis(*retry_after_ms));
+                        state.fail(public, retry_after);
+                    }
+                    Some(VpsState { generation, state: Reachable::No, .. }) if *generation > said.generation => {
+                        state.ask.get_or_insert(Instant::now());
+                    }
+                    _ => {}
                 }
             }
         }
