@@ -129,6 +129,16 @@ impl History {
         self.kept.recorded.notify_one();
     }
 
+    /// Writes what was recorded until now, as far as the disk takes it.
+    pub async fn written(&self) {
+        let kept = self.kept.clone();
+        let _ = blocking(move || {
+            kept.write();
+            Ok(())
+        })
+        .await;
+    }
+
     /// The story of one VPS.
     pub async fn of(&self, vps: &VpsName) -> Chapters {
         let (kept, name) = (self.kept.clone(), vps.clone());

@@ -196,6 +196,8 @@ pub enum Input {
     Snapshot(Option<VpsStatus>),
     /// The same, as an answer to `Action::Look`.
     Looked(u64, Option<VpsStatus>),
+    /// It failed before this process began, and nothing came of that since; how.
+    HadFailed(String),
     /// The host says it changed.
     Status(VpsStatus),
     /// The launch number `.0` got the host to start run `.1`, or did not. No number: it was up already.
@@ -453,6 +455,7 @@ impl Life {
             Input::Looked(entered, status) if entered == self.entered => self.snapshot(now, status),
             Input::Looked(..) => {}
             Input::Status(status) => self.status(now, status),
+            Input::HadFailed(what) => self.had_failed(now, what),
             Input::Launched(launch, result) => self.launched(now, launch, result),
             Input::Attached(launch, result) => self.attached(now, launch, result),
             Input::Done(step, result) => self.done(now, step, result),

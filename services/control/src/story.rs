@@ -13,6 +13,7 @@ use crate::{
     clock::{Since, rfc3339, unix_ms, unix_us},
     driver::Vps,
     history::{Line, cut},
+    life::Input,
     logs,
     shared::Control,
 };
@@ -158,14 +159,20 @@ pub fn failed(control: &Arc<Control>, vps: &Arc<Vps>, what: &str, ended: Option<
     tokio::spawn(keep(control.clone(), vps.name.clone(), failure));
 }
 
-/// It is down, as this process finds it: a failure that nobody saw is told.
+/// It is down, as this process finds it: a failure that nobody saw is told; and it has failed, unless something came after.
 pub async fn found_down(control: Arc<Control>, vps: Arc<Vps>, status: VpsStatus) {
     let Phase::Down { ended: Some(ended) } = status.phase else { return };
-    let known = control.history.of(&vps.name).await.last.failure;
-    if known.is_some_and(|failure| failure.at_ms >= status.since_ms) {
+    let last = control.history.of(&vps.name).await.last;
+    let after = |at_ms: u64| last.failure.as_ref().is_some_and(|failure| failure.at_ms >= at_ms);
+    let others = [last.start.as_ref().map(|start| start.at_ms), last.stop.as_ref().map(|stop| stop.at_ms)];
+    if after(status.since_ms) {
+        if let Some(failure) = last.failure.as_ref().filter(|_| others.into_iter().flatten().all(after)) {
+            vps.feed(Input::HadFailed(failure.what.clone())).await;
+        }
         return;
     }
     let what = words(&ended);
+    vps.feed(Input::HadFailed(what.clone())).await;
     control.history.record(Some(&vps.name), "failed", format!("{what}, while control was away"), "");
     keep(control, vps.name.clone(), failure(status.since_ms, &what, Some(&ended))).await;
 }

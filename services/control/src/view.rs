@@ -89,7 +89,10 @@ pub fn summary(vps: &Vps, row: &VpsRow, last: &Story) -> String {
     let mut because = vps.life().because().to_owned();
     let mut for_ms = row.for_ms;
     let since = |at_ms| unix_ms().saturating_sub(at_ms);
-    if let Some((at_ms, why)) = story::before(last).filter(|_| because == NOT_WOKEN) {
+    let failed = last.failure.as_ref().filter(|_| row.state == State::Failed);
+    if let Some(failure) = failed.filter(|_| because == NOT_WOKEN) {
+        (for_ms, because) = (since(failure.at_ms), failure.what.clone());
+    } else if let Some((at_ms, why)) = story::before(last).filter(|_| because == NOT_WOKEN) {
         (for_ms, because) = (since(at_ms), why);
     } else if let Some(start) = last.start.as_ref().filter(|_| because == FOUND_UP) {
         let took = show_duration_ms(start.took_ms);

@@ -122,6 +122,39 @@ fn a_command_whose_daemon_is_killed_is_not_run_again() -> Result<()> {
 }
 
 #[test]
+fn a_vps_that_failed_has_failed_for_the_next_control_too() -> Result<()> {
+    let mut host = Host::start(HostOptions::default())?;
+    let spec = |name: &str, command: &str| {
+        format!(
+            "[vps.{name}]\nimage = \"debian:\"\ncommand = [\"sh\", \"-c\", \"{command}\"]\n\
+             restart = \"never\"\n"
+        )
+    };
+    let all = ["late", "told", "clean"]
+        .map(|name| spec(name, if name == "clean" { "sleep 0.1" } else { "sleep 0.1; exit 3" }));
+    host.apply("failing.toml", &format!("tenant = \"acme\"\n{}", all.concat()))?;
+    for name in ["late", "told", "clean"] {
+        host.run(&["start", name])?;
+        host.await_state(name, if name == "clean" { "asleep" } else { "failed" }, Duration::from_secs(20))?;
+    }
+    host.run(&["stop", "told"])?;
+    let control = host.pid_of("control")?;
+    host.kill(control)?;
+    await_other_pid(&host, "control", control)?;
+    host.await_state("late", "failed", Duration::from_secs(20))?;
+    let row = host.row("late")?;
+    ensure!(row["failure"].as_str().is_some_and(|failure| failure.starts_with("exit 3")), "{row}");
+    let why = host.run(&["why", "late"])?;
+    ensure!(why.starts_with("late: failed ") && why.contains("exit 3"), "{why}");
+    for name in ["told", "clean"] {
+        ensure!(host.row(name)?["state"] == "asleep", "{}", host.row(name)?);
+    }
+    // It can be started all the same.
+    host.run(&["start", "late"])?;
+    host.stop()
+}
+
+#[test]
 fn killing_a_shim_ends_its_vps_and_the_next_request_starts_it_again() -> Result<()> {
     let mut host = Host::start(HostOptions::default())?;
     host.apply("echo.toml", &echo_server("victim", 20220))?;

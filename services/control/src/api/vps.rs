@@ -227,6 +227,8 @@ pub async fn act(
         _ => return Err(ApiError::new(ErrorKind::NotFound, format!("a vps can't {action}"))),
     };
     reach(&vps, input, wanted).await?;
+    // That a failure was seen to is known from its story alone.
+    control.history.written().await;
     // Whether it was up is what a start of the host goes by.
     if matches!(action.as_str(), "start" | "restart" | "stop") && !control.wakes.written().await {
         let message = format!(

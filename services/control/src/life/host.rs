@@ -6,7 +6,7 @@ use model::{
     state::{Ended, Phase, VpsStatus},
 };
 
-use super::{Action, Cancel, ENDED, FOUND_UP, Failure, Life, STEADY_MS, Starting, State, Step, TRIES};
+use super::{Action, Cancel, ENDED, FOUND_UP, Failure, Life, NOT_WOKEN, STEADY_MS, Starting, State, Step, TRIES};
 
 impl Life {
     pub(super) fn snapshot(&mut self, now: u64, status: Option<VpsStatus>) {
@@ -95,6 +95,14 @@ impl Life {
         self.set(now, State::Starting(starting), "found on its way up");
         self.actions.push(Action::Attach(launch));
         self.set_timer(self.rules.start_deadline_ms);
+    }
+
+    /// Who asks for it has it tried again at once: what was to be waited for is over, or unknown.
+    pub(super) fn had_failed(&mut self, now: u64, what: String) {
+        if self.state == State::Asleep && self.because == NOT_WOKEN {
+            let failure = Failure { what, public: "it could not be started" };
+            self.set(now, State::Failed { failure, until: now, auto: false }, NOT_WOKEN);
+        }
     }
 
     pub(super) fn launched(&mut self, now: u64, launch: u64, result: Result<Option<u64>, Failure>) {

@@ -64,7 +64,12 @@ impl Life {
             State::Asleep => {}
             State::Failed { .. } => {
                 self.fails = 0;
-                if restart { self.begin(now, by) } else { self.sleep(now, because) }
+                if restart {
+                    self.begin(now, by);
+                } else {
+                    self.actions.push(Action::Stopped { why: by, took_ms: 0, frozen: false, ended: None });
+                    self.sleep(now, because);
+                }
             }
             State::Starting(starting) if starting.waits.is_some() => {
                 self.record("stopping", "while it waited for memory", by.clone());
