@@ -90,6 +90,10 @@ fn faults(paths: &Paths) -> Result<Vec<Finding>> {
             let means = "lines wait in their logs, and are lost when those are rotated away";
             return Finding::note("logs", seen, means, next);
         }
+        if fault.starts_with("the host's directory ") {
+            let next = "put the directory right; or change its table in host.toml, then restart the host";
+            return Finding::note("directory", fault, "VPSs that are to see it, or to write there, do not start", next);
+        }
         let next = "put host.toml right, then restart the host: systemctl restart bailiwick";
         Finding::note("host.toml", fault, "the host does not run as the file says", next)
     };

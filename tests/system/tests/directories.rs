@@ -73,6 +73,17 @@ fn what_host_toml_allows_is_seen_and_nothing_else() -> Result<()> {
     fs::rename(at("swapped"), at("real"))?;
     symlink(at("real"), at("swapped"))?;
     refused(&spec("acme", "a", "swapped = \"/mnt\""), &["symbolic link", "[directory.swapped]"])?;
+    // Who looks at the whole host is told before a start is refused.
+    let found: serde_json::Value = serde_json::from_str(&host.cli(&["doctor", "--json"])?.out)?;
+    let found: Vec<_> = found.as_array().into_iter().flatten().filter(|one| one["what"] == "directory").collect();
+    let told = |parts: &[&str]| {
+        let seen =
+            |one: &&&serde_json::Value| parts.iter().all(|part| one["seen"].as_str().is_some_and(|s| s.contains(part)));
+        found.iter().filter(seen).count() == 1
+    };
+    let all =
+        told(&["`swapped`", "symbolic link"]) && told(&["`own`", "this host's own"]) && told(&["`roots`", "to root"]);
+    ensure!(all && found.len() == 3, "{found:#?}");
     fs::remove_file(at("swapped"))?;
     fs::rename(at("real"), at("swapped"))?;
 

@@ -3,9 +3,16 @@
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::net::UnixDatagram,
+    io::Read,
+    net::TcpListener,
+    os::unix::net::{UnixDatagram, UnixListener},
     path::Path,
     process::{Child, Command, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -99,6 +106,108 @@ fn json_lines_have_everybodys_lines_once() -> Result<()> {
     ensure!(again == 1, "{:#?}", objects(&file));
     ensure!(!host.run(&["doctor"]).context("doctor")?.contains("logs to json"), "a fault where there is none");
     Ok(())
+}
+
+/// Takes lines from whoever connects, until it is dropped: then it is gone, with its connections.
+struct Collector {
+    lines: Arc<Mutex<Vec<u8>>>,
+    ended: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// A connection, or none for now.
+type Accept = Box<dyn FnMut() -> Option<Box<dyn Read + Send>> + Send>;
+
+impl Collector {
+    fn tcp(at: &str) -> Result<Self> {
+        let listener = TcpListener::bind(at)?;
+        listener.set_nonblocking(true)?;
+        Ok(Self::start(Box::new(move || {
+            let stream = listener.accept().ok()?.0;
+            stream.set_read_timeout(Some(Duration::from_millis(20))).ok()?;
+            Some(Box::new(stream))
+        })))
+    }
+
+    fn unix(at: &Path) -> Result<Self> {
+        let _ = fs::remove_file(at);
+        let listener = UnixListener::bind(at)?;
+        listener.set_nonblocking(true)?;
+        Ok(Self::start(Box::new(move || {
+            let stream = listener.accept().ok()?.0;
+            stream.set_read_timeout(Some(Duration::from_millis(20))).ok()?;
+            Some(Box::new(stream))
+        })))
+    }
+
+    fn start(mut accept: Accept) -> Self {
+        let (lines, ended) = (Arc::<Mutex<Vec<u8>>>::default(), Arc::<AtomicBool>::default());
+        let (kept, end) = (lines.clone(), ended.clone());
+        let thread = std::thread::spawn(move || {
+            let (mut streams, mut buffer) = (Vec::new(), [0; 4096]);
+            while !end.load(Ordering::Relaxed) {
+                streams.extend(accept());
+                for stream in &mut streams {
+                    if let Ok(n) = stream.read(&mut buffer) {
+                        kept.lock().unwrap().extend(&buffer[..n]);
+                    }
+                }
+                if streams.is_empty() {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+        });
+        Self { lines, ended, thread: Some(thread) }
+    }
+
+    /// What has come in whole lines; each must be an object.
+    fn objects(&self) -> Vec<Value> {
+        let lines = self.lines.lock().unwrap();
+        let whole = lines.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"));
+        whole.map(|line| serde_json::from_slice(line).expect("an object a line")).collect()
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+#[test]
+fn json_lines_by_tcp_and_by_a_socket_wait_while_nobody_takes_them() -> Result<()> {
+    const LINES: usize = 500;
+    let (directory, mut host) = host(&["json+tcp://127.0.0.1:5516", "json+unix:DIR/lines.sock"])?;
+    let socket = directory.path().join("lines.sock");
+    host.apply("a.toml", &app("blog", "acme"))?;
+    host.run(&["start", "blog"])?;
+    let start = |tcp: bool| if tcp { Collector::tcp("127.0.0.1:5516") } else { Collector::unix(&socket) };
+    for tcp in [true, false] {
+        let first = start(tcp)?;
+        let started = || first.objects().into_iter().find(|o| o["text"] == "started" && o["vps"] == "blog");
+        let object = until("started", &host, started)?;
+        ensure!(object["tenant"] == "acme" && object["source"] == "out", "{object}");
+        say(&host, "blog", &format!("printf '%s\n' '{HOSTILE}' >> /var/log/x.log"))?;
+        let forged = until("hostile text", &host, || first.objects().into_iter().find(|o| o["text"] == HOSTILE))?;
+        ensure!(forged["tenant"] == "acme", "{forged}");
+        drop(first);
+        // Nobody takes these; what was sent into the connection that ended may be lost with it, and they tell where that began.
+        say(
+            &host,
+            "blog",
+            &format!("seq -f 'away %.0f {tcp}' {LINES} >> /var/log/x.log; echo last {tcp} >> /var/log/x.log"),
+        )?;
+        let second = start(tcp)?;
+        until("the last line", &host, || second.objects().into_iter().find(|o| o["text"] == format!("last {tcp}")))?;
+        let came: Vec<_> = second.objects().iter().filter_map(|o| Some(o["text"].as_str()?.to_owned())).collect();
+        let missing: Vec<_> =
+            (1..=LINES).map(|n| format!("away {n} {tcp}")).filter(|text| !came.contains(text)).collect();
+        let counted = came.iter().any(|text| text.contains("were not shipped"));
+        ensure!(missing.is_empty() || counted, "{missing:?} of {came:?}");
+        ensure!(missing.len() < LINES / 2, "{missing:?}");
+    }
+    host.stop()
 }
 
 /// rsyslog from Debian, which writes the parts of each message as it understood them.

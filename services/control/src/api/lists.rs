@@ -168,6 +168,11 @@ pub async fn health(State(control): State<Arc<Control>>) -> Json<Health> {
         Ok(config) => config.faults,
         Err(fault) => vec![format!("the host daemon does not answer: {fault}")],
     };
+    if let Ok(directories) = insist(&control.host, &wire::host::Directories {}, FAULTS).await {
+        let wire::host::DirectoryFaults { seen, mut written } = directories;
+        written.retain(|name, _| !seen.contains_key(name));
+        faults.extend(seen.into_values().chain(written.into_values()));
+    }
     faults.extend(control.damaged.iter().cloned());
     faults.extend(shipping::faults(&control).await);
     Json(Health { ok: true, version: model::version(), vps: control.all().len(), faults })

@@ -30,6 +30,8 @@ use crate::{
 
 /// Bytes of one part of a volume.
 const PART: usize = 1 << 20;
+/// How often a copy is made before it is given up that somebody went on.
+const TRIES: u32 = 3;
 /// Parts that wait for a slow reader.
 const WAITING: usize = 2;
 
@@ -121,20 +123,30 @@ impl Moment {
             true => copies(control, manifest).await.map(drop),
             false => Ok(()),
         };
-        let still = Still::hold(control, users).await?;
-        let copied = match rehearsed {
-            Ok(()) => copies(control, manifest).await,
-            Err(fault) => Err(fault),
-        };
-        match copied {
-            Ok(copied) => {
-                still.check()?;
-                let stood = still.stood_ms().map(|ms| format!("stood still for {}", show_duration_ms(ms)));
-                Ok(Self::Copied(copied, stood.unwrap_or_default()))
-            }
-            Err(fault) => {
-                still.keep().await;
-                Ok(Self::Held(still, fault.message))
+        let mut left = TRIES;
+        loop {
+            left -= 1;
+            let still = Still::hold(control, users.clone()).await?;
+            let copied = match &rehearsed {
+                Ok(()) => copies(control, manifest).await,
+                Err(fault) => Err(fault.clone()),
+            };
+            let copied = match copied {
+                Ok(copied) => copied,
+                Err(fault) => {
+                    still.keep().await;
+                    return Ok(Self::Held(still, fault.message));
+                }
+            };
+            match still.check() {
+                Err(fault) if left > 0 => {
+                    tracing::warn!(vps = %manifest.name, %fault, "its volumes are copied once more")
+                }
+                checked => {
+                    checked?;
+                    let stood = still.stood_ms().map(|ms| format!("stood still for {}", show_duration_ms(ms)));
+                    return Ok(Self::Copied(copied, stood.unwrap_or_default()));
+                }
             }
         }
     }
