@@ -255,8 +255,9 @@ fn map(address: ListenAddress) -> &'static str {
     if address.0.is_ipv4() { "ways4" } else { "ways6" }
 }
 
+/// TCP by its number: nft knows the name only where there is /etc/protocols.
 fn key(address: ListenAddress) -> String {
-    format!("{} . tcp . {}", address.0.ip(), address.port())
+    format!("{} . 6 . {}", address.0.ip(), address.port())
 }
 
 /// The ways in a map, as nft lists it in JSON (libnftables-json(5)).

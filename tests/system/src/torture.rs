@@ -29,7 +29,7 @@ use serde_json::Value;
 
 use self::{
     clients::{Clients, Held},
-    operations::{Operation, Operations},
+    operations::{Operation, Operations, SECRET},
     site::BYSTANDERS,
     world::{World, json},
 };
@@ -41,6 +41,8 @@ pub use dice::Dice;
 const SETTLES: Duration = Duration::from_secs(60);
 /// How long a command may take, whoever was killed.
 const COMMAND: Duration = Duration::from_secs(120);
+/// What a command ends with whose service went away: try again.
+const UNAVAILABLE: i32 = 6;
 /// Nothing tells when the last leftover is gone: the host is looked at again after this.
 const AGAIN: Duration = Duration::from_millis(25);
 
@@ -141,6 +143,27 @@ struct Torture {
     crashes: u32,
 }
 
+/// What may come of `worlds`; of a command that says it was done, that it was.
+fn outcomes_of(worlds: &[World], operation: &Operation, code: Option<i32>) -> Vec<World> {
+    let all = worlds.iter().flat_map(|world| {
+        let mut outcomes = operation.outcomes(world);
+        outcomes.drain(..if code == Some(0) { outcomes.len() - 1 } else { 0 });
+        outcomes
+    });
+    all.collect::<BTreeSet<World>>().into_iter().collect()
+}
+
+/// Waits for a command; its exit code, where it lived to have one.
+fn finish(child: &mut Child, operation: &Operation) -> Result<Option<i32>> {
+    if child.try_wait()?.is_none() && !ended_within(child, COMMAND)? {
+        child.kill()?;
+        child.wait()?;
+        bail!("`{operation}` has not ended after {COMMAND:?}");
+    }
+    let status = child.wait()?;
+    Ok(status.code().filter(|_| status.signal().is_none()))
+}
+
 impl Torture {
     fn begin(options: &Options, root: PathBuf) -> Result<Self> {
         let layers = site::layers(&root.join("layers"))?;
@@ -202,6 +225,9 @@ impl Torture {
         }
         // At the end what may still be carried out must have been.
         self.settle(&self.worlds.clone())?;
+        let _ = fs::remove_file(self.root.join("command.in"));
+        let held = std::process::Command::new("grep").args(["-rlaF", SECRET]).arg(&self.root).output()?;
+        ensure!(held.stdout.is_empty(), "a secret can be read in {}", String::from_utf8_lossy(&held.stdout));
         self.rest()
     }
 
@@ -238,12 +264,15 @@ impl Torture {
             let words: Vec<_> = words.iter().map(String::as_str).collect();
             self.host()?.cli(&words)?;
         }
-        self.tell(format!("{} {operation}", self.report.steps));
+        let beside = if self.dice.one_in(3) { self.operations.beside(&operation)? } else { None };
+        let with = beside.as_ref().map(|beside| format!(" beside {beside}"));
+        self.tell(format!("{} {operation}{}", self.report.steps, with.unwrap_or_default()));
         let begun = Instant::now();
-        let code = self.killed(&operation)?;
-        let after: BTreeSet<World> = self.worlds.iter().flat_map(|world| operation.outcomes(world)).collect();
-        let whole: BTreeSet<World> = self.worlds.iter().filter_map(|world| operation.outcomes(world).pop()).collect();
-        let outcomes: Vec<World> = if code == Some(0) { whole.clone() } else { after }.into_iter().collect();
+        let (code, beside_code) = self.killed(&operation, beside.as_ref())?;
+        let mut outcomes = outcomes_of(&self.worlds, &operation, code);
+        if let Some(beside) = &beside {
+            outcomes = outcomes_of(&outcomes, beside, beside_code);
+        }
         let counts = self.report.operations.entry(operation.kind).or_default();
         *(if code == Some(0) { &mut counts.1 } else { &mut counts.0 }) += 1;
         let settling = Instant::now();
@@ -255,8 +284,11 @@ impl Torture {
         self.tell(format!("  settled after {took:?}; in all {:?}", begun.elapsed()));
         self.worlds = vec![world.clone()];
         // Who was cut off does not know: what was asked for may still come, but then whole.
-        if code != Some(0) {
-            self.worlds.extend(operation.outcomes(&world).into_iter().filter(|other| *other != world));
+        let cut = [(Some(&operation), code), (beside.as_ref(), beside_code)];
+        for operation in cut.into_iter().filter_map(|(operation, code)| operation.filter(|_| code != Some(0))) {
+            let more: BTreeSet<World> = self.worlds.iter().flat_map(|world| operation.outcomes(world)).collect();
+            self.worlds.extend(more.into_iter().filter(|other| *other != world));
+            self.worlds.dedup();
         }
         if self.dice.one_in(4) {
             self.do_whole(&operation)?;
@@ -267,7 +299,8 @@ impl Torture {
     /// Does once more what was cut short, now that nobody is killed.
     fn do_whole(&mut self, operation: &Operation) -> Result<()> {
         // What is made already, or gone, is refused.
-        if ["make", "delete", "import", "volume rm", "image prune", "upgrade"].contains(&operation.kind) {
+        let once = ["make", "delete", "import", "volume rm", "image prune", "upgrade", "secret set", "secret rm"];
+        if once.contains(&operation.kind) {
             return Ok(());
         }
         let words: Vec<_> = operation.first.iter().chain([&operation.words]).collect();
@@ -291,8 +324,8 @@ impl Torture {
         Ok(())
     }
 
-    /// Runs the command and kills; its exit code, where it lived to have one.
-    fn killed(&mut self, operation: &Operation) -> Result<Option<i32>> {
+    /// Runs the command, and one beside it, and kills; their exit codes, where they lived to have one.
+    fn killed(&mut self, operation: &Operation, beside: Option<&Operation>) -> Result<(Option<i32>, Option<i32>)> {
         let shared = self.clients.shared.clone();
         if operation.kind == "upgrade" {
             shared.cut.store(true, Relaxed);
@@ -303,30 +336,35 @@ impl Torture {
         // Now and then nobody is, which says how long it usually takes.
         let kills = if usual.is_none() || self.dice.one_in(10) { 0 } else { 1 + self.dice.below(3) };
         let begun = Instant::now();
-        let words: Vec<_> = operation.words.iter().map(String::as_str).collect();
-        let output = fs::File::create(self.root.join("command.log"))?;
-        let mut command = self.host()?.command(&words);
-        let mut child = command.stdout(output.try_clone()?).stderr(output).spawn()?;
+        let mut child = self.spawn(operation, "command.log")?;
+        let mut other = beside.map(|beside| self.spawn(beside, "beside.log")).transpose()?;
         for _ in 0..kills {
             // The moment is the point: no event says when it is.
             std::thread::sleep(moment);
             self.kill(&mut child)?;
             moment = within.mul_f64(self.dice.part() * 0.5);
         }
-        if child.try_wait()?.is_none() && !ended_within(&child, COMMAND)? {
-            child.kill()?;
-            child.wait()?;
-            bail!("`{operation}` has not ended after {COMMAND:?}");
-        }
-        let status = child.wait()?;
-        let code = status.code().filter(|_| status.signal().is_none());
+        let code = finish(&mut child, operation)?;
+        let other = match (&mut other, beside) {
+            (Some(other), Some(beside)) => finish(other, beside)?,
+            _ => None,
+        };
         let took = begun.elapsed();
         if code == Some(0) && kills == 0 {
             self.usual.insert(operation.kind, usual.map_or(took, |usual| (usual * 2 + took) / 3));
         }
         let said = fs::read_to_string(self.root.join("command.log")).unwrap_or_default();
         self.tell(format!("  exit {code:?} after {took:?}: {}", said.lines().collect::<Vec<_>>().join(" | ")));
-        Ok(code)
+        Ok((code, other))
+    }
+
+    fn spawn(&self, operation: &Operation, log: &str) -> Result<Child> {
+        let words: Vec<_> = operation.words.iter().map(String::as_str).collect();
+        let output = fs::File::create(self.root.join(log))?;
+        let input = self.root.join("command.in");
+        fs::write(&input, &operation.input)?;
+        let mut command = self.host()?.command(&words);
+        Ok(command.stdin(fs::File::open(&input)?).stdout(output.try_clone()?).stderr(output).spawn()?)
     }
 
     fn kill(&mut self, command: &mut Child) -> Result<()> {
@@ -424,7 +462,11 @@ impl Torture {
     /// After a crash the bystanders are brought to where they were: nobody had asked for that.
     fn revive(&mut self) -> Result<()> {
         for (vps, action) in [("frost", "start"), ("frost", "freeze"), ("calm", "start"), ("site", "start")] {
-            let answer = self.host()?.cli(&[action, vps])?;
+            let mut answer = self.host()?.cli(&[action, vps])?;
+            if answer.code == UNAVAILABLE {
+                // Who serves it was killed after the keeper.
+                answer = self.host()?.cli(&[action, vps])?;
+            }
             ensure!(answer.code == 0, "{action} {vps} after a crash: {answer:?}");
         }
         Ok(())

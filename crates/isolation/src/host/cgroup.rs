@@ -176,7 +176,11 @@ impl Hierarchies {
     pub fn lock(&self) -> Result<OwnedFd, HostError> {
         let fault = |action, error: Errno| fault(action, &self.unified)(error.into());
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let group = open(&self.unified, flags, Mode::empty()).map_err(|e| fault("opening", e))?;
+        let group = match open(&self.unified, flags, Mode::empty()) {
+            // A host that just ended removed it since it was made.
+            Err(Errno::NOENT) => return Err(HostError::CgroupTaken(self.unified.clone())),
+            opened => opened.map_err(|e| fault("opening", e))?,
+        };
         match flock(&group, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => return Err(HostError::CgroupTaken(self.unified.clone())),
             done => done.map_err(|e| fault("locking", e))?,

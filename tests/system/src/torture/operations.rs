@@ -20,6 +20,8 @@ pub struct Operation {
     pub words: Vec<String>,
     /// What has to be so before it can be done, as arguments too.
     pub first: Vec<Vec<String>>,
+    /// What it reads from standard input.
+    pub input: String,
     /// What it does: all of one, then all of the next.
     effects: Vec<Effect>,
 }
@@ -27,7 +29,7 @@ pub struct Operation {
 impl Operation {
     fn new(kind: &'static str, words: &[&str]) -> Self {
         let words = words.iter().map(|word| (*word).to_owned()).collect();
-        Self { kind, words, first: Vec::new(), effects: Vec::new() }
+        Self { kind, words, first: Vec::new(), input: String::new(), effects: Vec::new() }
     }
 
     fn after(mut self, words: &[&str]) -> Self {
@@ -68,6 +70,9 @@ pub struct Operations {
     count: u32,
 }
 
+/// What every secret says; nowhere in the host's files is it to be read.
+pub const SECRET: &str = "what-nobody-but-its-vps-reads";
+
 /// Where an export goes.
 pub const ARCHIVE: &str = "store.tar";
 
@@ -99,7 +104,7 @@ impl Operations {
     pub fn any(&mut self, dice: &mut Dice, world: &World) -> Result<Operation> {
         let subjects = ["web", "store"];
         let subject = subjects[dice.below(2)];
-        Ok(match dice.below(24) {
+        Ok(match dice.below(28) {
             0..=2 => self.apply(&[subject])?,
             3 | 4 => self.apply(&subjects)?,
             5 | 6 => Operation::new("start", &["start", subject]).after(&["stop", subject]),
@@ -113,8 +118,34 @@ impl Operations {
             18 => Operation::new("export", &["export", "store", &self.path(ARCHIVE), "--force"]),
             19 | 20 => self.copy(world),
             21 | 22 => self.image(world)?,
+            23 | 24 => self.secret(world),
+            25 | 26 => Operation::new("exec", &["exec", subject, "--", "sleep", "0.05"]),
             _ => self.upgrade(world),
         })
+    }
+
+    /// One that goes on beside `other` and has nothing to do with it, if there is one.
+    pub fn beside(&mut self, other: &Operation) -> Result<Option<Operation>> {
+        let said = || other.first.iter().chain([&other.words]).flatten();
+        let free = ["web", "store"].into_iter().find(|name| !said().any(|word| word.contains(name)));
+        match free {
+            Some(name) if other.kind != "upgrade" => self.apply(&[name]).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// One that nobody uses.
+    fn secret(&mut self, world: &World) -> Operation {
+        if let Some(there) = world.secrets.first().cloned() {
+            let remove = Operation::new("secret rm", &["secret", "rm", &there]);
+            return remove.makes(move |world| world.secrets.retain(|secret| *secret != there));
+        }
+        self.count += 1;
+        let name = format!("acme/secret-{}", self.count);
+        let made = name.clone();
+        let mut set = Operation::new("secret set", &["secret", "set", &name]);
+        set.input = format!("{SECRET}\n");
+        set.makes(move |world| world.secrets.extend([made.clone()]))
     }
 
     /// A change of these VPSs' specs, all at once.

@@ -28,6 +28,8 @@ pub struct World {
     pub volumes: BTreeMap<String, String>,
     /// Images by reference.
     pub images: BTreeSet<String>,
+    /// Secrets `TENANT/NAME`.
+    pub secrets: BTreeSet<String>,
     /// The directory of the programs that each part of the host runs.
     pub programs: BTreeSet<String>,
 }
@@ -96,6 +98,9 @@ impl World {
             // What was sent has a digest, which nobody here can foretell.
             let name = text(&row, "reference").split('@').next();
             world.images.extend(name.map(str::to_owned));
+        }
+        for row in json(root, "/v1/secrets")? {
+            world.secrets.insert(format!("{}/{}", text(&row, "tenant"), text(&row, "name")));
         }
         let keeper = fs::read_link(format!("/proc/{}/exe", host.keeper()))?;
         let of = |file: &Path| file.parent().unwrap_or(file).to_string_lossy().into_owned();
