@@ -4,6 +4,7 @@
 mod api;
 mod app;
 mod cold;
+mod direct;
 mod fleet;
 mod frozen;
 mod idle;
@@ -29,6 +30,7 @@ const GROUPS: &[Group] = &[
     ("app", app::run),
     ("frozen", frozen::run),
     ("warm", warm::run),
+    ("direct", direct::run),
     ("idle", idle::run),
     ("many", many::run),
 ];

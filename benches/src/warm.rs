@@ -68,7 +68,7 @@ http {
 ";
 
 /// A proxy that runs: its processes, and where it listens.
-struct Proxy {
+pub struct Proxy {
     pids: Vec<i32>,
     port: u16,
     /// A process in whose network namespace it listens; none: the host's.
@@ -76,7 +76,7 @@ struct Proxy {
 }
 
 /// A peer's process, ended with this.
-struct Peer(Child);
+pub struct Peer(Child);
 
 impl Drop for Peer {
     fn drop(&mut self) {
@@ -180,7 +180,7 @@ pub fn run() -> Result<Vec<Measure>> {
 }
 
 /// Starts a peer in a network namespace, and waits until it answers.
-fn peer(command: &[&str], port: u16, namespace: i32) -> Result<(Peer, Proxy)> {
+pub fn peer(command: &[&str], port: u16, namespace: i32) -> Result<(Peer, Proxy)> {
     let mut run = Command::new("nsenter");
     run.args(["-t", &namespace.to_string(), "-n"]).args(command).stdin(Stdio::null()).stdout(Stdio::null());
     let child = run.stderr(Stdio::null()).spawn().context("nsenter")?;

@@ -1,6 +1,6 @@
 //! `io.bailiwick.Host`: what designated VPSs may ask of the host daemon, within their grants.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use model::{
     DirectoryName, ExitStatus, HostConfig, LayerId, ListenAddress, RunSpec, TenantName, VolumeName, VpsName, VpsStatus,
@@ -168,6 +168,13 @@ method! {
     Directories {} = "io.bailiwick.Host.Directories" -> DirectoryFaults
 }
 method! {
+    /// On which TCP ports a VPS that is up listens by IPv6, at its address or at all. Grant: `watch`, on it.
+    Listens6 {
+        /// Which.
+        name: VpsName,
+    } = "io.bailiwick.Host.Listens6" -> Ports
+}
+method! {
     /// What is left of the disk that VPSs write to, and who writes. Grant: `watch`.
     Disk {} = "io.bailiwick.Host.Disk" -> DiskStatus
 }
@@ -305,6 +312,13 @@ pub struct Moved {
     pub left_out: u64,
     /// Files that changed while they were read.
     pub changed: u64,
+}
+
+/// Answer of `Listens6`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Ports {
+    /// Port numbers.
+    pub ports: BTreeSet<u16>,
 }
 
 /// Answer of `Directories`.

@@ -12,8 +12,8 @@ use wire::{
     Connection, Fault, Method, Peer, Replier, Request, host,
     host::{
         Config, Connect, CopyVolume, Create, Delete, DeleteVolume, Directories, Discard, Disk, DropSpare, Events, Exec,
-        ExportVolume, Freeze, ImportVolume, List, Listen, Listening, Logs, MakeSpare, Narrow, OpenTarget, Prepare,
-        Start, Statuses, Stop, Thaw, Unlisten, Volumes,
+        ExportVolume, Freeze, ImportVolume, List, Listen, Listening, Listens6, Logs, MakeSpare, Narrow, OpenTarget,
+        Prepare, Start, Statuses, Stop, Thaw, Unlisten, Volumes,
     },
     varlink::{Empty, MAX_REQUEST, Service, serve_connection},
 };
@@ -298,6 +298,10 @@ impl Service for Capability {
             Directories::NAME => {
                 self.grants.check_any(Verb::Watch)?;
                 replier.done::<Directories>(&self.host.directory_faults(), &[]).await?;
+            }
+            Listens6::NAME => {
+                let ports = self.listens6(&request.parse::<Listens6>()?.name)?;
+                replier.done::<Listens6>(&ports, &[]).await?;
             }
             Disk::NAME => {
                 let disk = self.disk()?;

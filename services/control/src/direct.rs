@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use model::{ClientAddress, HostConfig, Route, VpsSpec, spec::Idle};
 use wire::{
-    Fault,
+    Fault, host,
     network::{Lead, Use, Used, Way},
 };
 
@@ -24,7 +24,7 @@ pub fn ways(config: &HostConfig, spec: &VpsSpec) -> BTreeSet<Way> {
     let watched = matches!(spec.idle, Idle::After { quiet_ms: Some(_), .. }) || !spec.ignore.is_empty();
     let routes = spec.routes.iter().filter(|(_, target)| !watched && target.client == ClientAddress::Transparent);
     let way = |(route, target): (&Route, &model::RouteTarget)| match route {
-        Route::Tcp(address) if config.network.owns(address.0.ip()) && address.0.is_ipv4() => {
+        Route::Tcp(address) if config.network.owns(address.0.ip()) => {
             Some(Way { address: *address, port: target.port })
         }
         _ => None,
@@ -32,9 +32,14 @@ pub fn ways(config: &HostConfig, spec: &VpsSpec) -> BTreeSet<Way> {
     routes.filter_map(way).collect()
 }
 
-/// Has the network lead these to a VPS, and no others.
-pub async fn lead(control: &Control, vps: &Vps, number: u64, ways: BTreeSet<Way>) {
+/// Has the network lead these to a VPS, and no others. By IPv6 only to where it listens so: the gateway comes by IPv4 then.
+pub async fn lead(control: &Control, vps: &Vps, number: u64, mut ways: BTreeSet<Way>) {
     let limit = if ways.is_empty() { STOP_LIMIT } else { LIMIT };
+    if ways.iter().any(|way| way.address.0.is_ipv6()) {
+        let listens = insist(&control.host, &host::Listens6 { name: vps.name.clone() }, LIMIT).await;
+        let ports = listens.map(|listens| listens.ports).unwrap_or_default();
+        ways.retain(|way| way.address.0.is_ipv4() || ports.contains(&way.port));
+    }
     let Some(link) = vps.link() else { return };
     if let Err(fault) = insist(&control.network, &Lead { link: link.name, number, ways }, limit).await {
         tracing::warn!(vps = %vps.name, %fault, "what goes past the gateway is not what it should be");

@@ -451,8 +451,8 @@ impl Life {
             Input::Room => self.room(now),
             Input::Give => self.give(now),
             Input::Changed => self.count_idle(),
-            Input::Snapshot(status) => self.snapshot(now, status),
-            Input::Looked(entered, status) if entered == self.entered => self.snapshot(now, status),
+            Input::Snapshot(status) => self.snapshot(now, status, false),
+            Input::Looked(entered, status) if entered == self.entered => self.snapshot(now, status, true),
             Input::Looked(..) => {}
             Input::Status(status) => self.status(now, status),
             Input::HadFailed(what) => self.had_failed(now, what),

@@ -170,7 +170,7 @@ impl Service for Network {
             }
             Lead::NAME => {
                 let Lead { link, number, ways } = request.parse()?;
-                self.links.ways().lead(&link, number, &ways).await?;
+                self.links.lead(&link, number, &ways).await?;
                 replier.done::<Lead>(&Empty {}, &[]).await?;
             }
             Used::NAME => {

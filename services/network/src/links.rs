@@ -1,6 +1,10 @@
 //! Follows the outer ends of links: the host daemon makes them, this configures them.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use futures_util::StreamExt;
 use model::run::Link;
@@ -10,13 +14,14 @@ use rtnetlink::{
     packet_route::{RouteNetlinkMessage, link::LinkMessage},
 };
 use tokio::sync::{Mutex, mpsc, watch};
+use wire::network::Way;
 
 use crate::{
     netlink::{self, NetlinkError},
     nft::NftError,
     policy::{self, Layout, Rules},
     sysctl,
-    ways::Ways,
+    ways::{WayError, Ways},
 };
 
 /// Why links cannot be looked after.
@@ -147,6 +152,17 @@ impl Links {
     /// What leads past the gateway.
     pub fn ways(&self) -> &Ways {
         &self.inner.ways
+    }
+
+    /// Leads these past the gateway to the VPS at the end of a link, and no others any more.
+    pub async fn lead(&self, link: &str, number: u64, ways: &BTreeSet<Way>) -> Result<(), WayError> {
+        let Inner { rules, layout, ipv6, .. } = &*self.inner;
+        if let Some(address) =
+            Link::address_of(link).filter(|_| ways.iter().any(|way| *ipv6 && way.address.0.is_ipv6()))
+        {
+            policy::admit_led6(rules, &layout.link(address)).await?;
+        }
+        self.inner.ways.lead(link, number, ways).await
     }
 
     /// Makes the pairs of VPSs that may reach each other those of `pairs`.

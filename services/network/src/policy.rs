@@ -199,6 +199,21 @@ pub async fn admit6(rules: &Rules, link: &Link) -> Result<(), NetlinkError> {
     rules.add(rule).await
 }
 
+/// Lets a VPS's answers in connections that are led straight to it out by IPv6, from its own address only; by IPv4 one rule is
+/// enough for all. It goes with the link.
+pub async fn admit_led6(rules: &Rules, link: &Link) -> Result<(), NetlinkError> {
+    let rule = Rule {
+        ipv6: true,
+        priority: LED,
+        input: Some(link.name.clone()),
+        source: Some(link.address6.into()),
+        mark: Some(LED_MARK),
+        table: Some(MAIN),
+        ..Rule::default()
+    };
+    rules.add(rule).await
+}
+
 /// The rules of a pair: the first may connect to the second.
 fn pair(from: &Link, to: &Link, gateway: &Link, ipv6: bool) -> Vec<Rule> {
     let there = Rule { ipv6, priority: PAIR, table: Some(NEIGHBOURS), ..Rule::default() };
@@ -223,7 +238,7 @@ pub async fn allow(rules: &Rules, layout: &Layout, ipv6: bool, pairs: &[(Link, L
 /// Removes the rules of links that `keep` does not name.
 pub async fn sweep(rules: &Rules, layout: &Layout, keep: impl Fn(&str) -> bool) -> Result<(), NetlinkError> {
     let gone = |rule: &Rule| match (rule.priority, &rule.input, rule.destination) {
-        (LINK | ANSWER, Some(name), _) => !keep(name),
+        (LED | LINK | ANSWER, Some(name), _) => !keep(name),
         (CLIENTS, _, Some(IpAddr::V6(address))) => !keep(&layout.link(low(address)).name),
         _ => false,
     };

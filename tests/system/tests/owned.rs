@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Read},
-    process::Stdio,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -87,7 +87,9 @@ fn once_it_is_up_its_connections_go_past_the_gateway() -> Result<()> {
         await_direct(&host, true)?;
         let gateway = host.pid_of("gateway")?;
         sh(&format!("kill -STOP {gateway}"))?;
-        ensure!(get(&client, WEB[0])? == format!("web {}", CLIENT[0]));
+        for (address, from) in WEB.iter().zip(CLIENT) {
+            ensure!(get(&client, address)? == format!("web {from}"), "{address}");
+        }
         // One that is open keeps it up, and it sleeps when that has ended.
         let script = "use IO::Socket::INET; my $s = IO::Socket::INET->new(q(198.51.100.17:80)) or die; $| = 1; \
                       print qq(open\n); <STDIN>; print $s qq(GET / HTTP/1.0\r\n\r\n); print <$s>";
@@ -109,6 +111,85 @@ fn once_it_is_up_its_connections_go_past_the_gateway() -> Result<()> {
         host.await_state("web", "asleep", Duration::from_secs(20))?;
         await_direct(&host, false)?;
         ensure!(get(&client, WEB[0])? == format!("web {}", CLIENT[0]));
+        host.stop()
+    })
+}
+
+#[test]
+fn a_server_that_listens_by_ipv4_alone_is_reached_by_ipv6_too() -> Result<()> {
+    in_own_network("a_server_that_listens_by_ipv4_alone_is_reached_by_ipv6_too", || {
+        let client = Client::new()?;
+        let mut host = start(&client)?;
+        let spec = vps("web", WEB, "\"never\"").replace("listen [::]:80;", "");
+        host.apply("web.toml", &format!("tenant = \"acme\"\n{spec}"))?;
+        for _ in 0..3 {
+            ensure!(get(&client, WEB[0])? == format!("web {}", CLIENT[0]));
+            await_direct(&host, true)?;
+            let told = get(&client, WEB[1])?;
+            ensure!(told.starts_with("web 10."), "{told}: the gateway comes in its client's place");
+        }
+        host.stop()
+    })
+}
+
+/// Sends one segment (PSH and ACK), with a true checksum: FROM TO SOURCE-PORT DESTINATION-PORT.
+const FORGE: &str = r#"use Socket; my ($from, $to, $sport, $dport) = @ARGV; my ($f, $t) = (inet_aton($from), inet_aton($to));
+    my $tcp = pack("nnNNCCnnn", $sport, $dport, 7, 7, 0x50, 0x18, 1024, 0, 0);
+    my $sum = unpack("%32n*", $f . $t . pack("CCn", 0, 6, 20) . $tcp); $sum = ($sum >> 16) + ($sum & 0xffff);
+    substr($tcp, 16, 2) = pack("n", ~(($sum >> 16) + $sum) & 0xffff);
+    my $ip = pack("CCnnnCCna4a4", 0x45, 0, 40, 0, 0, 64, 6, 0, $f, $t);
+    socket(my $s, PF_INET, SOCK_RAW, 255) or die $!; send($s, $ip . $tcp, 0, sockaddr_in(0, $t)) or die $!"#;
+
+#[test]
+fn nobody_sends_into_anothers_connection() -> Result<()> {
+    in_own_network("nobody_sends_into_anothers_connection", || {
+        let client = Client::new()?;
+        let mut host = start(&client)?;
+        let other = vps("other", OTHER, "\"never\"");
+        host.apply("a.toml", &format!("tenant = \"acme\"\n{}", vps("web", WEB, "\"never\"")))?;
+        host.apply("b.toml", &format!("tenant = \"beta\"\n{other}"))?;
+        for address in [WEB[0], OTHER[0]] {
+            get(&client, address)?;
+        }
+        await_direct(&host, true)?;
+        let script = "use IO::Socket::INET; my $s = IO::Socket::INET->new(PeerAddr => q(198.51.100.17:80), LocalPort => 45000) \
+                      or die; $| = 1; print qq(open\n); <STDIN>";
+        let mut open = client.command("perl");
+        let mut open = open.args(["-e", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        BufReader::new(open.stdout.take().context("stdout")?).read_line(&mut String::new())?;
+        client.sh("nft add table inet w; nft add chain inet w c { type filter hook prerouting priority -300\\; }
+                   nft add rule inet w c tcp sport 80 tcp dport 45000 tcp flags psh counter")?;
+        let seen = || -> Result<u64> {
+            let listed = client.sh("nft list table inet w")?;
+            let packets = listed.split("packets ").nth(1).and_then(|rest| rest.split(' ').next());
+            Ok(packets.context("a counter")?.parse()?)
+        };
+        let server = host.row("web")?["address"].as_str().context("an address")?.to_owned();
+        // The kernel's own look at sequence numbers is not what is to be shown.
+        let liberal = "echo 1 > /proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
+        sh(&format!("nsenter -t {} -n sh -ec '{liberal}'", host.pid_of("network")?))?;
+        let forge = |vps: &str| -> Result<()> {
+            let pid = host.row(vps)?["pid"].to_string();
+            let mut send = Command::new("nsenter");
+            let sent =
+                send.args(["-t", &pid, "-n", "perl", "-e", FORGE, &server, CLIENT[0], "80", "45000"]).status()?;
+            ensure!(sent.success(), "nothing was sent");
+            Ok(())
+        };
+        for _ in 0..5 {
+            forge("other")?;
+        }
+        // Packets of one way are in order, and these come by another one.
+        get(&client, OTHER[0])?;
+        ensure!(seen()? == 0, "another tenant's packet came through");
+        forge("web")?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while seen()? == 0 {
+            ensure!(Instant::now() < deadline, "the probe itself does not work");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        drop(open.stdin.take());
+        open.wait()?;
         host.stop()
     })
 }

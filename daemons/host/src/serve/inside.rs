@@ -1,11 +1,13 @@
 //! Calls about what goes on inside a VPS: `Exec` and `Logs`.
 
 use std::{
+    fs::File,
+    io::Read as _,
     os::fd::{AsFd, OwnedFd},
     path::Path,
 };
 
-use model::{Verb, api::ErrorKind};
+use model::{Verb, VpsName, api::ErrorKind};
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2},
     io::Errno,
@@ -13,7 +15,7 @@ use rustix::{
 use tokio::sync::oneshot;
 use wire::{
     Fault, Replier, Request,
-    host::{Exec, ExecEnded, Logs},
+    host::{Exec, ExecEnded, Logs, Ports},
     shim::{TERMINALS, ToShim},
     varlink::Empty,
 };
@@ -21,6 +23,8 @@ use wire::{
 use super::Capability;
 use crate::{life::Step, table::Vps};
 
+/// Bytes that are read of a VPS's table of sockets.
+const TABLE: u64 = 1 << 20;
 /// Programs that run inside one VPS at once by `Exec`.
 const EXECS: usize = 64;
 
@@ -50,6 +54,25 @@ impl Capability {
                 Ok(())
             }
         }
+    }
+
+    /// Read in the network namespace of its first process (proc(5), `/proc/PID/net/tcp6`).
+    pub(super) fn listens6(&self, name: &VpsName) -> Result<Ports, Fault> {
+        self.check(Verb::Watch, name)?;
+        let pid = || self.host.table().get(name).ok().and_then(|vps| vps.status(name, false).pid);
+        let down = || Fault::new(ErrorKind::Conflict, format!("vps \"{name}\" is not up"));
+        let first = pid().ok_or_else(down)?;
+        let mut table = String::new();
+        let read = File::open(format!("/proc/{first}/net/tcp6"));
+        // Without IPv6 there is none; of a table that is longer the rest does not count.
+        if let Ok(file) = read {
+            let _ = file.take(TABLE).read_to_string(&mut table);
+        }
+        // Its number may have become another process's meanwhile.
+        if pid() != Some(first) {
+            return Err(down());
+        }
+        Ok(Ports { ports: table.lines().filter_map(listens).collect() })
     }
 
     fn begin_exec(&self, id: u64, exec: Exec, fds: &[OwnedFd]) -> Result<(u64, oneshot::Receiver<ExecEnded>), Fault> {
@@ -104,6 +127,16 @@ pub fn open_logs(vps: &Path) -> Result<Vec<OwnedFd>, Errno> {
     Ok(files)
 }
 
+/// The port of a line of /proc/net/tcp6 that says a socket listens, at another address than loopback.
+fn listens(line: &str) -> Option<u16> {
+    const LISTEN: &str = "0A";
+    const LOOPBACK: &str = "00000000000000000000000001000000";
+    let mut fields = line.split_whitespace();
+    let (address, port) = fields.nth(1)?.split_once(':')?;
+    let listens = fields.nth(1)? == LISTEN && address != LOOPBACK;
+    listens.then(|| u16::from_str_radix(port, 16).ok()).flatten()
+}
+
 #[cfg(test)]
 mod tests {
     use std::{fs, io::Read, os::unix::fs::symlink, process::Command};
@@ -150,5 +183,20 @@ mod tests {
             fs::write(log.join("../log2"), "").unwrap();
         };
         assert_eq!(read(elsewhere), Err(Errno::NOTDIR));
+    }
+
+    #[test]
+    fn a_line_of_tcp6_says_whether_it_listens() {
+        let line = |address: &str, state: &str| {
+            format!(
+                "   0: {address}:0050 00000000000000000000000000000000:0000 {state} 00000000:00000000 00:00000000 00000000     0        0 1 1"
+            )
+        };
+        let any = "00000000000000000000000000000000";
+        assert_eq!(listens(&line(any, "0A")), Some(80));
+        assert_eq!(listens(&line(any, "01")), None);
+        assert_eq!(listens(&line("00000000000000000000000001000000", "0A")), None);
+        assert_eq!(listens("  sl  local_address                         remote_address"), None);
+        assert_eq!(listens(""), None);
     }
 }

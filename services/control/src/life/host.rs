@@ -9,7 +9,8 @@ use model::{
 use super::{Action, Cancel, ENDED, FOUND_UP, Failure, Life, NOT_WOKEN, STEADY_MS, Starting, State, Step, TRIES};
 
 impl Life {
-    pub(super) fn snapshot(&mut self, now: u64, status: Option<VpsStatus>) {
+    /// `asked`: it was taken after this state began.
+    pub(super) fn snapshot(&mut self, now: u64, status: Option<VpsStatus>, asked: bool) {
         // Only now the number of the last run may become lower: a host that was restarted counts anew.
         let Some(status) = status else {
             self.ended_run = 0;
@@ -22,8 +23,12 @@ impl Life {
             }
             phase => {
                 self.ended_run = status.run.saturating_sub(1);
-                // Only a snapshot may say so: single events can be older than the answers to `Freeze` and `Thaw`.
+                // All that comes unasked can be older than the answers to `Freeze` and `Thaw`; but who did not see it frozen or
+                // thawed hears of it by a snapshot alone.
                 match (&self.state, &phase) {
+                    (State::Frozen, Phase::Ready) | (State::Running, Phase::Frozen) if !asked => {
+                        self.actions.push(Action::Look(self.entered));
+                    }
                     (State::Frozen, Phase::Ready) => self.set(now, State::Running, "the host thawed it"),
                     (State::Running, Phase::Frozen) => self.set(now, State::Frozen, "the host froze it"),
                     _ => self.status(now, VpsStatus { phase, ..status }),

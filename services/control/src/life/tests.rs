@@ -293,6 +293,22 @@ fn a_snapshot_from_before_the_start_does_not_end_it() {
 }
 
 #[test]
+fn a_snapshot_from_before_a_freeze_is_asked_about_and_not_believed() {
+    let mut life = life();
+    up(&mut life, 0, 1);
+    life.step(1, Input::Freeze("a person".into()));
+    life.step(2, Input::Done(Step::Freeze, Ok(())));
+    let asked = life.step(3, Input::Snapshot(Some(status(1, Phase::Ready))));
+    assert_eq!(life.state(), api::State::Frozen);
+    let [Action::Look(number)] = asked[..] else { panic!("{asked:?}") };
+    life.step(4, Input::Looked(number, Some(status(1, Phase::Frozen))));
+    assert_eq!(life.state(), api::State::Frozen);
+    // A host that truly thawed it says so when it is asked.
+    life.step(5, Input::Looked(number, Some(status(1, Phase::Ready))));
+    assert_eq!(life.state(), api::State::Running);
+}
+
+#[test]
 fn an_answer_to_an_older_look_counts_no_more() {
     let mut life = life();
     up(&mut life, 0, 1);
