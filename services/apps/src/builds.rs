@@ -227,6 +227,14 @@ impl Builds {
         Ok(self.inner.store.use_images(&self.inner.host, images)?)
     }
 
+    /// Removes layers of which an earlier process was killed before it had named their image.
+    pub async fn collect(&self) {
+        let _turn = self.inner.turn.lock().await;
+        if let Err(error) = self.inner.collect().await {
+            tracing::warn!(%error, "layers that no image has stay until the next build");
+        }
+    }
+
     /// Removes what nobody uses.
     pub async fn prune(&self, keep: BTreeSet<ImageRef>, dry_run: bool) -> Result<image::Pruned, BuildError> {
         // a build that goes on holds the turn

@@ -49,8 +49,10 @@ pub async fn run(context: service::Context) -> anyhow::Result<()> {
     // the daemon gives each host that may share the store a name there
     let host = std::env::var(HOST).unwrap_or_else(|_| "host".to_owned());
     let limits = limits(&context.config);
+    let apps = Arc::new(Apps { builds: Builds::new(store, debian, host, limits) });
     context.ready();
-    context.serve(Arc::new(Apps { builds: Builds::new(store, debian, host, limits) })).await
+    let (served, ()) = tokio::join!(context.serve(apps.clone()), apps.builds.collect());
+    served
 }
 
 /// The one descriptor of a call.

@@ -47,7 +47,8 @@ impl What {
 /// One that is being filled.
 struct Filling {
     what: What,
-    pipe: pipe::Sender,
+    /// Who takes it; none: it is there already.
+    pipe: Option<pipe::Sender>,
     /// The bytes of a layer's files, or 0.
     end: JoinHandle<Result<u64, Fault>>,
     digest: Sha256,
@@ -61,9 +62,11 @@ fn broke_off(what: &What) -> ApiError {
 impl Target<'_> {
     fn begin(&self, what: What) -> Result<Filling, ApiError> {
         let (pipe, end) = match &what {
+            // Whoever took it would wait for the image.
+            What::Layer(_) if self.image.is_none() => (None, tokio::spawn(async { Ok(0) })),
             What::Layer(layer) => {
                 let (pipe, end) = transfer::take_layer(&self.control.apps, layer.clone())?;
-                (pipe, tokio::spawn(async move { Ok(end.await?.size) }))
+                (Some(pipe), tokio::spawn(async move { Ok(end.await?.size) }))
             }
             What::Volume(volume) => {
                 let name = self.volumes[volume].clone();
@@ -71,7 +74,7 @@ impl Target<'_> {
                 let (tenant, mark) = (self.spec.tenant.clone(), Some(self.mark));
                 let request = host::ImportVolume { tenant, name, owner: None, replace: false, size, mark };
                 let (pipe, end) = transfer::import(&self.control.host, request)?;
-                (pipe, tokio::spawn(async move { end.await.map(|_| 0) }))
+                (Some(pipe), tokio::spawn(async move { end.await.map(|_| 0) }))
             }
         };
         Ok(Filling { what, pipe, end, digest: Sha256::new(), parts: 0 })
@@ -141,7 +144,8 @@ pub(super) async fn fill(manifest: &Manifest, target: &mut Target<'_>, members: 
                 let chunk = members.chunk(left).await?;
                 left -= chunk.len() as u64;
                 now.digest.update(&chunk);
-                if now.pipe.write_all(&chunk).await.is_err() {
+                let Some(pipe) = &mut now.pipe else { continue };
+                if pipe.write_all(&chunk).await.is_err() {
                     let goes_on = || invalid(format!("{stem} of the archive goes on after its end"));
                     // Who takes it does not read any more, and says why: once, so that it is not waited for again below.
                     let Filling { what, end, .. } = filling.take().ok_or_else(goes_on)?;
