@@ -2,6 +2,7 @@
 //! `network.resolvers`, where there are some.
 
 mod answer;
+mod cache;
 mod forward;
 
 use std::{
@@ -12,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use model::run::Link;
+use model::{TenantName, run::Link};
 use simple_dns::RCODE;
 use socket2::{Domain, Socket, Type};
 use tokio::{
@@ -24,6 +25,7 @@ use tokio::{
 
 pub use answer::Subnets;
 use answer::{Answer, answer, refuse};
+use cache::Cache;
 pub use forward::Resolvers;
 
 use crate::{neighbours::Names, policy::DNS};
@@ -53,6 +55,8 @@ pub struct Server<B> {
     book: Arc<B>,
     subnets: Subnets,
     resolvers: Resolvers,
+    /// What resolvers answered to queries that came as datagrams, and by TCP.
+    caches: [Cache<TenantName>; 2],
     askers: Mutex<HashMap<Ipv4Addr, Asker>>,
     places: Arc<Semaphore>,
 }
@@ -71,7 +75,8 @@ impl<B: Book> Server<B> {
     /// For the VPSs in `subnets`.
     pub fn new(book: Arc<B>, subnets: Subnets, resolvers: Resolvers) -> Arc<Self> {
         let places = Arc::new(Semaphore::new(ALL_AT_ONCE));
-        Arc::new(Self { book, subnets, resolvers, askers: Mutex::default(), places })
+        let caches = Default::default();
+        Arc::new(Self { book, subnets, resolvers, caches, askers: Mutex::default(), places })
     }
 
     /// Serves until a socket can't be had.
@@ -101,18 +106,30 @@ impl<B: Book> Server<B> {
             match self.answer(asker, query) {
                 Answer::Nothing => {}
                 Answer::Reply(reply) => drop(socket.try_send_to(&reply, from)),
-                Answer::Forward => match self.place(asker) {
-                    Some(place) if self.resolvers.any() => {
-                        let (this, socket, query) = (self.clone(), socket.clone(), query.to_vec());
-                        tokio::spawn(async move {
-                            let reply = this.resolvers.datagram(&query).await;
-                            let reply = reply.unwrap_or_else(|| refuse(&query, RCODE::ServerFailure));
-                            let _ = socket.try_send_to(&reply, from);
-                            drop(place);
-                        });
+                Answer::Forward => {
+                    let Some(tenant) = self.tenant(asker) else { continue };
+                    if let Some(reply) = self.caches[0].get(&tenant, query) {
+                        let _ = socket.try_send_to(&reply, from);
+                        continue;
                     }
-                    _ => drop(socket.try_send_to(&refuse(query, RCODE::Refused), from)),
-                },
+                    match self.place(asker) {
+                        Some(place) if self.resolvers.any() => {
+                            let (this, socket, query) = (self.clone(), socket.clone(), query.to_vec());
+                            tokio::spawn(async move {
+                                let reply = match this.resolvers.datagram(&query).await {
+                                    Some(reply) => {
+                                        this.caches[0].put(&tenant, &query, &reply);
+                                        reply
+                                    }
+                                    None => refuse(&query, RCODE::ServerFailure),
+                                };
+                                let _ = socket.try_send_to(&reply, from);
+                                drop(place);
+                            });
+                        }
+                        _ => drop(socket.try_send_to(&refuse(query, RCODE::Refused), from)),
+                    }
+                }
             }
         }
     }
@@ -145,14 +162,25 @@ impl<B: Book> Server<B> {
             let reply = match self.answer(asker, &query) {
                 Answer::Nothing => return Ok(()),
                 Answer::Reply(reply) => reply,
-                Answer::Forward if self.resolvers.any() => {
-                    let reply = self.resolvers.stream(&query).await;
-                    reply.unwrap_or_else(|| refuse(&query, RCODE::ServerFailure))
-                }
-                Answer::Forward => refuse(&query, RCODE::Refused),
+                Answer::Forward => self.forwarded(asker, &query).await.unwrap_or_else(|code| refuse(&query, code)),
             };
             timeout(SILENCE, write_message(&mut stream, &reply)).await??;
         }
+    }
+
+    /// What is found of the outside by TCP, or why nothing is.
+    async fn forwarded(&self, asker: Ipv4Addr, query: &[u8]) -> Result<Vec<u8>, RCODE> {
+        let tenant = self.tenant(asker).filter(|_| self.resolvers.any()).ok_or(RCODE::Refused)?;
+        if let Some(reply) = self.caches[1].get(&tenant, query) {
+            return Ok(reply);
+        }
+        let reply = self.resolvers.stream(query).await.ok_or(RCODE::ServerFailure)?;
+        self.caches[1].put(&tenant, query, &reply);
+        Ok(reply)
+    }
+
+    fn tenant(&self, asker: Ipv4Addr) -> Option<TenantName> {
+        self.book.names().tenant_of(asker).cloned()
     }
 
     /// What is answered to a VPS. Sources are true: who forges one is not heard here.

@@ -92,6 +92,11 @@ pub struct Names {
 }
 
 impl Names {
+    /// Whose the VPS at `asker` is; none: nobody's.
+    pub fn tenant_of(&self, asker: Ipv4Addr) -> Option<&TenantName> {
+        self.by_address.get(&asker)
+    }
+
     /// What the VPS at `asker` finds; none: it is no tenant's.
     pub fn of(&self, asker: Ipv4Addr) -> Option<&HashMap<VpsName, Link>> {
         self.tenants.get(self.by_address.get(&asker)?)
