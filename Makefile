@@ -59,7 +59,7 @@ test-system:
 	$(call install,$(TEST_PACKAGES))
 	cargo build --quiet --workspace --bins
 	cargo test --quiet -p bailiwick-system-tests --no-run
-	$(DEBUG)/bailiwick-images debian:nginx-light debian:redis-server debian:postgresql debian: \
+	$(DEBUG)/bailiwick-images debian:nginx-light debian:redis-server debian:postgresql debian:dnsmasq-base debian: \
 	  $(SITE_IMAGES)
 	$(OWN_NET) cargo test -p bailiwick-system-tests
 

@@ -31,7 +31,7 @@ pub use ignore::Ignore;
 pub use image::{ImageRef, LayerId};
 pub use limits::Limits;
 pub use name::{DirectoryName, JobName, SecretName, ServiceName, TenantName, VolumeName, VpsName};
-pub use route::{ClientAddress, ListenAddress, Route, RouteTarget};
+pub use route::{ClientAddress, ListenAddress, Route, RouteTarget, Transport};
 pub use run::RunSpec;
 pub use spec::{Spec, VpsSpec};
 pub use state::{ExitStatus, Phase, VpsStatus};

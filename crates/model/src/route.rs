@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{AddrParseError, IpAddr, Ipv6Addr, SocketAddr},
     str::FromStr,
 };
 
@@ -12,12 +12,26 @@ mod target;
 
 pub use target::{ClientAddress, RouteTarget};
 
-/// A TCP address that is listened on, on the host.
+/// A protocol with ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// An address that is listened on, on the host or where the network VPS has it: `127.0.0.1:80`, `udp://127.0.0.1:53`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct ListenAddress(pub SocketAddr);
+#[serde(try_from = "String", into = "String")]
+pub struct ListenAddress(pub SocketAddr, pub Transport);
 
 impl ListenAddress {
+    /// Of TCP.
+    pub fn tcp(address: impl Into<SocketAddr>) -> Self {
+        Self(address.into(), Transport::Tcp)
+    }
+
     /// Its port.
     pub fn port(&self) -> u16 {
         self.0.port()
@@ -26,16 +40,48 @@ impl ListenAddress {
 
 impl fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        match self.1 {
+            Transport::Tcp => self.0.fmt(f),
+            Transport::Udp => write!(f, "{UDP}{}", self.0),
+        }
     }
 }
+
+impl FromStr for ListenAddress {
+    type Err = AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, AddrParseError> {
+        match text.strip_prefix(UDP) {
+            Some(address) => Ok(Self(address.parse()?, Transport::Udp)),
+            None => Ok(Self::tcp(text.parse::<SocketAddr>()?)),
+        }
+    }
+}
+
+impl TryFrom<String> for ListenAddress {
+    type Error = AddrParseError;
+    fn try_from(text: String) -> Result<Self, AddrParseError> {
+        text.parse()
+    }
+}
+
+impl From<ListenAddress> for String {
+    fn from(address: ListenAddress) -> String {
+        address.to_string()
+    }
+}
+
+/// What routes by address begin with.
+const TCP: &str = "tcp://";
+const UDP: &str = "udp://";
 
 /// Which connections or requests are meant.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Route {
-    /// `tcp://ADDRESS:PORT`: every connection to that address; `*` is every address of the host.
-    Tcp(ListenAddress),
+    /// `tcp://ADDRESS:PORT`: every connection to that address; `*` is every address of the host. `udp://ADDRESS:PORT`: every
+    /// datagram.
+    Address(ListenAddress),
     /// `http://HOST[:PORT][/PREFIX]`: requests for that host under that path, on the host's addresses.
     Http {
         /// Host name in lower case, without port.
@@ -51,9 +97,11 @@ pub enum Route {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
     /// Not one of the schemes there are.
-    #[error("`{0}` is not a route: write \"http://HOST[:PORT][/PREFIX]\" or \"tcp://ADDRESS:PORT\"")]
+    #[error(
+        "`{0}` is not a route: write \"http://HOST[:PORT][/PREFIX]\", \"tcp://ADDRESS:PORT\" or \"udp://ADDRESS:PORT\""
+    )]
     UnknownScheme(String),
-    /// The address of a `tcp://` route.
+    /// The address of a `tcp://` or `udp://` route.
     #[error("`{0}` is not an address with a port, such as 127.0.0.1:6379, [::1]:6379 or *:6379")]
     IllegalAddress(String),
     /// The host, port or prefix of an `http://` route.
@@ -65,8 +113,8 @@ impl Route {
     /// The address that has to be listened on. HTTP routes listen on every address of the host (`[::]`, both families).
     pub fn listen(&self) -> ListenAddress {
         match self {
-            Self::Tcp(address) => *address,
-            Self::Http { port, .. } => ListenAddress((IpAddr::V6(Ipv6Addr::UNSPECIFIED), *port).into()),
+            Self::Address(address) => *address,
+            Self::Http { port, .. } => ListenAddress::tcp((IpAddr::V6(Ipv6Addr::UNSPECIFIED), *port)),
         }
     }
 }
@@ -75,13 +123,19 @@ impl FromStr for Route {
     type Err = RouteError;
 
     fn from_str(text: &str) -> Result<Self, RouteError> {
-        if let Some(address) = text.strip_prefix("tcp://") {
+        let transports = [(TCP, Transport::Tcp), (UDP, Transport::Udp)];
+        let by_address = transports.iter().find_map(|(word, transport)| Some((text.strip_prefix(word)?, *transport)));
+        if let Some((address, transport)) = by_address {
             let illegal = || RouteError::IllegalAddress(address.to_owned());
             let parsed = match address.strip_prefix("*:") {
                 Some(port) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, parse_port(port).ok_or_else(illegal)?)),
                 None => address.parse().map_err(|_| illegal())?,
             };
-            return if parsed.port() == 0 { Err(illegal()) } else { Ok(Self::Tcp(ListenAddress(parsed))) };
+            return if parsed.port() == 0 {
+                Err(illegal())
+            } else {
+                Ok(Self::Address(ListenAddress(parsed, transport)))
+            };
         }
         let rest = text.strip_prefix("http://").ok_or_else(|| RouteError::UnknownScheme(text.to_owned()))?;
         let illegal = || RouteError::IllegalHost(rest.to_owned());
@@ -129,8 +183,13 @@ impl From<Route> for String {
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp(ListenAddress(a)) if a.ip() == Ipv6Addr::UNSPECIFIED => write!(f, "tcp://*:{}", a.port()),
-            Self::Tcp(address) => write!(f, "tcp://{address}"),
+            Self::Address(ListenAddress(address, transport)) => {
+                f.write_str(if *transport == Transport::Tcp { TCP } else { UDP })?;
+                match address.ip() == Ipv6Addr::UNSPECIFIED {
+                    true => write!(f, "*:{}", address.port()),
+                    false => address.fmt(f),
+                }
+            }
             Self::Http { host, port, prefix } => {
                 write!(f, "http://{host}")?;
                 if *port != 80 {
@@ -156,6 +215,8 @@ mod tests {
             ("tcp://[::]:6379", "tcp://*:6379"),
             ("tcp://[::1]:1", "tcp://[::1]:1"),
             ("tcp://127.0.0.1:65535", "tcp://127.0.0.1:65535"),
+            ("udp://*:53", "udp://*:53"),
+            ("udp://192.0.2.1:53", "udp://192.0.2.1:53"),
         ] {
             assert_eq!(text.parse::<Route>().map(|route| route.to_string()), Ok(shown.to_owned()));
         }
@@ -182,6 +243,8 @@ mod tests {
             "tcp://*:0",
             "tcp://*:+1",
             "tcp://a:1",
+            "udp://*",
+            "udp://a:1",
         ] {
             assert!(text.parse::<Route>().is_err(), "{text}");
         }

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Allow, ClientAddress, DirectoryName, Ignore, ImageRef, JobName, Limits, Route, RouteTarget, SecretName, TenantName,
-    VolumeName, VpsName,
+    Allow, ClientAddress, DirectoryName, Ignore, ImageRef, JobName, Limits, ListenAddress, Route, RouteTarget,
+    SecretName, TenantName, Transport, VolumeName, VpsName,
     run::{Directory, ReadyCheck, Stop, Volume},
 };
 
@@ -130,11 +130,11 @@ impl VpsSpec {
         self.routes.values().map(|target| target.port).collect()
     }
 
-    /// The ports inside whose connections come from clients' own addresses.
-    pub fn transparent_ports(&self) -> Vec<u16> {
+    /// The ports inside whose connections, or datagrams, come from clients' own addresses.
+    pub fn transparent_ports(&self, transport: Transport) -> Vec<u16> {
         let shown = |(route, target): (&Route, &RouteTarget)| {
-            let transparent = matches!(route, Route::Tcp(_)) && target.client == ClientAddress::Transparent;
-            transparent.then_some(target.port)
+            let by_address = matches!(route, Route::Address(ListenAddress(_, of)) if *of == transport);
+            (by_address && target.client == ClientAddress::Transparent).then_some(target.port)
         };
         let ports: BTreeSet<u16> = self.routes.iter().filter_map(shown).collect();
         ports.into_iter().collect()

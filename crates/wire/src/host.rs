@@ -168,11 +168,11 @@ method! {
     Directories {} = "io.bailiwick.Host.Directories" -> DirectoryFaults
 }
 method! {
-    /// On which TCP ports a VPS that is up listens by IPv6, at its address or at all. Grant: `watch`, on it.
-    Listens6 {
+    /// Which ports are open in a VPS that is up, other than for itself. Grant: `watch`, on it.
+    OpenPorts {
         /// Which.
         name: VpsName,
-    } = "io.bailiwick.Host.Listens6" -> Ports
+    } = "io.bailiwick.Host.OpenPorts" -> Ports
 }
 method! {
     /// What is left of the disk that VPSs write to, and who writes. Grant: `watch`.
@@ -314,11 +314,15 @@ pub struct Moved {
     pub changed: u64,
 }
 
-/// Answer of `Listens6`.
+/// Answer of `OpenPorts`. What is open for both families is open for IPv6.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Ports {
-    /// Port numbers.
-    pub ports: BTreeSet<u16>,
+    /// TCP ports that are listened on by IPv6.
+    pub tcp6: BTreeSet<u16>,
+    /// UDP ports that are bound by IPv4.
+    pub udp: BTreeSet<u16>,
+    /// UDP ports that are bound by IPv6.
+    pub udp6: BTreeSet<u16>,
 }
 
 /// Answer of `Directories`.

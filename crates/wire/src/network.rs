@@ -50,6 +50,9 @@ method! {
         /// Ports inside whose connections come from clients' own addresses: answers from them go to the gateway.
         #[serde(default)]
         transparent: Vec<u16>,
+        /// The same of UDP.
+        #[serde(default)]
+        transparent_udp: Vec<u16>,
     } = "io.bailiwick.Network.Attach" -> Empty
 }
 method! {

@@ -251,7 +251,7 @@ fn listen_as_before(host: &Host) {
     let here = |address: &ListenAddress| !host.config.network.owns(address.0.ip()) || lock(&host.pinned).is_some();
     let wanted = |address: &ListenAddress| granted(address) && here(address) && !listening.contains(address);
     for address in before.into_iter().filter(wanted) {
-        match host.listen_tcp(&address) {
+        match host.listen(&address) {
             Ok(socket) => {
                 if let Err(error) = host.hold(format!("listen/{address}"), socket) {
                     warn!(%address, %error, "its socket can't be kept");

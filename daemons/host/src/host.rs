@@ -157,7 +157,7 @@ impl Host {
     }
     /// The addresses that are listened on.
     pub fn listening(&self) -> Vec<ListenAddress> {
-        let address = |key: &String| key.strip_prefix("listen/")?.parse().ok().map(ListenAddress);
+        let address = |key: &String| key.strip_prefix("listen/")?.parse().ok();
         lock(&self.sockets).keys().filter_map(address).collect()
     }
 

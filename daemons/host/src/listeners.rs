@@ -1,14 +1,13 @@
-//! Listening sockets: unix ones for services and capabilities, TCP ones on the host's addresses.
+//! Listening sockets: unix ones for services and capabilities, TCP and UDP ones at addresses of the host's or the network VPS's.
 
 use std::{
     fs, io,
-    net::SocketAddr,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
 };
 
 use isolation::host::within;
-use model::{ListenAddress, api::ErrorKind};
+use model::{ListenAddress, Transport, api::ErrorKind};
 use rustix::{
     fs::{AtFlags, Gid, Mode, OFlags, Uid, chmodat, chownat, open, unlinkat},
     io::Errno,
@@ -20,6 +19,8 @@ use crate::host::{Host, lock};
 
 /// Connections that may wait; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
+/// Bytes of datagrams that may wait; the kernel caps it at net.core.rmem_max.
+const DATAGRAMS: usize = 1 << 20;
 
 fn stream(family: AddressFamily) -> Result<OwnedFd, Errno> {
     socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
@@ -64,25 +65,25 @@ pub fn takes_connections(parent: &Path, file: &str) -> bool {
 }
 
 impl Host {
-    /// A listening TCP socket: on the host, or where the network VPS has the address. Its namespace outlives it, and so does
-    /// what waits at the socket.
-    pub fn listen_tcp(&self, address: &ListenAddress) -> Result<OwnedFd, Fault> {
+    /// A listening TCP socket, or a bound UDP one: on the host, or where the network VPS has the address. Its namespace
+    /// outlives it, and so does what waits at the socket.
+    pub fn listen(&self, address: &ListenAddress) -> Result<OwnedFd, Fault> {
         if !self.config.network.owns(address.0.ip()) {
-            return listen_tcp(address, Where::Host);
+            return listen_at(address, Where::Host);
         }
         let pinned = lock(&self.pinned);
         let network = pinned.as_ref().and_then(|pinned| pinned.namespaces.network.as_ref());
         let network = network.ok_or_else(|| {
             Fault::new(ErrorKind::Unavailable, format!("{address} belongs to the network VPS, which is not there yet"))
         })?;
-        let bound = within(network.as_fd(), || listen_tcp(address, Where::Owned));
+        let bound = within(network.as_fd(), || listen_at(address, Where::Owned));
         bound.unwrap_or_else(|error| Err(Fault::new(ErrorKind::Failed, format!("listening on {address}: {error}"))))
     }
 }
 
-/// A listening TCP socket in the network namespace of the calling thread.
-fn listen_tcp(address: &ListenAddress, place: Where) -> Result<OwnedFd, Fault> {
-    bind_tcp(address.0, place).map_err(|errno| match errno {
+/// One in the network namespace of the calling thread.
+fn listen_at(address: &ListenAddress, place: Where) -> Result<OwnedFd, Fault> {
+    bind_at(*address, place).map_err(|errno| match errno {
         Errno::ADDRINUSE => {
             let who = user_of_port(address.port());
             let who = who.map_or_else(|| "another program".to_owned(), |(name, pid)| format!("{name} (pid {pid})"));
@@ -104,9 +105,22 @@ enum Where {
     Owned,
 }
 
-fn bind_tcp(address: SocketAddr, place: Where) -> Result<OwnedFd, Errno> {
-    let socket = stream(if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET })?;
-    sockopt::set_socket_reuseaddr(&socket, true)?;
+fn bind_at(ListenAddress(address, transport): ListenAddress, place: Where) -> Result<OwnedFd, Errno> {
+    let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+    let socket = match transport {
+        Transport::Tcp => {
+            let socket = stream(family)?;
+            sockopt::set_socket_reuseaddr(&socket, true)?;
+            socket
+        }
+        // Another one at the same port would get some of its datagrams.
+        Transport::Udp => {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let socket = socket_with(family, SocketType::DGRAM, flags, None)?;
+            sockopt::set_socket_recv_buffer_size(&socket, DATAGRAMS)?;
+            socket
+        }
+    };
     if address.is_ipv6() {
         sockopt::set_ipv6_v6only(&socket, false)?;
     }
@@ -114,7 +128,9 @@ fn bind_tcp(address: SocketAddr, place: Where) -> Result<OwnedFd, Errno> {
         sockopt::set_ip_freebind(&socket, true)?;
     }
     bind(&socket, &address)?;
-    listen(&socket, BACKLOG)?;
+    if transport == Transport::Tcp {
+        listen(&socket, BACKLOG)?;
+    }
     Ok(socket)
 }
 
@@ -166,8 +182,8 @@ mod tests {
     #[test]
     fn a_port_in_use_names_the_program() {
         let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = ListenAddress(other.local_addr().unwrap());
-        let fault = listen_tcp(&address, Where::Host).unwrap_err();
+        let address = ListenAddress::tcp(other.local_addr().unwrap());
+        let fault = listen_at(&address, Where::Host).unwrap_err();
         assert_eq!(fault.kind, ErrorKind::Conflict);
         assert!(fault.message.contains(&format!("(pid {})", std::process::id())), "{fault}");
     }
@@ -176,9 +192,9 @@ mod tests {
     fn a_wildcard_takes_both_families_and_can_be_repaired() {
         // A number the kernel chose would be given up by the shutdown; ours are always asked for by number.
         let free = std::net::TcpListener::bind("[::]:0").unwrap();
-        let address = ListenAddress(free.local_addr().unwrap());
+        let address = ListenAddress::tcp(free.local_addr().unwrap());
         drop(free);
-        let listener = std::net::TcpListener::from(listen_tcp(&address, Where::Host).unwrap());
+        let listener = std::net::TcpListener::from(listen_at(&address, Where::Host).unwrap());
         let port = address.port();
         std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
         rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).unwrap();
@@ -203,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_foreign_address_is_refused() {
-        let fault = listen_tcp(&ListenAddress("192.0.2.1:80".parse().unwrap()), Where::Host).unwrap_err();
+        let fault = listen_at(&"192.0.2.1:80".parse().unwrap(), Where::Host).unwrap_err();
         assert_eq!(fault.kind, ErrorKind::Invalid);
     }
 }

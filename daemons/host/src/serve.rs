@@ -12,7 +12,7 @@ use wire::{
     Connection, Fault, Method, Peer, Replier, Request, host,
     host::{
         Config, Connect, CopyVolume, Create, Delete, DeleteVolume, Directories, Discard, Disk, DropSpare, Events, Exec,
-        ExportVolume, Freeze, ImportVolume, List, Listen, Listening, Listens6, Logs, MakeSpare, Narrow, OpenTarget,
+        ExportVolume, Freeze, ImportVolume, List, Listen, Listening, Logs, MakeSpare, Narrow, OpenPorts, OpenTarget,
         Prepare, Start, Statuses, Stop, Thaw, Unlisten, Volumes,
     },
     varlink::{Empty, MAX_REQUEST, Service, serve_connection},
@@ -299,9 +299,9 @@ impl Service for Capability {
                 self.grants.check_any(Verb::Watch)?;
                 replier.done::<Directories>(&self.host.directory_faults(), &[]).await?;
             }
-            Listens6::NAME => {
-                let ports = self.listens6(&request.parse::<Listens6>()?.name)?;
-                replier.done::<Listens6>(&ports, &[]).await?;
+            OpenPorts::NAME => {
+                let ports = self.open_ports(&request.parse::<OpenPorts>()?.name)?;
+                replier.done::<OpenPorts>(&ports, &[]).await?;
             }
             Disk::NAME => {
                 let disk = self.disk()?;

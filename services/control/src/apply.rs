@@ -291,7 +291,7 @@ impl<'a> Check<'a> {
         for (name, sent) in &self.sent {
             for route in sent.spec.routes.keys() {
                 let (owner, other) = *first.entry(route.listen()).or_insert((name, route));
-                if other != route && (is_tcp(other) || is_tcp(route)) {
+                if other != route && (is_by_address(other) || is_by_address(route)) {
                     let message =
                         format!("route {route} needs {} for itself, and vps \"{owner}\" has {other}", route.listen());
                     found.push((name.clone(), route.clone(), message));
@@ -304,8 +304,8 @@ impl<'a> Check<'a> {
     }
 }
 
-fn is_tcp(route: &Route) -> bool {
-    matches!(route, Route::Tcp(_))
+fn is_by_address(route: &Route) -> bool {
+    matches!(route, Route::Address(_))
 }
 
 fn header(file: &SpecFile, vps: &VpsName, message: String, hint: &str) -> Problem {
@@ -338,7 +338,7 @@ fn changes(world: &World<'_>, sent: BTreeMap<VpsName, Sent<'_>>, taken: BTreeMap
             let mut spec = VpsSpec::clone(spec);
             spec.routes.retain(|route, _| !routes.contains(route));
             // Of clients there is only something to say where routes are left.
-            if spec.routes.keys().all(is_tcp) {
+            if spec.routes.keys().all(is_by_address) {
                 spec.ignore.user_agent.clear();
             }
             if spec.routes.is_empty() {

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use model::{ClientAddress, HostConfig, Route, VpsSpec, spec::Idle};
+use model::{ClientAddress, HostConfig, ListenAddress, Route, Transport, VpsSpec, spec::Idle};
 use wire::{
     Fault, host,
     network::{Lead, Use, Used, Way},
@@ -24,7 +24,7 @@ pub fn ways(config: &HostConfig, spec: &VpsSpec) -> BTreeSet<Way> {
     let watched = matches!(spec.idle, Idle::After { quiet_ms: Some(_), .. }) || !spec.ignore.is_empty();
     let routes = spec.routes.iter().filter(|(_, target)| !watched && target.client == ClientAddress::Transparent);
     let way = |(route, target): (&Route, &model::RouteTarget)| match route {
-        Route::Tcp(address) if config.network.owns(address.0.ip()) => {
+        Route::Address(address) if config.network.owns(address.0.ip()) => {
             Some(Way { address: *address, port: target.port })
         }
         _ => None,
@@ -36,9 +36,12 @@ pub fn ways(config: &HostConfig, spec: &VpsSpec) -> BTreeSet<Way> {
 pub async fn lead(control: &Control, vps: &Vps, number: u64, mut ways: BTreeSet<Way>) {
     let limit = if ways.is_empty() { STOP_LIMIT } else { LIMIT };
     if ways.iter().any(|way| way.address.0.is_ipv6()) {
-        let listens = insist(&control.host, &host::Listens6 { name: vps.name.clone() }, LIMIT).await;
-        let ports = listens.map(|listens| listens.ports).unwrap_or_default();
-        ways.retain(|way| way.address.0.is_ipv4() || ports.contains(&way.port));
+        let open = insist(&control.host, &host::OpenPorts { name: vps.name.clone() }, LIMIT).await.unwrap_or_default();
+        ways.retain(|way| match way.address {
+            ListenAddress(address, _) if address.is_ipv4() => true,
+            ListenAddress(_, Transport::Tcp) => open.tcp6.contains(&way.port),
+            ListenAddress(_, Transport::Udp) => open.udp6.contains(&way.port),
+        });
     }
     let Some(link) = vps.link() else { return };
     if let Err(fault) = insist(&control.network, &Lead { link: link.name, number, ways }, limit).await {

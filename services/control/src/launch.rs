@@ -1,8 +1,9 @@
 //! Flow C: image layers, addresses, a place on the host; then the start, with the link beside it.
 
-use std::{os::fd::AsFd, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, os::fd::AsFd, sync::Arc, time::Duration};
 
-use model::{VpsSpec, api::ErrorKind, run::Link};
+use model::{Route, RouteTarget, Transport, VpsSpec, api::ErrorKind, run::Link};
+use tokio::time::{Instant, sleep};
 use wire::{Fault, host, network};
 
 use crate::{
@@ -19,6 +20,8 @@ use crate::{
 
 /// How long a start whose answer was lost is undone.
 const UNDO: Duration = Duration::from_secs(2);
+/// Between two looks for ports: at first, and at last.
+const LOOK: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
 /// How long what an apply does ahead of the first start is tried.
 const AHEAD: Duration = Duration::from_secs(10);
 
@@ -77,24 +80,58 @@ pub async fn prepare(control: Arc<Control>, vps: Arc<Vps>) {
 }
 
 async fn attach(control: &Control, vps: &Vps, link: &Link, limit: Duration) -> Result<(), Failure> {
-    let attach = network::Attach { link: link.name.clone(), transparent: vps.spec().transparent_ports() };
+    let spec = vps.spec();
+    let [transparent, transparent_udp] = [Transport::Tcp, Transport::Udp].map(|of| spec.transparent_ports(of));
+    let attach = network::Attach { link: link.name.clone(), transparent, transparent_udp };
     let attached = insist(&control.network, &attach, limit).await;
     if attached.is_ok() {
         vps.mark("link attached");
     }
-    attached.map(drop).map_err(|fault| failure("its link", &fault))
+    attached.map_err(|fault| failure("its link", &fault))?;
+    bound(control, vps, &spec, limit).await
+}
+
+/// Waits until the ports are bound that UDP routes lead to: what comes before would be lost. Of TCP its init sees that; nothing
+/// tells of these, so it is looked again and again.
+async fn bound(control: &Control, vps: &Vps, spec: &VpsSpec, limit: Duration) -> Result<(), Failure> {
+    let of_udp = |(route, target): (&Route, &RouteTarget)| (route.listen().1 == Transport::Udp).then_some(target.port);
+    let wanted: BTreeSet<u16> = spec.routes.iter().filter_map(of_udp).collect();
+    let end = Instant::now() + limit;
+    let mut pause = LOOK.0;
+    while !wanted.is_empty() {
+        // It may not be up yet.
+        let open = control.host.call(&host::OpenPorts { name: vps.name.clone() }).await.unwrap_or_default();
+        if wanted.iter().all(|port| open.udp.contains(port) || open.udp6.contains(port)) {
+            vps.mark("ports of UDP bound");
+            break;
+        }
+        if Instant::now() > end {
+            let ports: Vec<_> = wanted.iter().map(u16::to_string).collect();
+            let what = format!("no socket was bound to UDP port {}", ports.join(", "));
+            return Err(Failure { what, public: "it was not ready in time" });
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(LOOK.1);
+    }
+    Ok(())
 }
 
 /// Lets ports that new routes lead to be shown clients' addresses, ahead of the first connection. Those of old routes go
 /// on: their connections live longer than the routes.
 pub async fn show_clients(control: &Control, vps: &Vps, new: &VpsSpec) -> Result<(), Fault> {
-    let (Some(link), old) = (vps.link(), vps.spec().transparent_ports()) else { return Ok(()) };
-    let mut transparent = new.transparent_ports();
-    if transparent.iter().all(|port| old.contains(port)) {
+    let (Some(link), spec) = (vps.link(), vps.spec()) else { return Ok(()) };
+    let both = |of: Transport| {
+        let (old, mut ports) = (spec.transparent_ports(of), new.transparent_ports(of));
+        let known = ports.iter().all(|port| old.contains(port));
+        ports.extend(old);
+        (known, ports)
+    };
+    let ((known, transparent), (known_udp, transparent_udp)) = (both(Transport::Tcp), both(Transport::Udp));
+    if known && known_udp {
         return Ok(());
     }
-    transparent.extend(old);
-    insist(&control.network, &network::Attach { link: link.name, transparent }, PATIENCE).await.map(drop)
+    let attach = network::Attach { link: link.name, transparent, transparent_udp };
+    insist(&control.network, &attach, PATIENCE).await.map(drop)
 }
 
 /// The VPS's addresses and its place on the host: asked for once, then remembered.

@@ -1,7 +1,7 @@
 //! A stored spec and what was looked up for it become what the host is asked to run. Pure.
 
 use model::{
-    LayerId, RunSpec, VpsName, VpsSpec,
+    LayerId, Route, RouteTarget, RunSpec, Transport, VpsName, VpsSpec,
     run::{Link, Ready, Root},
     spec::ReadySpec,
 };
@@ -42,7 +42,10 @@ pub fn ready(spec: &VpsSpec) -> Ready {
         ReadySpec::Notify => Ready::Notify,
         ReadySpec::Listen(Some(port)) => Ready::Listen(port),
         ReadySpec::Listen(None) => {
-            let routed = spec.routes.values().next().map(|target| target.port);
+            // Nobody sees when a port of UDP is bound.
+            let listens =
+                |(route, target): (&Route, &RouteTarget)| (route.listen().1 == Transport::Tcp).then_some(target.port);
+            let routed = spec.routes.iter().find_map(listens);
             let admitted = || spec.admits.values().flatten().min().copied();
             routed.or_else(admitted).map_or(Ready::Started, Ready::Listen)
         }

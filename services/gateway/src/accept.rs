@@ -15,7 +15,7 @@ use rustix::{
 use tokio::{
     io::{Interest, unix::AsyncFd},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::sleep,
 };
 
@@ -36,6 +36,8 @@ use crate::{
 const CONNECTIONS: usize = 20_000;
 /// Descriptors of one connection at most: two sockets and two pipes.
 const DESCRIPTORS: u64 = 6;
+/// Flows of datagrams at once at most, of one descriptor each.
+const FLOWS: u64 = 8192;
 /// Descriptors for everything else.
 const RESERVED: u64 = 512;
 /// Connections that may wait, as the host daemon asks for.
@@ -65,6 +67,7 @@ impl fmt::Display for Entrance {
 #[derive(Debug)]
 pub struct Limits {
     places: Arc<Semaphore>,
+    flows: Arc<Semaphore>,
     connections: usize,
     /// How long the head of a request may take.
     pub head: Duration,
@@ -78,14 +81,20 @@ impl Limits {
         let limit = getrlimit(Resource::Nofile);
         let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
         let descriptors = if raised.is_ok() { limit.maximum } else { limit.current };
-        let places = descriptors.map_or(CONNECTIONS as u64, |n| n.saturating_sub(RESERVED) / DESCRIPTORS);
+        let places = descriptors.map_or(CONNECTIONS as u64, |n| n.saturating_sub(RESERVED + FLOWS) / DESCRIPTORS);
         let places = places.clamp(16, CONNECTIONS as u64) as usize;
         Self { transparent, ..Self::new(places, http::head_time()) }
     }
 
+    /// A place for a flow of datagrams, if there is one.
+    pub fn flow(&self) -> Option<OwnedSemaphorePermit> {
+        self.flows.clone().try_acquire_owned().ok()
+    }
+
     /// `connections` at once.
     pub fn new(connections: usize, head: Duration) -> Self {
-        Self { places: Arc::new(Semaphore::new(connections)), connections, head, transparent: None }
+        let [places, flows] = [connections, FLOWS as usize].map(|most| Arc::new(Semaphore::new(most)));
+        Self { places, flows, connections, head, transparent: None }
     }
 
     /// Waits until there is no connection; none is accepted any more from here on.

@@ -29,6 +29,7 @@ mod splice;
 #[cfg(test)]
 mod tests;
 mod transparent;
+mod udp;
 mod wake;
 
 use std::sync::Arc;

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use model::ListenAddress;
+use model::{ListenAddress, Transport};
 use tokio::{
     net::TcpListener,
     sync::{Mutex, watch},
@@ -23,6 +23,7 @@ use wire::{
 use crate::{
     accept::{Entrance, Limits, accept},
     follow::Directory,
+    udp,
 };
 
 /// Pause before addresses that can't be listened on are tried again.
@@ -52,8 +53,15 @@ struct Held {
 enum Socket {
     /// Bound by an earlier gateway; its descriptor has not been asked for.
     Bound,
-    Waiting(TcpListener),
+    Waiting(Fetched),
     Accepting(AbortHandle),
+}
+
+/// One that the host daemon gave.
+#[derive(Debug)]
+enum Fetched {
+    Tcp(TcpListener),
+    Udp(std::net::UdpSocket),
 }
 
 impl Listeners {
@@ -114,8 +122,12 @@ impl Listeners {
             self.open(&mut held, address).await;
             let (directory, limits) = (self.directory.clone(), self.limits.clone());
             match held.sockets.remove(&address) {
-                Some(Socket::Waiting(listener)) => {
+                Some(Socket::Waiting(Fetched::Tcp(listener))) => {
                     let task = tokio::spawn(accept(listener, Entrance::Host(address), directory, limits));
+                    held.sockets.insert(address, Socket::Accepting(task.abort_handle()));
+                }
+                Some(Socket::Waiting(Fetched::Udp(socket))) => {
+                    let task = tokio::spawn(udp::serve(socket, address, directory, limits));
                     held.sockets.insert(address, Socket::Accepting(task.abort_handle()));
                 }
                 Some(other) => drop(held.sockets.insert(address, other)),
@@ -142,14 +154,20 @@ impl Listeners {
         }
     }
 
-    async fn fetch(&self, address: ListenAddress) -> Result<TcpListener, String> {
+    async fn fetch(&self, address: ListenAddress) -> Result<Fetched, String> {
         let listen = wire::host::Listen { address };
         let answer = timeout(ANSWER, self.host.call_with_fds(&listen, &[])).await;
         let (_, fds) = answer.map_err(|_| "the host daemon did not answer in time")?.map_err(|f| f.message)?;
         let fd = fds.into_iter().next().ok_or("the host daemon sent no socket")?;
+        let failed = |error: std::io::Error| error.to_string();
+        if address.1 == Transport::Udp {
+            let socket = std::net::UdpSocket::from(fd);
+            socket.set_nonblocking(true).map_err(failed)?;
+            return Ok(Fetched::Udp(socket));
+        }
         let listener = std::net::TcpListener::from(fd);
-        listener.set_nonblocking(true).map_err(|e| e.to_string())?;
-        TcpListener::from_std(listener).map_err(|e| e.to_string())
+        listener.set_nonblocking(true).map_err(failed)?;
+        TcpListener::from_std(listener).map(Fetched::Tcp).map_err(failed)
     }
 
     pub(crate) async fn faults(&self) -> BTreeMap<ListenAddress, String> {

@@ -65,23 +65,23 @@ struct Entry {
 /// All routes, and all doors.
 #[derive(Debug, Default)]
 pub struct Table {
-    sites: HashMap<SocketAddr, Site>,
+    sites: HashMap<ListenAddress, Site>,
     doors: HashMap<SocketAddr, Entry>,
 }
 
 impl Table {
-    /// The table of `entries` and `doors`. On an address with a `tcp` route, others don't count.
+    /// The table of `entries` and `doors`. On an address with a route of its own, others don't count.
     pub fn new(entries: &[RouteEntry], doors: &[Door], mut vps: impl FnMut(&VpsName) -> Arc<Vps>) -> Self {
-        let mut sites: HashMap<SocketAddr, Site> = HashMap::new();
+        let mut sites: HashMap<ListenAddress, Site> = HashMap::new();
         for entry in entries {
             let ignore = (!entry.ignore.is_empty()).then(|| Arc::new(entry.ignore.clone()));
             let target = Target { vps: vps(&entry.name), port: entry.port, client: entry.client, ignore };
             match &entry.route {
-                Route::Tcp(_) => {
-                    sites.insert(entry.listen.0, Site::Address(target));
+                Route::Address(_) => {
+                    sites.insert(entry.listen, Site::Address(target));
                 }
                 Route::Http { host, prefix, .. } => {
-                    let site = sites.entry(entry.listen.0).or_insert_with(|| Site::Content(Hosts::default()));
+                    let site = sites.entry(entry.listen).or_insert_with(|| Site::Content(Hosts::default()));
                     if let Site::Content(hosts) = site {
                         hosts.add(host, prefix, target);
                     }
@@ -113,12 +113,12 @@ impl Table {
 
     /// What is done with connections to `address`.
     pub fn site(&self, address: ListenAddress) -> Option<&Site> {
-        self.sites.get(&address.0)
+        self.sites.get(&address)
     }
 
     /// All addresses that have to be listened on.
     pub fn addresses(&self) -> impl Iterator<Item = ListenAddress> {
-        self.sites.keys().map(|address| ListenAddress(*address))
+        self.sites.keys().copied()
     }
 }
 

@@ -20,7 +20,7 @@ use rtnetlink::{
     },
 };
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
 /// The table of addresses that are taken in, and the place of the rule that leads to it: after the kernel's `local`.
 const TABLE: u32 = 100;
@@ -94,9 +94,22 @@ pub async fn connect(from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
     TcpSocket::from_std_stream(socket.into()).connect(to).await
 }
 
+/// A socket that sends datagrams from an address.
+pub fn datagrams(from: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = socket_of(from.is_ipv6(), Type::DGRAM, Protocol::UDP)?;
+    // Several flows of one client may go to several VPSs.
+    socket.set_reuse_address(true)?;
+    socket.bind(&from.into())?;
+    UdpSocket::from_std(socket.into())
+}
+
 fn socket(ipv6: bool) -> io::Result<Socket> {
+    socket_of(ipv6, Type::STREAM, Protocol::TCP)
+}
+
+fn socket_of(ipv6: bool, kind: Type, protocol: Protocol) -> io::Result<Socket> {
     let domain = if ipv6 { Domain::IPV6 } else { Domain::IPV4 };
-    let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+    let socket = Socket::new(domain, kind.nonblocking().cloexec(), Some(protocol))?;
     if ipv6 {
         socket.set_ip_transparent_v6(true)?
     } else {
@@ -112,14 +125,16 @@ async fn take_in(handle: &Handle, ipv6: bool) -> Result<(), rtnetlink::Error> {
     };
     (route.header.kind, route.header.scope) = (RouteType::Local, RouteScope::Host);
     handle.route().add(route).replace().execute().await?;
-    let mut rule =
-        handle.rule().add().priority(TABLE).table_id(TABLE).action(RuleAction::ToTable).input_interface("eth0");
-    rule.message_mut().attributes.push(RuleAttribute::IpProtocol(IpProtocol::Tcp));
-    let added = if ipv6 { rule.v6().execute().await } else { rule.v4().execute().await };
-    match added {
-        Err(rtnetlink::Error::NetlinkError(message)) if message.code.is_some_and(|code| code.get() == EEXIST) => Ok(()),
-        added => added,
+    for protocol in [IpProtocol::Tcp, IpProtocol::Udp] {
+        let mut rule =
+            handle.rule().add().priority(TABLE).table_id(TABLE).action(RuleAction::ToTable).input_interface("eth0");
+        rule.message_mut().attributes.push(RuleAttribute::IpProtocol(protocol));
+        match if ipv6 { rule.v6().execute().await } else { rule.v4().execute().await } {
+            Err(rtnetlink::Error::NetlinkError(message)) if message.code.is_some_and(|code| code.get() == EEXIST) => {}
+            added => added?,
+        }
     }
+    Ok(())
 }
 
 #[cfg(test)]

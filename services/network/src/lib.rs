@@ -23,7 +23,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use model::{VpsName, api::ErrorKind, host::FIRST_TENANT, run::Link};
+use model::{Transport, VpsName, api::ErrorKind, host::FIRST_TENANT, run::Link};
 use wire::{
     Fault, Peer, Replier, Request,
     network::{
@@ -161,9 +161,12 @@ impl Service for Network {
                 replier.done::<Release>(&Empty {}, &[]).await?;
             }
             Attach::NAME => {
-                let Attach { link, transparent } = request.parse()?;
+                let Attach { link, transparent, transparent_udp } = request.parse()?;
+                let of = |transport, ports: Vec<u16>| ports.into_iter().map(move |port| (transport, port));
+                let shown =
+                    of(Transport::Tcp, transparent).chain(of(Transport::Udp, transparent_udp)).collect::<Vec<_>>();
                 tokio::select! {
-                    attached = attach(&self.links, &link, &transparent) => attached?,
+                    attached = attach(&self.links, &link, &shown) => attached?,
                     () = replier.gone() => return Ok(()),
                 }
                 replier.done::<Attach>(&Empty {}, &[]).await?;
@@ -198,17 +201,17 @@ impl Service for Network {
     }
 }
 
-async fn attach(links: &Links, name: &str, transparent: &[u16]) -> Result<(), Fault> {
+async fn attach(links: &Links, name: &str, shown: &[(Transport, u16)]) -> Result<(), Fault> {
     if Link::address_of(name).is_none() {
         return Err(Fault::new(
             ErrorKind::Invalid,
             format!("`{name}` is no link's name: `v` and 8 hexadecimal digits"),
         ));
     }
-    if transparent.len() > PORTS {
-        return Err(Fault::new(ErrorKind::Invalid, format!("{} ports: at most {PORTS} are taken", transparent.len())));
+    if shown.len() > PORTS {
+        return Err(Fault::new(ErrorKind::Invalid, format!("{} ports: at most {PORTS} are taken", shown.len())));
     }
-    match tokio::time::timeout(ATTACH, links.attached(name, transparent)).await {
+    match tokio::time::timeout(ATTACH, links.attached(name, shown)).await {
         Ok(attached) => attached.map_err(|error| Fault::new(ErrorKind::Failed, error.to_string())),
         Err(_) => Err(Fault::new(
             ErrorKind::Unavailable,

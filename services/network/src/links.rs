@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use model::run::Link;
+use model::{Transport, run::Link};
 use rtnetlink::{
     Handle, MulticastGroup, new_connection, new_multicast_connection,
     packet_core::NetlinkPayload,
@@ -131,8 +131,8 @@ impl Links {
     }
 
     /// Completes when the link of that name is there and configured, and the gateway can show clients' addresses to
-    /// the `transparent` ports of the VPS at its end.
-    pub async fn attached(&self, name: &str, transparent: &[u16]) -> Result<(), LinkError> {
+    /// the `shown` ports of the VPS at its end.
+    pub async fn attached(&self, name: &str, shown: &[(Transport, u16)]) -> Result<(), LinkError> {
         let mut appeared = self.inner.appeared.subscribe();
         loop {
             appeared.mark_unchanged();
@@ -141,7 +141,7 @@ impl Links {
             {
                 let Inner { rules, layout, ipv6, .. } = &*self.inner;
                 if let Some(address) = Link::address_of(name) {
-                    policy::show_clients(rules, layout, &layout.link(address), transparent, *ipv6).await?;
+                    policy::show_clients(rules, layout, &layout.link(address), shown, *ipv6).await?;
                 }
                 return Ok(());
             }

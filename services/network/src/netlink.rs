@@ -7,6 +7,7 @@ use std::{
 
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
+use model::Transport;
 use rtnetlink::{
     Handle, LinkUnspec, RouteMessageBuilder,
     packet_route::{
@@ -214,15 +215,6 @@ pub struct Rule {
     pub mark: Option<u32>,
     /// Where to look; none: refuse.
     pub table: Option<u32>,
-}
-
-/// A protocol with ports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Transport {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
 }
 
 /// Whose port is meant.

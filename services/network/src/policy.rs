@@ -36,10 +36,10 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use model::run::Link;
+use model::{Transport, run::Link};
 use rtnetlink::Handle;
 
-use crate::netlink::{self, Dead, End, NetlinkError, Rule, Transport};
+use crate::netlink::{self, Dead, End, NetlinkError, Rule};
 
 pub use clients::show_clients;
 pub use rules::Rules;

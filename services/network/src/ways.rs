@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use model::{ListenAddress, run::Link};
+use model::{ListenAddress, Transport, run::Link};
 use rtnetlink::Handle;
 use serde_json::Value;
 use tokio::sync::Mutex;
@@ -255,9 +255,13 @@ fn map(address: ListenAddress) -> &'static str {
     if address.0.is_ipv4() { "ways4" } else { "ways6" }
 }
 
-/// TCP by its number: nft knows the name only where there is /etc/protocols.
-fn key(address: ListenAddress) -> String {
-    format!("{} . 6 . {}", address.0.ip(), address.port())
+/// Protocols by their numbers: nft knows names only where there is /etc/protocols.
+fn key(ListenAddress(address, transport): ListenAddress) -> String {
+    let protocol = match transport {
+        Transport::Tcp => 6,
+        Transport::Udp => 17,
+    };
+    format!("{} . {protocol} . {}", address.ip(), address.port())
 }
 
 /// The ways in a map, as nft lists it in JSON (libnftables-json(5)).
@@ -269,7 +273,12 @@ fn read(listed: &Value) -> Vec<(ListenAddress, To)> {
         let port = u16::try_from(element[0]["concat"][2].as_u64()?).ok()?;
         let server: IpAddr = element[1]["concat"][0].as_str()?.parse().ok()?;
         let inside = u16::try_from(element[1]["concat"][1].as_u64()?).ok()?;
-        Some((ListenAddress((ip, port).into()), To { link: link_of(server), port: inside }))
+        let transport = match &element[0]["concat"][1] {
+            Value::Number(number) => number.as_u64().filter(|number| *number == 17).map(|_| Transport::Udp),
+            name => name.as_str().filter(|name| ["udp", "17"].contains(name)).map(|_| Transport::Udp),
+        };
+        let address = ListenAddress((ip, port).into(), transport.unwrap_or(Transport::Tcp));
+        Some((address, To { link: link_of(server), port: inside }))
     };
     maps.flatten().filter_map(way).collect()
 }
@@ -282,10 +291,15 @@ mod tests {
     fn ways_are_read_back_as_they_were_written() {
         let listed = serde_json::json!({"nftables": [{"metainfo": {}}, {"map": {"name": "ways4", "elem": [
             [{"concat": ["192.0.2.1", "tcp", 80]}, {"concat": ["10.80.0.20", 8080]}]]}}, {"map": {"name": "ways6", "elem": [
-            [{"concat": ["2001:db8::1", "tcp", 25]}, {"concat": ["fd80:ba11::a50:14", 2525]}], "odd"]}}, {"map": {"name": "none"}}]});
+            [{"concat": ["2001:db8::1", 6, 25]}, {"concat": ["fd80:ba11::a50:14", 2525]}], "odd",
+            [{"concat": ["192.0.2.1", 17, 53]}, {"concat": ["10.80.0.20", 53]}]]}}, {"map": {"name": "none"}}]});
         let to = |port| To { link: "v0a500014".to_owned(), port };
-        let address = |text: &str| ListenAddress(text.parse().unwrap());
-        let expected = vec![(address("192.0.2.1:80"), to(8080)), (address("[2001:db8::1]:25"), to(2525))];
+        let address = |text: &str| text.parse().unwrap();
+        let expected = vec![
+            (address("192.0.2.1:80"), to(8080)),
+            (address("[2001:db8::1]:25"), to(2525)),
+            (address("udp://192.0.2.1:53"), to(53)),
+        ];
         assert_eq!(read(&listed), expected);
         assert_eq!(read(&Value::Null), []);
     }

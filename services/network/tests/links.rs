@@ -9,7 +9,7 @@ use std::{
 };
 
 use bailiwick_network::{Layout, Links};
-use model::run::Link;
+use model::{Transport, run::Link};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 const INSIDE: &str = "BAILIWICK_TEST_INSIDE";
@@ -35,6 +35,10 @@ fn ip(arguments: &str) -> String {
     let output = Command::new("ip").args(arguments.split_whitespace()).output().expect("running ip");
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn tcp(ports: &[u16]) -> Vec<(Transport, u16)> {
+    ports.iter().map(|port| (Transport::Tcp, *port)).collect()
 }
 
 fn mac(bytes: [u8; 6]) -> String {
@@ -283,7 +287,8 @@ fn clients_addresses_are_shown_to_the_ports_that_want_them() {
             vps.connect_link();
             service.attached(vps).await;
         }
-        let attached = service.links.attached(&a.link.name, &[80, 81]);
+        let ports = tcp(&[80, 81]);
+        let attached = service.links.attached(&a.link.name, &ports);
         tokio::time::timeout(PATIENCE, attached).await.expect("in time").expect("attached");
         // Clients' addresses, and the neighbour's, are the gateway's own here: what it can send is what counts.
         for (family, client) in ["198.51.100.9", "2001:db8::9"].into_iter().enumerate() {
@@ -316,7 +321,8 @@ fn clients_addresses_are_shown_to_the_ports_that_want_them() {
         // What is not said any more is not so any more; and what is of a link goes with it.
         service.attached(&a).await;
         assert!(!rules().contains("port 80"), "{}", rules());
-        let attached = service.links.attached(&b.link.name, &[80]);
+        let ports = tcp(&[80]);
+        let attached = service.links.attached(&b.link.name, &ports);
         tokio::time::timeout(PATIENCE, attached).await.expect("in time").expect("attached");
         drop(b);
         tokio::time::timeout(PATIENCE, async {

@@ -20,8 +20,8 @@ const IMAGE: Word = Word {
     check: |text| text.parse::<ImageSource>().map(|_| ()).map_err(|error| error.to_string()),
 };
 const ROUTE: Word = Word {
-    expected: "a route such as \"http://HOST[:PORT][/PREFIX]\" or \"tcp://ADDRESS:PORT\"",
-    pattern: Some("^(http|tcp)://"),
+    expected: "a route such as \"http://HOST[:PORT][/PREFIX]\", \"tcp://ADDRESS:PORT\" or \"udp://ADDRESS:PORT\"",
+    pattern: Some("^(http|tcp|udp)://"),
     check: |text| match text.strip_prefix("https://") {
         Some(_) => Err("`https` routes are not there yet: write \"http://…\"".to_owned()),
         None => text.parse::<Route>().map(|_| ()).map_err(|error| error.to_string()),
@@ -108,7 +108,7 @@ static ROUTE_TARGET: Fields = Fields {
         Field::new(
             "client",
             Kind::Choice(&["transparent", "proxy-v1", "proxy-v2", "gateway"]),
-            "How the server behind a `tcp://` route learns its client's address: connections come from it, or begin \
+            "How the server behind a `tcp://` or `udp://` route learns its client's address: connections come from it, or begin \
              with a header of the PROXY protocol; or it doesn't, and sees the gateway's.",
         )
         .default("\"transparent\""),

@@ -3,7 +3,7 @@
 use toml::de::{DeTable, DeValue};
 
 use crate::{
-    ClientAddress, Ignore, Route, RouteTarget,
+    ClientAddress, Ignore, ListenAddress, Route, RouteTarget, Transport,
     document::{Get, Problems, Value, integer},
     ignore::parse_network,
 };
@@ -12,13 +12,21 @@ use crate::{
 pub(super) fn within(problems: &mut Problems<'_>, vps: &DeTable<'_>) {
     let routes = vps.table("routes");
     for (key, value) in routes.into_iter().flatten() {
-        let http = matches!(key.get_ref().parse(), Ok(Route::Http { .. }));
-        let Some((client, _)) = value.get_ref().as_table().and_then(|t| t.get_key_value("client")) else { continue };
-        if http {
-            let message = "`client` is for tcp:// routes".to_owned();
-            let hint = "leave it out: behind http:// the server reads X-Forwarded-For and Forwarded";
-            problems.tell(client.span(), message, Some(hint.to_owned()));
-        }
+        let route = key.get_ref().parse().ok();
+        let Some((client, word)) = value.get_ref().as_table().and_then(|t| t.get_key_value("client")) else { continue };
+        let (message, hint) = match route {
+            Some(Route::Http { .. }) => (
+                "`client` is for tcp:// and udp:// routes",
+                "leave it out: behind http:// the server reads X-Forwarded-For and Forwarded",
+            ),
+            Some(Route::Address(ListenAddress(_, Transport::Udp)))
+                if word.get_ref().as_str().is_some_and(|word| word.starts_with("proxy-")) =>
+            {
+                ("there is no PROXY protocol for datagrams", "leave it out, or write: client = \"gateway\"")
+            }
+            _ => continue,
+        };
+        problems.tell(client.span(), message, Some(hint.to_owned()));
     }
     let Some((key, ignore)) = vps.get_key_value("ignore") else { return };
     let Some(ignore) = ignore.get_ref().as_table() else { return };
@@ -26,7 +34,7 @@ pub(super) fn within(problems: &mut Problems<'_>, vps: &DeTable<'_>) {
     let routes: Vec<Route> = routes.into_iter().flatten().filter_map(|(key, _)| key.get_ref().parse().ok()).collect();
     if routes.is_empty() {
         tell("`ignore` is about clients, and nothing leads to this VPS", "write routes, or leave it out");
-    } else if ignore.contains_key("user_agent") && routes.iter().all(|route| matches!(route, Route::Tcp(_))) {
+    } else if ignore.contains_key("user_agent") && routes.iter().all(|route| matches!(route, Route::Address(_))) {
         tell("`ignore.user_agent` needs an http:// route", "write: ignore = { from = [\"203.0.113.0/24\"] }");
     } else if ignore.is_empty() {
         tell(

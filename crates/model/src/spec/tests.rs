@@ -78,7 +78,7 @@ fn routes_say_what_servers_see_of_clients() {
     let told = in_vps(
         "routes = { \"http://a\" = { port = 80, client = \"proxy-v1\" }, \"tcp://*:1\" = { client = \"x\", proxy_protocol = true } }",
     );
-    assert!(told.contains("`client` is for tcp:// routes"), "{told}");
+    assert!(told.contains("`client` is for tcp:// and udp:// routes"), "{told}");
     assert!(told.contains("`port` is missing in [vps.blog.routes.tcp://*:1]"), "{told}");
     assert!(told.contains("`client` cannot be \"x\""), "{told}");
     assert!(told.contains("write: client = \"proxy-v2\""), "{told}");
@@ -395,7 +395,7 @@ prop_compose! {
         if routes.is_empty() {
             ignore.from.clear();
         }
-        for (_, target) in routes.iter_mut().filter(|(route, _)| !matches!(route, Route::Tcp(_))) {
+        for (_, target) in routes.iter_mut().filter(|(route, _)| !matches!(route, Route::Address(_))) {
             target.client = ClientAddress::default();
         }
         let first = routes.values().next().map(|target| target.port);

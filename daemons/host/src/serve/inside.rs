@@ -57,22 +57,25 @@ impl Capability {
     }
 
     /// Read in the network namespace of its first process (proc(5), `/proc/PID/net/tcp6`).
-    pub(super) fn listens6(&self, name: &VpsName) -> Result<Ports, Fault> {
+    pub(super) fn open_ports(&self, name: &VpsName) -> Result<Ports, Fault> {
         self.check(Verb::Watch, name)?;
         let pid = || self.host.table().get(name).ok().and_then(|vps| vps.status(name, false).pid);
         let down = || Fault::new(ErrorKind::Conflict, format!("vps \"{name}\" is not up"));
         let first = pid().ok_or_else(down)?;
-        let mut table = String::new();
-        let read = File::open(format!("/proc/{first}/net/tcp6"));
-        // Without IPv6 there is none; of a table that is longer the rest does not count.
-        if let Ok(file) = read {
-            let _ = file.take(TABLE).read_to_string(&mut table);
-        }
+        let [tcp6, udp, udp6] =
+            [("tcp6", LISTEN), ("udp", UNCONNECTED), ("udp6", UNCONNECTED)].map(|(table, state)| {
+                let mut text = String::new();
+                // Without IPv6 there is no such table; of one that is longer the rest does not count.
+                if let Ok(file) = File::open(format!("/proc/{first}/net/{table}")) {
+                    let _ = file.take(TABLE).read_to_string(&mut text);
+                }
+                text.lines().filter_map(|line| open_port(line, state)).collect()
+            });
         // Its number may have become another process's meanwhile.
         if pid() != Some(first) {
             return Err(down());
         }
-        Ok(Ports { ports: table.lines().filter_map(listens).collect() })
+        Ok(Ports { tcp6, udp, udp6 })
     }
 
     fn begin_exec(&self, id: u64, exec: Exec, fds: &[OwnedFd]) -> Result<(u64, oneshot::Receiver<ExecEnded>), Fault> {
@@ -127,14 +130,19 @@ pub fn open_logs(vps: &Path) -> Result<Vec<OwnedFd>, Errno> {
     Ok(files)
 }
 
-/// The port of a line of /proc/net/tcp6 that says a socket listens, at another address than loopback.
-fn listens(line: &str) -> Option<u16> {
-    const LISTEN: &str = "0A";
-    const LOOPBACK: &str = "00000000000000000000000001000000";
+/// States in tables of sockets (`include/net/tcp_states.h`).
+const LISTEN: &str = "0A";
+const UNCONNECTED: &str = "07";
+
+/// The port of a line of such a table, where its socket is in that state and not at a loopback address.
+fn open_port(line: &str, state: &str) -> Option<u16> {
+    const LOOPBACK6: &str = "00000000000000000000000001000000";
     let mut fields = line.split_whitespace();
     let (address, port) = fields.nth(1)?.split_once(':')?;
-    let listens = fields.nth(1)? == LISTEN && address != LOOPBACK;
-    listens.then(|| u16::from_str_radix(port, 16).ok()).flatten()
+    // An IPv4 address is one number, its first byte last.
+    let loopback = address == LOOPBACK6 || (address.len() == 8 && address.ends_with("7F"));
+    let open = fields.nth(1)? == state && !loopback;
+    open.then(|| u16::from_str_radix(port, 16).ok()).flatten()
 }
 
 #[cfg(test)]
@@ -186,17 +194,17 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_tcp6_says_whether_it_listens() {
+    fn a_line_of_a_table_says_whether_a_port_is_open() {
         let line = |address: &str, state: &str| {
-            format!(
-                "   0: {address}:0050 00000000000000000000000000000000:0000 {state} 00000000:00000000 00:00000000 00000000     0        0 1 1"
-            )
+            format!("   0: {address}:0050 0000:0000 {state} 00:00 00:0 0     0        0 1 1")
         };
         let any = "00000000000000000000000000000000";
-        assert_eq!(listens(&line(any, "0A")), Some(80));
-        assert_eq!(listens(&line(any, "01")), None);
-        assert_eq!(listens(&line("00000000000000000000000001000000", "0A")), None);
-        assert_eq!(listens("  sl  local_address                         remote_address"), None);
-        assert_eq!(listens(""), None);
+        assert_eq!(open_port(&line(any, "0A"), LISTEN), Some(80));
+        assert_eq!(open_port(&line(any, "01"), LISTEN), None);
+        assert_eq!(open_port(&line("00000000000000000000000001000000", "0A"), LISTEN), None);
+        assert_eq!(open_port(&line("00000000", "07"), UNCONNECTED), Some(80));
+        assert_eq!(open_port(&line("0100007F", "07"), UNCONNECTED), None);
+        assert_eq!(open_port("  sl  local_address                         remote_address", LISTEN), None);
+        assert_eq!(open_port("", LISTEN), None);
     }
 }

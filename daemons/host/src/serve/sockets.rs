@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use model::{Verb, api::ErrorKind};
+use model::{Transport, Verb, api::ErrorKind};
 use wire::{
     Connection, Fault, Peer, Replier,
     host::{Addresses, Connect, Listen, Listening, Narrow, Unlisten},
@@ -37,12 +37,14 @@ impl Capability {
                     format!("{address}: {ADDRESSES} addresses are listened on"),
                 ));
             }
-            self.host.hold(key.clone(), self.host.listen_tcp(&address)?)?;
+            self.host.hold(key.clone(), self.host.listen(&address)?)?;
             self.host.note_listening();
         }
         let socket = self.host.held(&key).ok_or_else(|| Fault::not_found(format!("{address} was closed again")))??;
-        // Another holder may have shut it down.
-        listen_again(&socket)?;
+        if address.1 == Transport::Tcp {
+            // Another holder may have shut it down.
+            listen_again(&socket)?;
+        }
         Ok(replier.done::<Listen>(&Empty {}, &[socket.as_fd()]).await?)
     }
 

@@ -14,7 +14,7 @@ use crate::{
 };
 
 fn listen() -> ListenAddress {
-    ListenAddress("[::]:80".parse().unwrap())
+    "[::]:80".parse().unwrap()
 }
 
 fn table(routes: &[(&str, &str)]) -> Table {

@@ -83,7 +83,7 @@ async fn a_vps_that_fails_closes_its_connections() {
 async fn listening_follows_the_table() {
     let rig = Rig::start().await;
     let (a, b) = (rig.bind(), rig.bind());
-    let taken: ListenAddress = ListenAddress("127.0.0.1:1".parse().unwrap());
+    let taken: ListenAddress = "127.0.0.1:1".parse().unwrap();
     let port = echo("a").await;
     rig.fake.lock(|f| f.say(vps("a", 1, at())));
     // A client that comes before the route waits in the backlog.

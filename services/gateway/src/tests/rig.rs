@@ -301,7 +301,7 @@ impl Rig {
     pub fn bind(&self) -> ListenAddress {
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         rustix::net::listen(listener.as_fd(), 4096).unwrap();
-        let address = ListenAddress(listener.local_addr().unwrap());
+        let address = ListenAddress::tcp(listener.local_addr().unwrap());
         self.fake.lock(|f| f.0.listeners.insert(address, listener));
         address
     }
@@ -330,7 +330,7 @@ pub fn http_route(listen: ListenAddress, host_and_path: &str, name: &str, port: 
 
 pub fn tcp_route(listen: ListenAddress, name: &str, port: u16) -> RouteEntry {
     RouteEntry {
-        route: Route::Tcp(listen),
+        route: Route::Address(listen),
         listen,
         name: name.parse().unwrap(),
         port,
