@@ -75,11 +75,11 @@ V2_HOST ?= ../shared/tools/v2-host
 test-v2:
 	$(call install,$(DEMO_PACKAGES) binutils:strip)
 	cargo build --quiet --release --bins
-	cargo test --quiet -p bailiwick-system-tests --test sizes --test copies --no-run
+	cargo test --quiet -p bailiwick-system-tests --test sizes --test copies --test owned --no-run
 	$(RELEASE)/bailiwick-images debian:nginx-light debian:
 	dir=$$(mktemp -d /var/tmp/bailiwick-v2-XXXXXX); trap 'rm -rf "$$dir"' EXIT; \
 	tests/v2/prepare $(RELEASE) $(DEBUG)/deps "$$dir" && \
-	V2_HOST_PACKAGES="mmdebstrap kexec-tools e2fsprogs xfsprogs" $(V2_HOST) "$$dir"
+	V2_HOST_PACKAGES="mmdebstrap kexec-tools e2fsprogs xfsprogs curl nftables" $(V2_HOST) "$$dir"
 
 # Whatever reads what a tenant, a client or another process says. Databases and trees on disk take a while: fewer of those.
 fuzz: CASES ?= 20000

@@ -1,5 +1,6 @@
 //! By address, once the VPS is up: requests and bytes per second at an address that the network VPS owns, against the VPS's own
-//! address over the same links, and against haproxy in TCP mode before it. No CPU is anybody's own: all that each way takes counts.
+//! address over the same links, and against haproxy in TCP mode before it. Both ask at another port, since answers from a routed one go to
+//! the gateway. No CPU is anybody's own: all that each way takes counts.
 
 use std::{fs, process::Command, time::Instant};
 
@@ -32,7 +33,7 @@ idle    = "never"
 files   = { "/etc/nginx.conf" = '''
 worker_processes 1; error_log stderr; events { worker_connections 1024; }
 http { access_log off; keepalive_requests 100000000; sendfile on;
-       server { listen 80; root /var/www/html; location /1k { return 200 KILOBYTE; } } }
+       server { listen 80; listen 81; root /var/www/html; location /1k { return 200 KILOBYTE; } } }
 ''' }
 "#;
 
@@ -48,7 +49,7 @@ frontend f
   bind 127.0.0.1:18086
   default_backend b
 backend b
-  server s SERVER:80
+  server s SERVER:81
 ";
 
 /// The group.
@@ -70,7 +71,7 @@ pub fn run() -> Result<Vec<Measure>> {
         warm::peer(&["haproxy", "-db", "-f", &file.to_string_lossy()], HAPROXY_PORT, host.keeper() as i32)?;
     let places = [
         ("ours", format!("http://{OWNED}")),
-        ("direct", format!("http://{server}")),
+        ("direct", format!("http://{server}:81")),
         ("haproxy", format!("http://127.0.0.1:{HAPROXY_PORT}")),
     ];
     let samples = |take: &dyn Fn(&str) -> Result<f64>| {

@@ -40,12 +40,17 @@ fn main() -> Result<()> {
     let chosen: Vec<_> = GROUPS.iter().filter(|(name, _)| only.as_deref().is_none_or(|only| only == *name)).collect();
     let names: Vec<_> = GROUPS.iter().map(|(name, _)| *name).collect();
     ensure!(!chosen.is_empty(), "no such group; there are: {}", names.join(", "));
-    let mut measures = Vec::new();
+    let (mut measures, mut failed) = (Vec::new(), Vec::new());
     for (name, run) in chosen {
         println!("== {name}");
-        measures.extend(run()?);
+        // What the others measure is not lost with it.
+        match run() {
+            Ok(measured) => measures.extend(measured),
+            Err(error) => failed.push(format!("{name}: {error:#}")),
+        }
     }
     measure::print(&measures);
     measure::store(&project().join("target/bench.json"), &measures)?;
+    ensure!(failed.is_empty(), "not measured: {}", failed.join("; "));
     Ok(())
 }

@@ -77,6 +77,8 @@ check "project quotas of ext4 and xfs enforce sizes" env BAILIWICK_PROJECT_QUOTA
   BAILIWICK_BIN=/usr/lib/bailiwick/current ./sizes --test-threads=1 project_quotas
 check "an export on xfs lets its VPS go on at once" env BAILIWICK_PROJECT_QUOTAS=1 BAILIWICK_PROJECT=/in XDG_CACHE_HOME=/in/cache \
   BAILIWICK_BIN=/usr/lib/bailiwick/current ./copies --test-threads=1 xfs
+check "connections to an owned address go past the gateway" env BAILIWICK_PROJECT=/in XDG_CACHE_HOME=/in/cache \
+  BAILIWICK_BIN=/usr/lib/bailiwick/current ./owned --test-threads=1 once_it_is_up a_route_by_an_owned
 rm -r cache
 check "blog falls asleep" sleeps blog 60
 check "shop falls asleep" sleeps shop 60
