@@ -203,6 +203,19 @@ impl Vps {
     }
 }
 
+/// What is to be done for one that sleeps, as this process finds it. `down`: how its last run failed, as the host says; `back`: it was
+/// up when it was last heard of, and never sleeps.
+async fn found_asleep(control: Arc<Control>, vps: Arc<Vps>, down: Option<VpsStatus>, back: bool) {
+    // What failed by itself is left to its restart policy.
+    let failed = match down {
+        Some(status) => story::found_down(&control, &vps, status).await,
+        None => false,
+    };
+    if back && !failed {
+        come_back(control, vps).await;
+    }
+}
+
 /// Starts again what was up when the host ended, a few at once: at a boot the machine has much else to do. Who is asked for
 /// meanwhile does not wait for the others.
 async fn come_back(control: Arc<Control>, vps: Arc<Vps>) {
@@ -265,11 +278,10 @@ impl Driver {
         };
         if was_up && (stopped || ended) {
             self.keep_wakes(|wakes| wakes.up = false);
-        } else if was_up && found && asleep && self.vps.spec().idle == Idle::Never {
-            tokio::spawn(come_back(self.control.clone(), self.vps.clone()));
         }
-        if let Some(status) = down.filter(|_| asleep) {
-            tokio::spawn(story::found_down(self.control.clone(), self.vps.clone(), status));
+        if found && asleep {
+            let back = was_up && !ended && self.vps.spec().idle == Idle::Never;
+            tokio::spawn(found_asleep(self.control.clone(), self.vps.clone(), down, back));
         }
         let now = {
             let life = self.vps.life();

@@ -159,22 +159,28 @@ pub fn failed(control: &Arc<Control>, vps: &Arc<Vps>, what: &str, ended: Option<
     tokio::spawn(keep(control.clone(), vps.name.clone(), failure));
 }
 
-/// It is down, as this process finds it: a failure that nobody saw is told; and it has failed, unless something came after.
-pub async fn found_down(control: Arc<Control>, vps: Arc<Vps>, status: VpsStatus) {
-    let Phase::Down { ended: Some(ended) } = status.phase else { return };
+/// It is down, as this process finds it: a failure that nobody saw is told; and it has failed, unless something came after. Whether it
+/// has, by itself: a lost shim can be the end of the host.
+pub async fn found_down(control: &Arc<Control>, vps: &Arc<Vps>, status: VpsStatus) -> bool {
+    let Phase::Down { ended: Some(ended) } = status.phase else { return false };
     let last = control.history.of(&vps.name).await.last;
-    let after = |at_ms: u64| last.failure.as_ref().is_some_and(|failure| failure.at_ms >= at_ms);
-    let others = [last.start.as_ref().map(|start| start.at_ms), last.stop.as_ref().map(|stop| stop.at_ms)];
-    if after(status.since_ms) {
-        if let Some(failure) = last.failure.as_ref().filter(|_| others.into_iter().flatten().all(after)) {
-            vps.feed(Input::HadFailed(failure.what.clone())).await;
+    let seen = last.failure.as_ref().filter(|failure| failure.at_ms >= status.since_ms);
+    let what = match seen {
+        Some(failure) => {
+            let others = [last.start.as_ref().map(|start| start.at_ms), last.stop.as_ref().map(|stop| stop.at_ms)];
+            if others.into_iter().flatten().any(|at_ms| at_ms > failure.at_ms) {
+                return false;
+            }
+            failure.what.clone()
         }
-        return;
-    }
-    let what = words(&ended);
+        None => words(&ended),
+    };
     vps.feed(Input::HadFailed(what.clone())).await;
-    control.history.record(Some(&vps.name), "failed", format!("{what}, while control was away"), "");
-    keep(control, vps.name.clone(), failure(status.since_ms, &what, Some(&ended))).await;
+    if seen.is_none() {
+        control.history.record(Some(&vps.name), "failed", format!("{what}, while control was away"), "");
+        tokio::spawn(keep(control.clone(), vps.name.clone(), failure(status.since_ms, &what, Some(&ended))));
+    }
+    ended != Ended::ShimLost
 }
 
 /// Whether a run ended as it should not.

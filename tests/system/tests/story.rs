@@ -169,13 +169,17 @@ fn a_start_that_wakes_a_neighbour_tells_how_long_it_waited_for_it() -> Result<()
 fn a_failure_while_control_is_away_is_told() -> Result<()> {
     let mut host = Host::start(HostOptions::default())?;
     host.apply("a.toml", &perl("gone", 20650, &server("", ECHO), "restart = \"never\"\nidle = \"never\""))?;
-    host.run(&["start", "gone"])?;
+    host.apply("b.toml", &perl("back", 20652, &server("", ECHO), "idle = \"never\""))?;
+    host.run(&["start", "gone", "back"])?;
     // `control` stands still: it sees nothing of it, and is killed before it does.
-    let (control, gone) = (host.pid_of("control")?, host.pid_of("gone")?);
+    let (control, gone, back) = (host.pid_of("control")?, host.pid_of("gone")?, host.pid_of("back")?);
     signal(control, rustix::process::Signal::STOP)?;
-    host.kill(gone)?;
-    while Path::new(&format!("/proc/{gone}")).exists() {
-        std::thread::yield_now();
+    await_stopped(control)?;
+    for pid in [gone, back] {
+        host.kill(pid)?;
+        while Path::new(&format!("/proc/{pid}")).exists() {
+            std::thread::yield_now();
+        }
     }
     host.kill(control)?;
     let deadline = Instant::now() + LONG;
@@ -186,7 +190,32 @@ fn a_failure_while_control_is_away_is_told() -> Result<()> {
     ensure!(told["failure"]["signal"] == 9 && told["failure"]["by"] == "start by root", "{told}");
     let events = host.run(&["events"])?;
     ensure!(events.contains("signal 9, while control was away"), "{events}");
+    // Each as its `restart` says: who is not started again is not so for never sleeping.
+    host.await_state("back", "running", LONG)?;
+    ensure!(host.row("gone")?["state"] == "failed", "{events}");
+    let woken = |name: &str| events.lines().filter(|line| line.contains(name) && line.contains("waking")).count();
+    ensure!(woken("gone") == 1, "{events}");
     host.stop()
+}
+
+/// Waits until each thread of a process stands still: a signal is sent before it is acted on.
+fn await_stopped(pid: i32) -> Result<()> {
+    let deadline = Instant::now() + LONG;
+    let stopped = || -> Result<bool> {
+        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let stat = fs::read_to_string(thread?.path().join("stat"))?;
+            // proc_pid_stat(5): the state follows the name in parentheses.
+            if !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    };
+    while !stopped()? {
+        ensure!(Instant::now() < deadline, "process {pid} does not stop");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 fn signal(pid: i32, signal: rustix::process::Signal) -> Result<()> {

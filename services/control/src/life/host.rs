@@ -2,7 +2,7 @@
 
 use model::{
     limits::show_duration_ms,
-    spec::Restart,
+    spec::{Idle, Restart},
     state::{Ended, Phase, VpsStatus},
 };
 
@@ -102,11 +102,15 @@ impl Life {
         self.set_timer(self.rules.start_deadline_ms);
     }
 
-    /// Who asks for it has it tried again at once: what was to be waited for is over, or unknown.
+    /// Who asks for it has it tried again at once: what was to be waited for is over, or unknown. So is one that never sleeps.
     pub(super) fn had_failed(&mut self, now: u64, what: String) {
         if self.state == State::Asleep && self.because == NOT_WOKEN {
             let failure = Failure { what, public: "it could not be started" };
-            self.set(now, State::Failed { failure, until: now, auto: false }, NOT_WOKEN);
+            let auto = self.rules.idle == Idle::Never && self.rules.restart != Restart::Never;
+            self.set(now, State::Failed { failure, until: now, auto }, NOT_WOKEN);
+            if auto {
+                self.set_timer(0);
+            }
         }
     }
 
