@@ -1,11 +1,11 @@
 //! The uplink: VPSs reach the outside through an interface of the host's, masqueraded.
 //!
-//! What it changes on the host: a link to the network VPS with the routes of VPSs' subnets, one nft table, and `forwarding` of the
-//! uplink's interface (not of the host, which would make it a router between all its interfaces). The table says which of those
-//! settings were off, so that whoever stops last puts them back: another host on the same interface, or the next start after
-//! a crash.
+//! What it changes on the host: a link to the network VPS with the routes of VPSs' subnets, one nft table, answers for owned
+//! addresses of the uplink's own network, and `forwarding` of the uplink's interface (not of the host, which would make it a router
+//! between all its interfaces). The table says which of those settings were off, so that whoever stops last puts them back: another
+//! host on the same interface, or the next start after a crash.
 
-use std::{fs, io, path::PathBuf, process::Stdio, time::Duration};
+use std::{collections::BTreeSet, fs, io, net::Ipv4Addr, path::PathBuf, process::Stdio, time::Duration};
 
 use ipnet::IpNet;
 use isolation::host::{HostError, HostNetwork, Linker};
@@ -25,6 +25,8 @@ mod table;
 
 use table::{Off, ruleset};
 
+/// The largest part of the uplink's own network that the host answers for, as a prefix: 256 addresses.
+const MOST: u8 = 24;
 /// How long nft may take.
 const NFT: Duration = Duration::from_secs(10);
 
@@ -122,6 +124,7 @@ pub async fn prepare(config: &HostConfig, paths: &Paths) -> Result<(), UplinkErr
     names.note_down(&off)?;
     // The rules before forwarding, so that nothing is ever forwarded without them.
     nft(&["-f", "-"], &ruleset(&names, &config.network, interface, &off)).await?;
+    answer_for(&names, &beside(&config.network, interface)?)?;
     off.set(true)
 }
 
@@ -131,6 +134,7 @@ pub async fn remove(paths: &Paths) -> Result<(), UplinkError> {
     if !names.note.exists() {
         return Ok(());
     }
+    answer_for(&names, &BTreeSet::new())?;
     HostNetwork::open()?.disconnect(&names.link)?;
     let own = all_tables().await?.into_iter().find(|(name, _)| *name == names.table);
     if own.is_some() {
@@ -149,18 +153,76 @@ pub async fn remove(paths: &Paths) -> Result<(), UplinkError> {
     fs::remove_file(&names.note).map_err(|source| UplinkError::Note { path: names.note, source })
 }
 
+/// Who is answered for: the interface, and an address that others there may ask for.
+type Answered = (String, Ipv4Addr);
+
+/// The owned addresses that are of the uplink's own network.
+fn beside(network: &NetworkConfig, interface: &str) -> Result<BTreeSet<Answered>, UplinkError> {
+    let mut host = HostNetwork::open()?;
+    let Some(index) = host.index(interface)? else { return Ok(BTreeSet::new()) };
+    let mut all = BTreeSet::new();
+    for net in &network.addresses {
+        if let IpNet::V4(net) = net
+            && host.is_beside((*net).into(), index)?
+        {
+            let every = u32::from(net.network())..=u32::from(net.broadcast());
+            all.extend(every.map(|address| (interface.to_owned(), address.into())));
+        }
+    }
+    Ok(all)
+}
+
+/// Has the host answer for these, and for no others that it answered for.
+fn answer_for(names: &Names, wanted: &BTreeSet<Answered>) -> Result<(), UplinkError> {
+    let before = names.answered();
+    if before.is_empty() && wanted.is_empty() {
+        return Ok(());
+    }
+    // Written before and after: who finds it takes away all that may be there.
+    names.note_answered(&before.union(wanted).cloned().collect())?;
+    let mut host = HostNetwork::open()?;
+    let all = before.difference(wanted).map(|one| (one, false)).chain(wanted.iter().map(|one| (one, true)));
+    for ((interface, address), answer) in all {
+        // Where the interface is gone its answers are too.
+        let Some(index) = host.index(interface)? else { continue };
+        host.answer_for(index, *address, answer)
+            .map_err(|source| HostError::Link { name: interface.clone(), source })?;
+    }
+    names.note_answered(wanted)
+}
+
 /// What is named after the host's root.
 #[derive(Debug)]
 struct Names {
     table: String,
     link: String,
     note: PathBuf,
+    answered: PathBuf,
 }
 
 impl Names {
     fn of(paths: &Paths) -> Self {
         let hash = root_hash(paths);
-        Self { table: format!("bailiwick_{hash:08x}"), link: format!("bw-{hash:08x}"), note: paths.run.join("uplink") }
+        let [note, answered] = ["uplink", "uplink-answers"].map(|name| paths.run.join(name));
+        Self { table: format!("bailiwick_{hash:08x}"), link: format!("bw-{hash:08x}"), note, answered }
+    }
+
+    /// Notes whom the host answers for.
+    fn note_answered(&self, all: &BTreeSet<Answered>) -> Result<(), UplinkError> {
+        let lines = all.iter().map(|(interface, address)| format!("{interface} {address}\n"));
+        let written = match all.is_empty() {
+            true => fs::remove_file(&self.answered),
+            false => fs::write(&self.answered, lines.collect::<String>()),
+        };
+        written.map_err(|source| UplinkError::Note { path: self.answered.clone(), source })
+    }
+
+    /// What is noted of them.
+    fn answered(&self) -> BTreeSet<Answered> {
+        let text = fs::read_to_string(&self.answered).unwrap_or_default();
+        let one =
+            |line: &str| line.split_once(' ').and_then(|(to, address)| Some((to.to_owned(), address.parse().ok()?)));
+        text.lines().filter_map(one).collect()
     }
 
     /// Notes that there is an uplink, and what was off.
@@ -192,8 +254,25 @@ pub async fn check(network: &NetworkConfig, paths: &Paths) -> anyhow::Result<()>
         .into());
     }
     let own = host.index(&Names::of(paths).link).map_err(UplinkError::Link)?;
-    let subnets = [("subnet", IpNet::from(network.subnet)), ("subnet6", network.subnet6.into())];
-    for (key, subnet) in subnets.into_iter().chain(network.addresses.iter().map(|net| ("addresses", *net))) {
+    if let Some(index) = host.index(interface).map_err(UplinkError::Link)? {
+        for net in &network.addresses {
+            if let Some(route) = host.in_the_way(*net, index, own).map_err(UplinkError::Link)? {
+                return Err(Refused::new(format!(
+                    "host.toml: addresses: {net} overlaps the host's own {route}: VPSs need addresses that the host does not use \
+                     itself; IPv6 ones have to be routed to it"
+                ))
+                .into());
+            }
+            if host.is_beside(*net, index).map_err(UplinkError::Link)? && net.prefix_len() < MOST {
+                return Err(Refused::new(format!(
+                    "host.toml: addresses: {net} is a part of the network at {interface}, where the host answers for each address: \
+                     write parts of /{MOST} or smaller, or have it routed to the host"
+                ))
+                .into());
+            }
+        }
+    }
+    for (key, subnet) in [("subnet", IpNet::from(network.subnet)), ("subnet6", network.subnet6.into())] {
         if let Some(route) = host.overlap(subnet, own).map_err(UplinkError::Link)? {
             return Err(Refused::new(format!(
                 "host.toml: {key} = \"{subnet}\" overlaps the host's own route to {route}; with an uplink VPSs need \

@@ -195,6 +195,42 @@ fn nobody_sends_into_anothers_connection() -> Result<()> {
 }
 
 #[test]
+fn an_address_of_the_uplinks_own_network_is_answered_for_while_the_host_runs() -> Result<()> {
+    in_own_network("an_address_of_the_uplinks_own_network_is_answered_for_while_the_host_runs", || {
+        let client = Client::new()?;
+        let spec = format!("tenant = \"acme\"\n{}", vps("web", ["192.0.2.77", "[2001:db8:1::17]"], "\"never\""));
+        let config = |addresses: &str| format!("[network]\nuplink = \"eth0\"\naddresses = [{addresses}]\n");
+        for (addresses, says) in [
+            ("\"192.0.2.1\"", "192.0.2.1/32 overlaps the host's own"),
+            ("\"192.0.2.0/24\"", "192.0.2.0/24 overlaps the host's own"),
+            ("\"2001:db8::77\"", "have to be routed to it"),
+        ] {
+            let started = Host::start(HostOptions { config: config(addresses), ..HostOptions::default() });
+            let told = started.err().context("it was not refused")?.to_string();
+            ensure!(told.contains(says), "{told}");
+        }
+        let config = config("\"192.0.2.77\", \"192.0.2.128/30\", \"2001:db8:1::/64\"");
+        let mut host = Host::start(HostOptions { config, ..HostOptions::default() })?;
+        host.apply("web.toml", &spec)?;
+        for _ in 0..2 {
+            ensure!(get(&client, "192.0.2.77")? == format!("web {}", CLIENT[0]));
+        }
+        ensure!(sh("ip neigh show proxy")?.lines().count() == 5, "{}", sh("ip neigh show proxy")?);
+        // Also after a crash nothing of it stays.
+        let daemon = host.daemon()?;
+        sh(&format!("kill -STOP {daemon}"))?;
+        host.crash()?;
+        host.kill(daemon)?;
+        let mut host = host.again()?;
+        client.sh("ip neigh flush all")?;
+        ensure!(get(&client, "192.0.2.77")? == format!("web {}", CLIENT[0]));
+        host.stop()?;
+        ensure!(sh("ip neigh show proxy")?.is_empty(), "{}", sh("ip neigh show proxy")?);
+        Ok(())
+    })
+}
+
+#[test]
 fn nobody_is_lost_while_it_falls_asleep_and_wakes() -> Result<()> {
     in_own_network("nobody_is_lost_while_it_falls_asleep_and_wakes", || {
         let client = Client::new()?;

@@ -1,6 +1,11 @@
 //! The host's half of the uplink, as far as links and routes go: the VPSs' subnets lead to the network VPS.
 
-use std::{fs, io, net::IpAddr, os::fd::AsFd, path::Path};
+use std::{
+    fs, io,
+    net::{IpAddr, Ipv4Addr},
+    os::fd::AsFd,
+    path::Path,
+};
 
 use ipnet::IpNet;
 use model::run::Link;
@@ -9,7 +14,7 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage},
     link::{LinkAttribute, LinkFlags, LinkMessage},
-    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{
         RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
     },
@@ -49,17 +54,68 @@ impl HostNetwork {
     /// Where the host already routes a part of `network`, or a network that it is part of; defaults and what leads to the
     /// interface `own` do not count.
     pub fn overlap(&mut self, network: IpNet, own: Option<u32>) -> Result<Option<IpNet>, HostError> {
+        let routes = self.routes(network.addr())?;
+        let mut overlapping = routes.iter().filter_map(|route| destination(route, own));
+        Ok(overlapping.find(|route| route.contains(&network) || network.contains(route)))
+    }
+
+    /// What keeps the host from leading the whole of `network` to VPSs: a route of the same or a smaller part, or of a larger one
+    /// that is not the network of interface `uplink` itself. There the host can answer for it (`answer_for`); by IPv4.
+    pub fn in_the_way(&mut self, network: IpNet, uplink: u32, own: Option<u32>) -> Result<Option<IpNet>, HostError> {
+        let around = |route: &RouteMessage, to: IpNet| {
+            let beside = network.addr().is_ipv4() && is_of(route, uplink) && to.prefix_len() < network.prefix_len();
+            beside && to.contains(&network)
+        };
+        let mut others = Vec::new();
+        for route in self.routes(network.addr())? {
+            let Some(to) = destination(&route, own) else { continue };
+            // Its broadcast addresses are routes of their own.
+            let broadcast =
+                route.header.kind == RouteType::Broadcast && is_oif(&route, uplink) && !network.contains(&to);
+            if (to.contains(&network) || network.contains(&to)) && !around(&route, to) && !broadcast {
+                others.push(to);
+            }
+        }
+        Ok(others.into_iter().next())
+    }
+
+    /// Whether `network` is a part of that of interface `uplink`, where others ask by ARP who has an address.
+    pub fn is_beside(&mut self, network: IpNet, uplink: u32) -> Result<bool, HostError> {
+        let around = |route: &RouteMessage| {
+            is_of(route, uplink) && destination(route, None).is_some_and(|to| to.contains(&network) && to != network)
+        };
+        Ok(network.addr().is_ipv4() && self.routes(network.addr())?.iter().any(around))
+    }
+
+    fn routes(&mut self, address: IpAddr) -> Result<Vec<RouteMessage>, HostError> {
         let mut message = RouteMessage::default();
-        message.header.address_family = family(network.addr());
+        message.header.address_family = family(address);
         let answers = self.netlink.request(RouteNetlinkMessage::GetRoute(message), NLM_F_DUMP);
         let answers =
             answers.map_err(|source| HostError::Link { name: "of the host: its routes".to_owned(), source })?;
         let routes = answers.into_iter().filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewRoute(route) => destination(&route, own),
+            RouteNetlinkMessage::NewRoute(route) => Some(route),
             _ => None,
         });
-        let mut overlapping = routes.filter(|route| route.contains(&network) || network.contains(route));
-        Ok(overlapping.next())
+        Ok(routes.collect())
+    }
+
+    /// Has the kernel answer who asks at interface `index` for an address that is led elsewhere (`NTF_PROXY`), or no more.
+    pub fn answer_for(&mut self, index: u32, address: Ipv4Addr, answer: bool) -> io::Result<()> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.ifindex = index;
+        message.header.flags = NeighbourFlags::Proxy;
+        message.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::Inet(address))];
+        if answer {
+            return self.replace(RouteNetlinkMessage::NewNeighbour(message));
+        }
+        match self.netlink.request(RouteNetlinkMessage::DelNeighbour(message), 0) {
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOENT.raw_os_error()) || gone(&error) => {
+                Ok(())
+            }
+            done => done.map(drop),
+        }
     }
 
     /// Makes the pair `Link::UPLINK` in the network VPS's namespace and `name` here, unless it is there; `name` is configured,
@@ -167,6 +223,16 @@ fn gone(error: &io::Error) -> bool {
 
 fn family(address: IpAddr) -> AddressFamily {
     if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn is_oif(route: &RouteMessage, index: u32) -> bool {
+    route.attributes.iter().any(|attribute| matches!(attribute, RouteAttribute::Oif(oif) if *oif == index))
+}
+
+/// Whether a route is of the network that an interface is in.
+fn is_of(route: &RouteMessage, index: u32) -> bool {
+    let through = route.attributes.iter().any(|attribute| matches!(attribute, RouteAttribute::Gateway(_)));
+    route.header.kind == RouteType::Unicast && !through && is_oif(route, index)
 }
 
 /// Where a route that counts as one leads.
