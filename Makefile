@@ -22,7 +22,7 @@ DEMO_PACKAGES  := mmdebstrap:mmdebstrap curl:curl redis-tools:redis-cli iproute2
 TEST_PACKAGES  := $(DEMO_PACKAGES) busybox-static:busybox nftables:nft btrfs-progs:mkfs.btrfs e2fsprogs:mkfs.ext4 \
                   xfsprogs:mkfs.xfs rsyslog:rsyslogd
 BENCH_PACKAGES := $(TEST_PACKAGES) runc:runc lxc:lxc-start bubblewrap:bwrap nginx-light:nginx \
-                  haproxy:haproxy wrk:wrk util-linux:taskset
+                  haproxy:haproxy wrk:wrk util-linux:taskset dnsperf:dnsperf
 
 # Of examples/site.toml.
 SITE_IMAGES    := debian:mariadb-server debian:wordpress,wordpress-theme-twentytwentythree
@@ -99,7 +99,7 @@ package:
 bench:
 	$(call install,$(BENCH_PACKAGES))
 	cargo build --quiet --release --bins
-	$(RELEASE)/bailiwick-images debian:nginx-light debian: $(SITE_IMAGES)
+	$(RELEASE)/bailiwick-images debian:nginx-light debian: debian:dnsmasq-base $(SITE_IMAGES)
 	$(OWN_NET) $(RELEASE)/bailiwick-bench $(ONLY)
 
 lint:

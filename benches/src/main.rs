@@ -13,6 +13,7 @@ mod measure;
 mod memory;
 mod peers;
 mod start;
+mod udp;
 mod warm;
 
 use anyhow::{Result, ensure};
@@ -31,6 +32,7 @@ const GROUPS: &[Group] = &[
     ("frozen", frozen::run),
     ("warm", warm::run),
     ("direct", direct::run),
+    ("udp", udp::run),
     ("idle", idle::run),
     ("many", many::run),
 ];
