@@ -18,8 +18,8 @@ all:
 	cargo build --workspace
 
 # package:program that shows it is there
-DEMO_PACKAGES  := mmdebstrap:mmdebstrap curl:curl redis-tools:redis-cli iproute2:ip
-TEST_PACKAGES  := $(DEMO_PACKAGES) busybox-static:busybox nftables:nft btrfs-progs:mkfs.btrfs e2fsprogs:mkfs.ext4 \
+DEMO_PACKAGES  := mmdebstrap:mmdebstrap nftables:nft curl:curl redis-tools:redis-cli iproute2:ip
+TEST_PACKAGES  := $(DEMO_PACKAGES) busybox-static:busybox btrfs-progs:mkfs.btrfs e2fsprogs:mkfs.ext4 \
                   xfsprogs:mkfs.xfs rsyslog:rsyslogd
 BENCH_PACKAGES := $(TEST_PACKAGES) runc:runc lxc:lxc-start bubblewrap:bwrap nginx-light:nginx \
                   haproxy:haproxy wrk:wrk util-linux:taskset dnsperf:dnsperf

@@ -67,7 +67,7 @@ pub fn run(paths: &Paths, host_toml: Option<&Path>, json: bool) -> Result<ExitCo
     findings.extend(cgroup::all());
     findings.push(kernel::sizes(&paths.state));
     findings.push(kernel::copies(&paths.state));
-    findings.push(programs::mmdebstrap());
+    findings.extend([programs::mmdebstrap(), programs::nft()]);
     findings.extend([room::disk(&paths.state), room::memory(), room::files()]);
     findings.extend(programs::configuration(host_toml.unwrap_or(&paths.config)));
     findings.push(programs::host(paths));

@@ -15,6 +15,10 @@ pub fn mmdebstrap() -> Finding {
     program("mmdebstrap", "`debian:` images are built with it", "apt-get install mmdebstrap")
 }
 
+pub fn nft() -> Finding {
+    program("nft", "VPSs are kept apart with it: no host starts without", "apt-get install nftables")
+}
+
 fn program(what: &'static str, means: &'static str, next: &str) -> Finding {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
@@ -44,7 +48,6 @@ pub fn configuration(file: &Path) -> Vec<Finding> {
     let mut findings = vec![Finding::ok(WHAT, name.clone())];
     if let Some(uplink) = &config.network.uplink {
         findings.push(interface(uplink, Path::new("/sys/class/net"), &name));
-        findings.push(program("nft", "an uplink's rules are written with it", "apt-get install nftables"));
     }
     findings
 }

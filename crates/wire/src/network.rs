@@ -85,8 +85,8 @@ method! {
     Neighbours {
         /// The VPSs of each tenant, which find each other by name.
         tenants: BTreeMap<TenantName, Vec<VpsName>>,
-        /// Pairs of one tenant's: the first may connect to the second, by way of the gateway, which knows the ports.
-        allow: Vec<(VpsName, VpsName)>,
+        /// Of one tenant's: the first may connect to that TCP port of the second, by way of the gateway.
+        allow: Vec<(VpsName, VpsName, u16)>,
     } = "io.bailiwick.Network.Neighbours" -> Empty
 }
 

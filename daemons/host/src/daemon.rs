@@ -72,10 +72,11 @@ pub fn run(paths: Paths) -> anyhow::Result<u8> {
         let keeper_end = watch(keeper.end()?)?;
         let mut config = config::read_or_last(&paths)?;
         // Before anything is made. A daemon that takes up a host that runs has no choice.
-        if held.is_empty()
-            && let Err(error) = uplink::check(&config.network, &paths).await
-        {
-            without_uplink(&mut config, &paths, error)?;
+        if held.is_empty() {
+            uplink::check_nft().await?;
+            if let Err(error) = uplink::check(&config.network, &paths).await {
+                without_uplink(&mut config, &paths, error)?;
+            }
         }
         for fault in &config.faults {
             error!(fault, "not all of host.toml is in force");

@@ -37,7 +37,9 @@ pub static CHILD: Mutex<()> = Mutex::const_new(());
 #[derive(Debug, thiserror::Error)]
 pub enum UplinkError {
     /// nft is not there.
-    #[error("an uplink needs the program `nft`; install it: apt-get install nftables")]
+    #[error(
+        "VPSs are kept apart by nftables, and the program `nft` is not there; install it: apt-get install nftables"
+    )]
     NoNft,
     /// It said no.
     #[error("nft: {0}")]
@@ -242,10 +244,14 @@ fn boot() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }
 
+/// Refuses a host that has no `nft`: the network VPS needs it too.
+pub async fn check_nft() -> Result<(), UplinkError> {
+    nft(&["--version"], "").await.map(drop)
+}
+
 /// Refuses an uplink that cannot work. Changes nothing.
 pub async fn check(network: &NetworkConfig, paths: &Paths) -> anyhow::Result<()> {
     let Some(interface) = &network.uplink else { return Ok(()) };
-    nft(&["--version"], "").await?;
     let mut host = HostNetwork::open().map_err(UplinkError::Link)?;
     if host.index(interface).map_err(UplinkError::Link)?.is_none() {
         return Err(Refused::new(format!(

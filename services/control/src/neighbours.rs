@@ -64,8 +64,9 @@ fn said(control: &Control) -> Neighbours {
     for (name, vps) in control.all().iter() {
         tenants.entry(vps.spec().tenant.clone()).or_default().push(name.clone());
     }
-    let pairs: BTreeSet<_> = control.routes.rules().iter().map(|rule| (rule.from.clone(), rule.to.clone())).collect();
-    Neighbours { tenants, allow: pairs.into_iter().collect() }
+    let rules = control.routes.rules();
+    let allow = rules.iter().map(|rule| (rule.from.clone(), rule.to.clone(), rule.port));
+    Neighbours { tenants, allow: allow.collect() }
 }
 
 /// Counts what there is to say, and what has been said.

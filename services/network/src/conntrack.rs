@@ -5,36 +5,16 @@
 use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::OwnedFd,
     time::Duration,
 };
 
-use rtnetlink::packet_core::{NetlinkBuffer, NlaBuffer, NlasIterator};
-use rustix::{
-    io::Errno,
-    net::{
-        AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, netlink, recv, send, socket_with, sockopt,
-    },
-};
+use rustix::{io::Errno, net::AddressFamily};
 
-/// Bytes of one answer at most.
-const ANSWER: usize = 64 << 10;
-/// Bytes of answers that may wait.
-const QUEUE: usize = 4 << 20;
-
-// linux/netlink.h
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_DUMP: u16 = 0x300;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const HEADER: usize = 16;
-const NLA_F_NESTED: u16 = 1 << 15;
+use crate::nfnetlink::{ACK, DUMP, Kind, REQUEST, Socket, find, message, nested, number};
 
 // linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h: subsystem 1
 const GET: u16 = 1 << 8 | 1;
 const DELETE: u16 = 1 << 8 | 2;
-const GENERIC: usize = 4;
 const TUPLE_ORIG: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const STATUS: u16 = 3;
@@ -88,21 +68,20 @@ impl Remembered {
 /// kind: about a millisecond for a thousand.
 pub fn flows() -> io::Result<Vec<Flow>> {
     let remembered = Remembered::read()?;
-    let socket = open()?;
-    send(&socket, &message(GET, NLM_F_REQUEST | NLM_F_DUMP, AddressFamily::UNSPEC, &[]), SendFlags::empty())?;
+    let socket = Socket::open()?;
+    socket.send(&message(kind(GET, REQUEST | DUMP, AddressFamily::UNSPEC), &[]))?;
     let mut flows = Vec::new();
-    answers(&socket, |body| flows.extend(read(body, remembered)))?;
+    socket.answers(|body| flows.extend(read(body, remembered)))?;
     Ok(flows)
 }
 
 /// Has the kernel forget connections: what comes of them next is looked at as if it were the first.
 pub fn forget(flows: &[Flow]) -> io::Result<()> {
-    let socket = open()?;
+    let socket = Socket::open()?;
     for flow in flows {
         let family = if flow.server.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-        let which = attribute(TUPLE_ORIG | NLA_F_NESTED, &flow.original);
-        send(&socket, &message(DELETE, NLM_F_REQUEST | NLM_F_ACK, family, &which), SendFlags::empty())?;
-        match answers(&socket, |_| {}) {
+        socket.send(&message(kind(DELETE, REQUEST | ACK, family), &nested(TUPLE_ORIG, &flow.original)))?;
+        match socket.answers(|_| {}) {
             Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => {}
             done => done?,
         }
@@ -110,72 +89,8 @@ pub fn forget(flows: &[Flow]) -> io::Result<()> {
     Ok(())
 }
 
-fn open() -> io::Result<OwnedFd> {
-    let protocol = Some(netlink::NETFILTER);
-    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
-    bind(&socket, &netlink::SocketAddrNetlink::new(0, 0))?;
-    sockopt::set_socket_recv_buffer_size(&socket, QUEUE)?;
-    Ok(socket)
-}
-
-fn message(kind: u16, flags: u16, family: AddressFamily, body: &[u8]) -> Vec<u8> {
-    let length = (HEADER + GENERIC + body.len()) as u32;
-    let mut bytes = Vec::with_capacity(length as usize);
-    bytes.extend(length.to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(flags.to_ne_bytes());
-    // Sequence number and port: each request has a socket of its own.
-    bytes.extend([0; 8]);
-    // A family has one byte here; then the version and a resource, 0.
-    bytes.extend([family.as_raw() as u8, 0, 0, 0]);
-    bytes.extend(body);
-    bytes
-}
-
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(4 + value.len().next_multiple_of(4));
-    bytes.extend((4 + value.len() as u16).to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(value);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
-}
-
-/// Takes all answers to one request.
-fn answers(socket: &OwnedFd, mut take: impl FnMut(&[u8])) -> io::Result<()> {
-    let illegal = |error: rtnetlink::packet_core::DecodeError| io::Error::new(io::ErrorKind::InvalidData, error);
-    let mut buffer = vec![0; ANSWER];
-    loop {
-        let (n, _) = recv(socket, buffer.as_mut_slice(), RecvFlags::empty())?;
-        let mut rest = &buffer[..n];
-        while !rest.is_empty() {
-            let answer = NetlinkBuffer::new_checked(rest).map_err(illegal)?;
-            match answer.message_type() {
-                NLMSG_DONE => return Ok(()),
-                NLMSG_ERROR => {
-                    let code = answer.payload().first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
-                    return if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) };
-                }
-                _ => take(answer.payload().get(GENERIC..).unwrap_or_default()),
-            }
-            rest = rest.get((answer.length() as usize).next_multiple_of(4)..).unwrap_or_default();
-        }
-    }
-}
-
-/// The attribute of that kind.
-fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
-    let mut all = NlasIterator::new(bytes).map_while(Result::ok);
-    all.find(|attribute: &NlaBuffer<&[u8]>| attribute.kind() == kind).map(|attribute| attribute.into_inner()).and_then(
-        |whole| {
-            let length = NlaBuffer::new(whole).value_length();
-            whole.get(4..4 + length)
-        },
-    )
-}
-
-fn number(bytes: &[u8]) -> Option<u32> {
-    Some(u32::from_be_bytes(*bytes.first_chunk()?))
+fn kind(kind: u16, flags: u16, family: AddressFamily) -> Kind {
+    Kind { kind, flags, family, resource: 0, sequence: 0 }
 }
 
 /// One connection, if its destination was translated.
@@ -206,25 +121,22 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::nfnetlink::attribute;
 
     const REMEMBERED: Remembered = Remembered { time_wait: Duration::from_secs(120), close: Duration::from_secs(10) };
 
     fn entry(status: u32, state: u8, left: u32) -> Vec<u8> {
         let tuple = |source: [u8; 4]| {
             let ip = attribute(IP_V4_SRC, &source);
-            [
-                attribute(TUPLE_IP | NLA_F_NESTED, &ip),
-                attribute(TUPLE_PROTO | NLA_F_NESTED, &attribute(PROTO_NUM, &[TCP])),
-            ]
-            .concat()
+            [nested(TUPLE_IP, &ip), nested(TUPLE_PROTO, &attribute(PROTO_NUM, &[TCP]))].concat()
         };
-        let tcp = attribute(PROTOINFO_TCP | NLA_F_NESTED, &attribute(TCP_STATE, &[state]));
+        let tcp = nested(PROTOINFO_TCP, &attribute(TCP_STATE, &[state]));
         [
-            attribute(TUPLE_ORIG | NLA_F_NESTED, &tuple([192, 0, 2, 9])),
-            attribute(TUPLE_REPLY | NLA_F_NESTED, &tuple([10, 80, 0, 16])),
+            nested(TUPLE_ORIG, &tuple([192, 0, 2, 9])),
+            nested(TUPLE_REPLY, &tuple([10, 80, 0, 16])),
             attribute(STATUS, &status.to_be_bytes()),
             attribute(TIMEOUT, &left.to_be_bytes()),
-            attribute(PROTOINFO | NLA_F_NESTED, &tcp),
+            nested(PROTOINFO, &tcp),
         ]
         .concat()
     }

@@ -7,11 +7,13 @@
 
 mod addresses;
 mod conntrack;
+mod firewall;
 mod links;
 mod names;
 mod nat;
 mod neighbours;
 mod netlink;
+mod nfnetlink;
 mod nft;
 mod policy;
 mod sysctl;
@@ -32,6 +34,7 @@ use wire::{
     varlink::{Empty, Method, Service},
 };
 
+use firewall::{Element, FirewallError};
 use names::{Resolvers, Subnets};
 use neighbours::{Names, Said};
 use ways::WayError;
@@ -59,9 +62,6 @@ pub async fn run(context: service::Context) -> anyhow::Result<()> {
         resolves: config.network.uplink.is_some() && !config.network.resolvers.is_empty(),
         owned: config.network.addresses.clone(),
     };
-    if layout.uplink {
-        nat::install(&layout).await?;
-    }
     let path = context.data.join("addresses.json");
     let book = AddressBook::open(&path, layout.subnet, layout.subnet6.addr(), FIRST_TENANT)?;
     let subnets = Subnets(layout.subnet, layout.subnet6);
@@ -102,13 +102,14 @@ impl Network {
     }
 
     /// Has the kernel let those reach each other who may.
-    async fn in_force(&self) -> Result<(), LinkError> {
+    async fn in_force(&self) -> Result<(), FirewallError> {
         let _one_at_a_time = self.changing.lock().await;
-        let pairs = {
+        let elements = {
             let state = self.state();
-            state.said.pairs(&state.book)
+            state.said.elements(&state.book)
         };
-        self.links.allow(&pairs).await
+        self.links.firewall().set(Element::NEIGHBOURS, elements).await?;
+        self.links.firewall().check().await
     }
 
     /// The same after an address was given out or back: only where a rule is about it.
@@ -129,7 +130,7 @@ impl names::Book for Network {
     }
 }
 
-fn failed(error: LinkError) -> Fault {
+fn failed(error: FirewallError) -> Fault {
     Fault::new(ErrorKind::Failed, error.to_string())
 }
 

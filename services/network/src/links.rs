@@ -17,9 +17,10 @@ use tokio::sync::{Mutex, mpsc, watch};
 use wire::network::Way;
 
 use crate::{
+    firewall::{Element, Firewall, FirewallError},
     netlink::{self, NetlinkError},
     nft::NftError,
-    policy::{self, Layout, Rules},
+    policy::{self, Layout},
     sysctl,
     ways::{WayError, Ways},
 };
@@ -39,6 +40,9 @@ pub enum LinkError {
     /// Rules that nft makes.
     #[error(transparent)]
     Nft(#[from] NftError),
+    /// Who may reach whom.
+    #[error(transparent)]
+    Firewall(#[from] FirewallError),
     /// No more events will come.
     #[error("the kernel's link events ended")]
     Ended,
@@ -66,7 +70,7 @@ pub struct Links {
 #[derive(Debug)]
 struct Inner {
     handle: Handle,
-    rules: Rules,
+    firewall: Firewall,
     ways: Ways,
     layout: Layout,
     ipv6: bool,
@@ -97,11 +101,13 @@ impl Links {
             }
         }
         sysctl::namespace(ipv6)?;
-        let rules = policy::install(&handle, &layout, ipv6).await?;
+        // Before the routing rules that go by its marks.
+        let firewall = Firewall::prepare(&layout).await?;
+        policy::install(&handle, &layout, ipv6).await?;
         let inner = Inner {
             ways: Ways::prepare(handle.clone(), layout.clone()).await?,
             handle,
-            rules,
+            firewall,
             layout,
             ipv6,
             configured: Mutex::default(),
@@ -139,10 +145,7 @@ impl Links {
             if let Some(index) = netlink::index_of(&self.inner.handle, name).await?
                 && self.ensure(index, name).await?
             {
-                let Inner { rules, layout, ipv6, .. } = &*self.inner;
-                if let Some(address) = Link::address_of(name) {
-                    policy::show_clients(rules, layout, &layout.link(address), shown, *ipv6).await?;
-                }
+                self.inner.show_clients(name, shown).await?;
                 return Ok(());
             }
             appeared.changed().await.map_err(|_| LinkError::Ended)?;
@@ -156,19 +159,12 @@ impl Links {
 
     /// Leads these past the gateway to the VPS at the end of a link, and no others any more.
     pub async fn lead(&self, link: &str, number: u64, ways: &BTreeSet<Way>) -> Result<(), WayError> {
-        let Inner { rules, layout, ipv6, .. } = &*self.inner;
-        if let Some(address) =
-            Link::address_of(link).filter(|_| ways.iter().any(|way| *ipv6 && way.address.0.is_ipv6()))
-        {
-            policy::admit_led6(rules, &layout.link(address)).await?;
-        }
         self.inner.ways.lead(link, number, ways).await
     }
 
-    /// Makes the pairs of VPSs that may reach each other those of `pairs`.
-    pub async fn allow(&self, pairs: &[(Link, Link)]) -> Result<(), LinkError> {
-        let Inner { rules, layout, ipv6, .. } = &*self.inner;
-        Ok(policy::allow(rules, layout, *ipv6, pairs).await?)
+    /// Who may do what.
+    pub fn firewall(&self) -> &Firewall {
+        &self.inner.firewall
     }
 
     /// Configures all links that are there, and forgets those that are not.
@@ -176,7 +172,7 @@ impl Links {
         let there = netlink::all_links(&self.inner.handle).await?;
         self.inner.configured.lock().await.retain(|index, _| there.iter().any(|link| link.header.index == *index));
         let keep = |name: &str| there.iter().any(|link| netlink::name_of(link) == Some(name));
-        policy::sweep(&self.inner.rules, &self.inner.layout, keep).await?;
+        self.inner.firewall.sweep(|address| keep(&self.inner.layout.link(address).name)).await?;
         self.inner.ways.sweep(keep).await;
         for link in &there {
             self.appeared(link).await?;
@@ -197,7 +193,7 @@ impl Links {
         let Some(name) = configured.remove(&link.header.index) else { return Ok(()) };
         // its successor may be there already
         if !configured.values().any(|other| *other == name) {
-            policy::sweep(&self.inner.rules, &self.inner.layout, |other| *other != *name).await?;
+            self.inner.show_clients(&name, &[]).await?;
             drop(configured);
             self.inner.ways.gone(&name).await;
         }
@@ -263,12 +259,19 @@ impl Links {
                 }
             }
         }
-        match end {
-            End::Vps(link) if *ipv6 && layout.gateway != Some(link.address) => {
-                Ok(policy::admit6(&self.inner.rules, link).await?)
-            }
-            _ => Ok(()),
+        Ok(())
+    }
+}
+
+impl Inner {
+    /// Lets the gateway show clients' addresses to these ports of the VPS at the end of a link, and to no others any more.
+    async fn show_clients(&self, link: &str, ports: &[(Transport, u16)]) -> Result<(), FirewallError> {
+        let Some(link) = Link::address_of(link).map(|address| self.layout.link(address)) else { return Ok(()) };
+        for address in [IpAddr::V4(link.address), link.address6.into()] {
+            let of = |(transport, port): &(Transport, u16)| Element::Shown(address, *transport, *port);
+            self.firewall.set(Element::shown_of(address), ports.iter().map(of).collect()).await?;
         }
+        Ok(())
     }
 }
 

@@ -3,32 +3,15 @@
 
 use model::run::Link;
 
-use crate::{
-    nft::{self, NftError},
-    policy::Layout,
-};
+use crate::{firewall::Chain, policy::Layout};
 
-/// Translates what leaves through the uplink. In one transaction; the chain itself stays, and connections with it.
-pub async fn install(layout: &Layout) -> Result<(), NftError> {
-    nft::apply(&ruleset(layout)).await
-}
-
-fn ruleset(layout: &Layout) -> String {
+/// Translates what leaves through the uplink.
+pub fn chain(layout: &Layout) -> Chain {
     let Layout { subnet, subnet6, translated: (address, address6), .. } = layout;
     let uplink = Link::UPLINK;
-    format!(
-        r#"table inet bailiwick {{
-    chain to_outside {{
-        type nat hook postrouting priority srcnat; policy accept;
-    }}
-}}
-flush chain inet bailiwick to_outside
-table inet bailiwick {{
-    chain to_outside {{
-        oifname "{uplink}" ip saddr {subnet} snat ip to {address}
-        oifname "{uplink}" ip6 saddr {subnet6} snat ip6 to {address6}
-    }}
-}}
-"#
-    )
+    let rules = format!(
+        "oifname {uplink} ip saddr {subnet} snat ip to {address}\n\
+         oifname {uplink} ip6 saddr {subnet6} snat ip6 to {address6}\n"
+    );
+    Chain { name: "to_outside", hook: "type nat hook postrouting priority srcnat; policy accept;", rules }
 }

@@ -2,7 +2,7 @@
 //! process need not wait to be told.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
     net::Ipv4Addr,
     path::PathBuf,
@@ -12,7 +12,10 @@ use model::{TenantName, VpsName, run::Link};
 use serde::{Deserialize, Serialize};
 use wire::network::Neighbours;
 
-use crate::addresses::{self, AddressBook, AddressError};
+use crate::{
+    addresses::{self, AddressBook, AddressError},
+    firewall::Element,
+};
 
 /// What `control` said.
 #[derive(Debug)]
@@ -24,7 +27,7 @@ pub struct Said {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Kept {
     tenants: BTreeMap<TenantName, Vec<VpsName>>,
-    allow: Vec<(VpsName, VpsName)>,
+    allow: Vec<(VpsName, VpsName, u16)>,
 }
 
 impl Said {
@@ -54,15 +57,21 @@ impl Said {
 
     /// Whether a rule is about that VPS.
     pub fn is_about(&self, name: &VpsName) -> bool {
-        self.said.allow.iter().any(|(from, to)| from == name || to == name)
+        self.said.allow.iter().any(|(from, to, _)| from == name || to == name)
     }
 
-    /// The links of the pairs that may reach each other, as far as they have addresses and belong together.
-    pub fn pairs(&self, book: &AddressBook) -> Vec<(Link, Link)> {
+    /// What lets those reach each other who may, as far as they have addresses and belong together.
+    pub fn elements(&self, book: &AddressBook) -> BTreeSet<Element> {
         let owners = self.owners();
-        let same = |(from, to): &&(VpsName, VpsName)| owners.get(from).is_some_and(|o| owners.get(to) == Some(o));
-        let links = |(from, to): &(VpsName, VpsName)| Some((book.link_of(from)?, book.link_of(to)?));
-        self.said.allow.iter().filter(same).filter_map(links).collect()
+        let mut elements = BTreeSet::new();
+        for (from, to, port) in &self.said.allow {
+            let same = owners.get(from).is_some_and(|owner| owners.get(to) == Some(owner));
+            let (Some(from), Some(to), true) = (book.link_of(from), book.link_of(to), same) else { continue };
+            for (from, to) in [(from.address.into(), to.address.into()), (from.address6.into(), to.address6.into())] {
+                elements.extend([Element::Pair(from, to), Element::Allowed(from, to, *port)]);
+            }
+        }
+        elements
     }
 
     fn owners(&self) -> HashMap<&VpsName, &TenantName> {

@@ -205,8 +205,6 @@ pub struct Rule {
     pub priority: u32,
     /// Only packets that come in here; `lo`: the namespace's own, and reverse-path look-ups.
     pub input: Option<String>,
-    /// Only packets from here.
-    pub source: Option<IpAddr>,
     /// Only packets to here.
     pub destination: Option<IpAddr>,
     /// Only packets of this protocol, from or to this port.
@@ -242,10 +240,6 @@ impl Rule {
         if let Some(input) = &self.input {
             message.attributes.push(RuleAttribute::Iifname(input.clone()));
         }
-        if let Some(source) = self.source {
-            message.header.src_len = whole(source);
-            message.attributes.push(RuleAttribute::Source(source));
-        }
         if let Some(destination) = self.destination {
             message.header.dst_len = whole(destination);
             message.attributes.push(RuleAttribute::Destination(destination));
@@ -273,9 +267,10 @@ impl Rule {
             match attribute {
                 RuleAttribute::Priority(priority) => rule.priority = *priority,
                 RuleAttribute::Iifname(name) => rule.input = Some(name.clone()),
-                RuleAttribute::Source(source) => rule.source = Some(*source),
                 RuleAttribute::Destination(destination) => rule.destination = Some(*destination),
-                RuleAttribute::Table(table) => rule.table = Some(*table),
+                RuleAttribute::Table(table) if message.header.action == RuleAction::ToTable => {
+                    rule.table = Some(*table)
+                }
                 RuleAttribute::FwMark(mark) => rule.mark = Some(*mark),
                 RuleAttribute::IpProtocol(IpProtocol::Tcp) => transport = Some(Transport::Tcp),
                 RuleAttribute::IpProtocol(IpProtocol::Udp) => transport = Some(Transport::Udp),
@@ -301,11 +296,6 @@ pub async fn rules(handle: &Handle, ipv6: bool) -> Result<Vec<RuleMessage>, Netl
     let version = if ipv6 { rtnetlink::IpVersion::V6 } else { rtnetlink::IpVersion::V4 };
     let rules = handle.rule().get(version).execute().try_collect().await;
     rules.map_err(|source| NetlinkError { doing: "listing routing rules".to_owned(), source })
-}
-
-/// Deletes a rule.
-pub async fn delete_rule(handle: &Handle, rule: &Rule) -> Result<(), NetlinkError> {
-    delete_listed(handle, rule.message()).await
 }
 
 /// Deletes a rule as it was listed.

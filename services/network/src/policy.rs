@@ -5,30 +5,24 @@
 //! | 10 | the namespace's own | `local`, `main` |
 //! | 15 | to port 53 of every VPS's gateway address; from the resolvers | `local`: names are served here, and nothing else |
 //! | 20 | from the gateway's link, or the uplink | `main`: every link, the uplink |
-//! | 21 | IPv6: from the gateway's link to a port that is shown its clients' addresses | `main` |
-//! | 24 | of connections that are led straight to a VPS | `main` |
-//! | 25 | of two VPSs that may reach each other, one rule a pair | `NEIGHBOURS`: by way of the gateway |
-//! | 26 | from a port that is shown its clients' addresses | `ANSWERS`: the gateway |
+//! | 24 | of connections that are led straight to a VPS (`LED_MARK`) | `main` |
+//! | 25 | of two VPSs that may reach each other (`PAIR_MARK`) | `NEIGHBOURS`: by way of the gateway |
+//! | 26 | from a port that is shown its clients' addresses (`ANSWER_MARK`) | `ANSWERS`: the gateway |
 //! | 30 | from any other link | `TENANTS`: the gateway's address and the uplink, but no other VPS |
 //! | 40 | others | refused |
 //!
 //! Apart from port 53, `local` is only for the namespace's own packets, so nothing that listens here can be reached from a link.
 //! Addresses that this VPS owns are in `main` too, for the uplink and the gateway: there listen the gateway's sockets.
 //!
-//! Forged sources. IPv4: `rp_filter` looks the way back up as if the packet came from where it is going to, so from the
-//! gateway's link for a tenant's packet: `main` has the true link. IPv6 has no such filter, so rules 20 and 30 name the source
-//! too, one rule per link. The gateway answers a neighbour in the name of the VPS that was asked: for IPv6 a rule per pair
-//! lets it; for IPv4 the pair's own rule does, since the way back is looked up.
+//! The marks are the [`firewall`](crate::firewall)'s, which looks in sets what a packet is. So there are as many rules as above, however
+//! many VPSs there are. Without the firewall no packet has a mark, and nobody reaches a neighbour.
 //!
-//! Connections that are led straight to a VPS (`ways`). The kernel knows to which one a packet belongs; `rp_filter` looks the way back up
-//! with the packet's mark, so a tenant can send into such a connection only as the VPS that it was led to.
+//! Forged sources. IPv4: `rp_filter` looks the way back up as if the packet came from where it is going to, with the packet's mark: so
+//! from the gateway's link for a tenant's packet, and `main` has the true link. What the gateway sends in a client's or a neighbour's
+//! name bears the mark of the answer to it, and that one's way leads to the gateway. IPv6 has no such filter; the firewall does the same.
 //!
-//! Clients' addresses (`clients`). The gateway may send from any address outside the subnets, but only to TCP ports that routes
-//! say so of; answers from such a port go back to it, whatever their destination. For IPv4 both follow from rule 26: `rp_filter`
-//! looks the way back up with the ports swapped.
-
-mod clients;
-mod rules;
+//! Connections that are led straight to a VPS (`ways`). The kernel knows to which one a packet belongs, so a tenant can send into such a
+//! connection only as the VPS that it was led to.
 
 use std::{
     collections::BTreeSet,
@@ -40,9 +34,6 @@ use model::{Transport, run::Link};
 use rtnetlink::Handle;
 
 use crate::netlink::{self, Dead, End, NetlinkError, Rule};
-
-pub use clients::show_clients;
-pub use rules::Rules;
 
 /// The kernel's table of its own addresses. Packets from here are sent only from addresses in it.
 const LOCAL: u32 = 255;
@@ -59,7 +50,6 @@ const OWN: u32 = 10;
 const OWN_MAIN: u32 = 11;
 const NAMES: u32 = 15;
 const GATEWAY: u32 = 20;
-const CLIENTS: u32 = 21;
 const LED: u32 = 24;
 const PAIR: u32 = 25;
 const ANSWER: u32 = 26;
@@ -68,6 +58,10 @@ const REST: u32 = 40;
 
 /// What packets bear that belong to a connection which was led straight to a VPS (`ways`), in either direction.
 pub const LED_MARK: u32 = 1;
+/// Between two VPSs that may reach each other, in either direction.
+pub const PAIR_MARK: u32 = 2;
+/// To and from ports that are shown their clients' addresses.
+pub const ANSWER_MARK: u32 = 3;
 
 /// The port of names.
 pub const DNS: u16 = 53;
@@ -105,9 +99,8 @@ fn families(ipv6: bool) -> impl Iterator<Item = bool> {
     [false, true].into_iter().filter(move |v6| ipv6 || !v6)
 }
 
-/// Makes the rules that do not depend on which links are there; all that there are then.
-pub async fn install(handle: &Handle, layout: &Layout, ipv6: bool) -> Result<Rules, NetlinkError> {
-    let rules = Rules::list(handle.clone(), ipv6).await?;
+/// Makes these the namespace's rules.
+pub async fn install(handle: &Handle, layout: &Layout, ipv6: bool) -> Result<(), NetlinkError> {
     for ipv6 in families(ipv6) {
         close_tenants(handle, layout, ipv6).await?;
         let subnet = if ipv6 { IpNet::from(layout.subnet6) } else { layout.subnet.into() };
@@ -120,53 +113,67 @@ pub async fn install(handle: &Handle, layout: &Layout, ipv6: bool) -> Result<Rul
         }
         let all = if ipv6 { IpNet::from(Ipv6Net::default()) } else { Ipv4Net::default().into() };
         netlink::close(handle, all, NEIGHBOURS, Dead::Blackhole).await?;
-        let rule = |priority, input: Option<&str>, table| Rule {
-            ipv6,
-            priority,
-            input: input.map(str::to_owned),
-            table,
-            ..Rule::default()
-        };
-        rules.add(rule(OWN, Some("lo"), Some(LOCAL))).await?;
-        rules.add(rule(OWN_MAIN, Some("lo"), Some(MAIN))).await?;
-        for transport in [Transport::Tcp, Transport::Udp] {
-            let names = |input, destination: IpAddr, end| Rule {
-                destination: Some(destination),
-                port: Some((transport, end, DNS)),
-                ..rule(NAMES, input, Some(LOCAL))
-            };
-            if !ipv6 {
-                rules.add(names(None, Link::GATEWAY.into(), End::Destination)).await?;
-            }
-            if layout.resolves {
-                let (v4, v6) = layout.translated;
-                let own = if ipv6 { IpAddr::from(v6) } else { v4.into() };
-                rules.add(names(Some(Link::UPLINK), own, End::Source)).await?;
-            }
-        }
-        if let Some(gateway) = layout.gateway.map(|address| layout.link(address)) {
-            let source = ipv6.then_some(gateway.address6.into());
-            rules.add(Rule { source, ..rule(GATEWAY, Some(&gateway.name), Some(MAIN)) }).await?;
-        }
-        if layout.uplink {
-            rules.add(rule(GATEWAY, Some(Link::UPLINK), Some(MAIN))).await?;
-        }
-        if !ipv6 && !layout.owned.is_empty() {
-            rules.add(Rule { mark: Some(LED_MARK), ..rule(LED, None, Some(MAIN)) }).await?;
-        }
-        if !ipv6 {
-            rules.add(rule(LINK, None, Some(TENANTS))).await?;
-        }
-        rules.add(rule(REST, None, None)).await?;
-        // the kernel's own rules (local for everyone, main, default) go last, when ours are in force
+        let wanted = rules(layout, ipv6);
+        let mut others = Vec::new();
+        let mut there = BTreeSet::new();
         for listed in netlink::rules(handle, ipv6).await? {
-            let old = Rule::read(&listed);
-            if old.input.is_none() && matches!(old.priority, 0 | 32766 | 32767) {
-                netlink::delete_listed(handle, listed).await?;
+            let rule = Rule::read(&listed);
+            if !wanted.contains(&rule) || !there.insert(rule) {
+                others.push(listed);
             }
+        }
+        for rule in wanted.difference(&there) {
+            netlink::add_rule(handle, rule).await?;
+        }
+        // The kernel's own (local for everyone, main, default) go last, when these are in force.
+        for listed in others {
+            netlink::delete_listed(handle, listed).await?;
         }
     }
-    Ok(rules)
+    Ok(())
+}
+
+fn rules(layout: &Layout, ipv6: bool) -> BTreeSet<Rule> {
+    let rule = |priority, input: Option<&str>, table| Rule {
+        ipv6,
+        priority,
+        input: input.map(str::to_owned),
+        table,
+        ..Rule::default()
+    };
+    let mut rules = BTreeSet::from([
+        rule(OWN, Some("lo"), Some(LOCAL)),
+        rule(OWN_MAIN, Some("lo"), Some(MAIN)),
+        rule(LINK, None, Some(TENANTS)),
+        rule(REST, None, None),
+    ]);
+    for transport in [Transport::Tcp, Transport::Udp] {
+        let names = |input, destination: IpAddr, end| Rule {
+            destination: Some(destination),
+            port: Some((transport, end, DNS)),
+            ..rule(NAMES, input, Some(LOCAL))
+        };
+        if !ipv6 {
+            rules.insert(names(None, Link::GATEWAY.into(), End::Destination));
+        }
+        if layout.resolves {
+            let (v4, v6) = layout.translated;
+            let own = if ipv6 { IpAddr::from(v6) } else { v4.into() };
+            rules.insert(names(Some(Link::UPLINK), own, End::Source));
+        }
+    }
+    if let Some(gateway) = layout.gateway.map(|address| layout.link(address)) {
+        rules.insert(rule(GATEWAY, Some(&gateway.name), Some(MAIN)));
+        rules.insert(Rule { mark: Some(PAIR_MARK), ..rule(PAIR, None, Some(NEIGHBOURS)) });
+        rules.insert(Rule { mark: Some(ANSWER_MARK), ..rule(ANSWER, None, Some(ANSWERS)) });
+    }
+    if layout.uplink {
+        rules.insert(rule(GATEWAY, Some(Link::UPLINK), Some(MAIN)));
+    }
+    if !layout.owned.is_empty() {
+        rules.insert(Rule { mark: Some(LED_MARK), ..rule(LED, None, Some(MAIN)) });
+    }
+    rules
 }
 
 /// Refuses, in the tenants' table, what the uplink's default route must not lead to: other VPSs (the host would send the
@@ -186,66 +193,15 @@ async fn close_tenants(handle: &Handle, layout: &Layout, ipv6: bool) -> Result<(
     Ok(())
 }
 
-/// Lets a tenant's link use IPv6, from its own address only.
-pub async fn admit6(rules: &Rules, link: &Link) -> Result<(), NetlinkError> {
-    let rule = Rule {
-        ipv6: true,
-        priority: LINK,
-        input: Some(link.name.clone()),
-        source: Some(link.address6.into()),
-        table: Some(TENANTS),
-        ..Rule::default()
-    };
-    rules.add(rule).await
-}
-
-/// Lets a VPS's answers in connections that are led straight to it out by IPv6, from its own address only; by IPv4 one rule is
-/// enough for all. It goes with the link.
-pub async fn admit_led6(rules: &Rules, link: &Link) -> Result<(), NetlinkError> {
-    let rule = Rule {
-        ipv6: true,
-        priority: LED,
-        input: Some(link.name.clone()),
-        source: Some(link.address6.into()),
-        mark: Some(LED_MARK),
-        table: Some(MAIN),
-        ..Rule::default()
-    };
-    rules.add(rule).await
-}
-
-/// The rules of a pair: the first may connect to the second.
-fn pair(from: &Link, to: &Link, gateway: &Link, ipv6: bool) -> Vec<Rule> {
-    let there = Rule { ipv6, priority: PAIR, table: Some(NEIGHBOURS), ..Rule::default() };
-    if !ipv6 {
-        return vec![Rule { source: Some(from.address.into()), destination: Some(to.address.into()), ..there }];
-    }
-    let (from6, to6) = (Some(from.address6.into()), Some(to.address6.into()));
-    let there = Rule { input: Some(from.name.clone()), source: from6, destination: to6, ..there };
-    let input = Some(gateway.name.clone());
-    let back = Rule { input, source: to6, destination: from6, table: Some(MAIN), ..there.clone() };
-    vec![there, back]
-}
-
-/// Makes the pairs that may reach each other those of `pairs`; the others' first.
-pub async fn allow(rules: &Rules, layout: &Layout, ipv6: bool, pairs: &[(Link, Link)]) -> Result<(), NetlinkError> {
-    let Some(gateway) = layout.gateway.map(|address| layout.link(address)) else { return Ok(()) };
-    let of_pair =
-        |(from, to): &(Link, Link)| families(ipv6).flat_map(|ipv6| pair(from, to, &gateway, ipv6)).collect::<Vec<_>>();
-    rules.set(|rule| rule.priority == PAIR, &pairs.iter().flat_map(of_pair).collect()).await
-}
-
-/// Removes the rules of links that `keep` does not name.
-pub async fn sweep(rules: &Rules, layout: &Layout, keep: impl Fn(&str) -> bool) -> Result<(), NetlinkError> {
-    let gone = |rule: &Rule| match (rule.priority, &rule.input, rule.destination) {
-        (LED | LINK | ANSWER, Some(name), _) => !keep(name),
-        (CLIENTS, _, Some(IpAddr::V6(address))) => !keep(&layout.link(low(address)).name),
-        _ => false,
-    };
-    rules.set(gone, &BTreeSet::new()).await
-}
-
 /// The IPv4 address in a VPS's IPv6 address.
 pub fn low(address: Ipv6Addr) -> Ipv4Addr {
     (address.to_bits() as u32).into()
+}
+
+/// The IPv4 address of the VPS that has `address`.
+pub fn low_of(address: IpAddr) -> Ipv4Addr {
+    match address {
+        IpAddr::V4(address) => address,
+        IpAddr::V6(address) => low(address),
+    }
 }

@@ -16,10 +16,11 @@ use wire::network::{Use, Way};
 
 use crate::{
     conntrack::{self, Flow},
+    firewall::Chain,
     links::LinkError,
     netlink::{self, NetlinkError},
     nft::{self, NftError},
-    policy::{LED_MARK, Layout, low},
+    policy::{Layout, low_of},
 };
 
 /// Between two looks at connections; the kernel remembers those that have ended longer.
@@ -81,7 +82,6 @@ impl Ways {
     pub async fn prepare(handle: Handle, layout: Layout) -> Result<Self, LinkError> {
         let mut held = Held::default();
         if !layout.owned.is_empty() {
-            nft::apply(&ruleset()).await?;
             for map in ["ways4", "ways6"] {
                 let listed = nft::run(&["-j", "list", "map", "inet", "bailiwick", map], "").await?;
                 held.there.extend(read(&serde_json::from_slice(&listed).unwrap_or_default()));
@@ -215,40 +215,23 @@ async fn flows() -> Result<Vec<Flow>, WayError> {
 
 /// The name of the link that leads to a VPS's address.
 fn link_of(server: IpAddr) -> String {
-    let server = match server {
-        IpAddr::V4(server) => server,
-        IpAddr::V6(server) => low(server),
-    };
-    Link::new(server, Ipv6Addr::UNSPECIFIED).name
+    Link::new(low_of(server), Ipv6Addr::UNSPECIFIED).name
 }
 
-/// The chain and the maps that it looks in, unless they are there. What is in the maps stays.
-fn ruleset() -> String {
+/// Where the chain looks: what is in them stays.
+pub const MAPS: &str = "\
+map ways4 { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }
+map ways6 { type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }
+";
+
+/// Leads new connections; `firewall` marks their packets.
+pub fn chain() -> Chain {
     let uplink = Link::UPLINK;
-    format!(
-        r#"table inet bailiwick {{
-    map ways4 {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
-    map ways6 {{ type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }}
-    chain from_outside {{
-        type nat hook prerouting priority dstnat; policy accept;
-    }}
-    chain mark_led {{
-        type filter hook prerouting priority dstnat + 1; policy accept;
-    }}
-}}
-flush chain inet bailiwick from_outside
-flush chain inet bailiwick mark_led
-table inet bailiwick {{
-    chain from_outside {{
-        iifname "{uplink}" dnat ip to ip daddr . meta l4proto . th dport map @ways4
-        iifname "{uplink}" dnat ip6 to ip6 daddr . meta l4proto . th dport map @ways6
-    }}
-    chain mark_led {{
-        ct status dnat meta mark set {LED_MARK}
-    }}
-}}
-"#
-    )
+    let rules = format!(
+        "iifname {uplink} dnat ip to ip daddr . meta l4proto . th dport map @ways4\n\
+         iifname {uplink} dnat ip6 to ip6 daddr . meta l4proto . th dport map @ways6\n"
+    );
+    Chain { name: "from_outside", hook: "type nat hook prerouting priority dstnat; policy accept;", rules }
 }
 
 fn map(address: ListenAddress) -> &'static str {

@@ -32,8 +32,16 @@ fn in_namespaces(test: &str) -> bool {
 }
 
 fn ip(arguments: &str) -> String {
-    let output = Command::new("ip").args(arguments.split_whitespace()).output().expect("running ip");
-    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    run_program("ip", arguments)
+}
+
+fn nft(arguments: &str) -> String {
+    run_program("/usr/sbin/nft", arguments)
+}
+
+fn run_program(program: &str, arguments: &str) -> String {
+    let output = Command::new(program).args(arguments.split_whitespace()).output().expect("running it");
+    assert!(output.status.success(), "{program} {arguments}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -316,17 +324,17 @@ fn clients_addresses_are_shown_to_the_ports_that_want_them() {
             assert!(!connect(&neighbour, &tenants[0]).await, "another VPS's address is not a client's");
             gateway.ip(&format!("addr del {neighbour}/{length} dev lo"));
         }
-        let rules = || ip("rule show") + &ip("-6 rule show");
-        assert_eq!(rules().matches("sport 81").count(), 2, "{}", rules());
+        let shown = || nft("list set inet bailiwick shown4") + &nft("list set inet bailiwick shown6");
+        assert_eq!(shown().matches(". tcp . 81").count(), 2, "{}", shown());
         // What is not said any more is not so any more; and what is of a link goes with it.
         service.attached(&a).await;
-        assert!(!rules().contains("port 80"), "{}", rules());
+        assert!(!shown().contains(". tcp . 80"), "{}", shown());
         let ports = tcp(&[80]);
         let attached = service.links.attached(&b.link.name, &ports);
         tokio::time::timeout(PATIENCE, attached).await.expect("in time").expect("attached");
         drop(b);
         tokio::time::timeout(PATIENCE, async {
-            while rules().contains("port 80") {
+            while shown().contains(". tcp . 80") {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         })
@@ -358,16 +366,22 @@ fn a_restart_of_the_service_disturbs_nothing() {
         echo(&mut client, &mut server);
 
         // a VPS that went away and comes back under its address, once with the service there and once without
-        let rules = || ip("-6 rule show").matches(&b.link.name).count();
-        assert_eq!(rules(), 1);
+        let [v4, v6] = b.addresses().map(|address| format!("{address} . tcp . 80"));
+        let shown = || {
+            let has = |set: &str, key: &str| nft(&format!("list set inet bailiwick {set}")).contains(key);
+            (has("shown4", &v4), has("shown6", &v6))
+        };
+        let ports = tcp(&[80]);
+        service.links.attached(&b.link.name, &ports).await.expect("attached");
+        assert_eq!(shown(), (true, true));
         ip(&format!("link del {}", b.link.name));
         b.connect_link();
-        service.attached(&b).await;
-        assert_eq!(rules(), 1);
+        service.links.attached(&b.link.name, &ports).await.expect("attached");
+        assert_eq!(shown(), (true, true));
         drop(service);
         ip(&format!("link del {}", b.link.name));
         let service = Service::start().await;
-        assert_eq!(rules(), 0, "the rule of a link that is gone stays");
+        assert_eq!(shown(), (false, false), "what is of a link that is gone stays");
         b = Vps::new(17);
         b.connect_link();
         service.attached(&b).await;
@@ -420,7 +434,7 @@ fn an_uplink_leads_outside_and_not_to_other_tenants() {
             for vps in [&a, &gateway] {
                 vps.connect((outside, 80).into()).await.expect("outside is reached");
                 let (_, peer) = listener.accept().expect("accepted");
-                assert_eq!(peer.ip(), vps.addresses()[family]);
+                assert_eq!(peer.ip(), ["10.80.0.1", "fd00:ba11::a50:1"][family].parse::<IpAddr>().expect("an address"));
             }
             let _listener = b.listen(b.addresses()[family]).await;
             a.connect((b.addresses()[family], 80).into()).await.expect_err("not by way of the host");
