@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    DirectoryName, Grant, Limits, ServiceName, TenantName, VpsName,
+    DirectoryName, Egress, Grant, Limits, ServiceName, TenantName, VpsName,
     limits::{QuantityError, parse_bytes},
 };
 
@@ -50,6 +50,7 @@ pub fn default_config() -> HostConfig {
             subnet: "10.80.0.0/16".parse().expect(word),
             subnet6: "fd80:ba11::/96".parse().expect(word),
             resolvers: Vec::new(),
+            egress: None,
         },
         pool: Pool { memory: Share::PerCent(1) },
         ids: Ids { first: 1_048_576, blocks: 30_000, shims: 600_000 },
@@ -59,6 +60,7 @@ pub fn default_config() -> HostConfig {
         images: ImageLimits::default(),
         logs: LogsConfig::default(),
         directories: BTreeMap::new(),
+        tenants: BTreeMap::new(),
         designated: all.into_iter().map(|vps| (name(&vps), vps)).collect(),
     }
 }
@@ -97,6 +99,9 @@ pub struct HostConfig {
     /// Directories of this host's that VPSs may see.
     #[serde(default)]
     pub directories: BTreeMap<DirectoryName, AllowedDirectory>,
+    /// What holds for a tenant alone.
+    #[serde(default)]
+    pub tenants: BTreeMap<TenantName, TenantConfig>,
     /// What becomes of VPSs' logs besides.
     #[serde(default)]
     pub logs: LogsConfig,
@@ -129,6 +134,21 @@ impl LogsConfig {
             userland: false,
             programs: Vec::new(),
         }
+    }
+}
+
+/// What holds for a tenant alone: `[tenant.NAME]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantConfig {
+    /// What of the outside its VPSs may connect to at most; none: what `network.egress` says.
+    pub egress: Option<Vec<Egress>>,
+}
+
+impl HostConfig {
+    /// What of the outside a tenant's VPSs may connect to at most; none: everybody.
+    pub fn egress_of(&self, tenant: &TenantName) -> Option<&[Egress]> {
+        let own = self.tenants.get(tenant).and_then(|tenant| tenant.egress.as_deref());
+        own.or(self.network.egress.as_deref())
     }
 }
 
@@ -258,6 +278,9 @@ pub struct NetworkConfig {
     pub subnet6: ipnet::Ipv6Net,
     /// Name servers of VPSs.
     pub resolvers: Vec<std::net::IpAddr>,
+    /// What of the outside a tenant's VPSs may connect to at most, where the tenant has no list of its own; none: everybody.
+    #[serde(default)]
+    pub egress: Option<Vec<Egress>>,
 }
 
 /// Ids of VPSs on the host.

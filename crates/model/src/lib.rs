@@ -8,6 +8,7 @@ pub mod allow;
 pub mod api;
 pub mod disk;
 mod document;
+pub mod egress;
 pub mod grant;
 pub mod host;
 pub mod ignore;
@@ -25,6 +26,7 @@ mod version;
 
 pub use allow::Allow;
 pub use document::nearest;
+pub use egress::Egress;
 pub use grant::{Grant, Selector, Verb};
 pub use host::HostConfig;
 pub use ignore::Ignore;

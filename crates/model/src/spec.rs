@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Allow, ClientAddress, DirectoryName, Ignore, ImageRef, JobName, Limits, ListenAddress, Route, RouteTarget,
+    Allow, ClientAddress, DirectoryName, Egress, Ignore, ImageRef, JobName, Limits, ListenAddress, Route, RouteTarget,
     SecretName, TenantName, Transport, VolumeName, VpsName,
     run::{Directory, ReadyCheck, Stop, Volume},
 };
@@ -95,6 +95,9 @@ pub struct VpsSpec {
     /// Who of its tenant's is woken together with it, since it will connect to them.
     #[serde(default)]
     pub wants: BTreeSet<VpsName>,
+    /// What of the outside it may connect to; none: all that its tenant may.
+    #[serde(default)]
+    pub egress: Option<Vec<Egress>>,
     /// cgroup limits.
     pub limits: Limits,
     /// How many ids its user namespace has, a multiple of 65,536.

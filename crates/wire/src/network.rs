@@ -5,7 +5,7 @@ use std::{
     net::Ipv4Addr,
 };
 
-use model::{ListenAddress, TenantName, VpsName, run::Link};
+use model::{Egress, ListenAddress, TenantName, VpsName, run::Link};
 use serde::{Deserialize, Serialize};
 
 use crate::{method, varlink::Empty};
@@ -87,6 +87,9 @@ method! {
         tenants: BTreeMap<TenantName, Vec<VpsName>>,
         /// Of one tenant's: the first may connect to that TCP port of the second, by way of the gateway.
         allow: Vec<(VpsName, VpsName, u16)>,
+        /// What of the outside a VPS may connect to; those that are not named, to all.
+        #[serde(default)]
+        egress: BTreeMap<VpsName, Vec<Egress>>,
     } = "io.bailiwick.Network.Neighbours" -> Empty
 }
 

@@ -6,9 +6,9 @@ use std::{
 };
 
 use model::{
-    DirectoryName, ImageRef, ListenAddress, Route, SecretName, VpsName, VpsSpec,
+    DirectoryName, Egress, ImageRef, ListenAddress, Route, SecretName, VpsName, VpsSpec,
     api::{ApplyRequest, Change, ChangeKind, ErrorKind, SpecFile},
-    host::AllowedDirectory,
+    host::{AllowedDirectory, HostConfig},
     spec::Problem,
 };
 use wire::host::DirectoryFaults;
@@ -33,9 +33,9 @@ pub struct World<'a> {
     pub up: &'a BTreeMap<VpsName, u64>,
     /// Secrets that are set, and when they were.
     pub secrets: &'a BTreeMap<SecretId, u64>,
-    /// Directories of the host's that VPSs may see.
-    pub directories: &'a BTreeMap<DirectoryName, AllowedDirectory>,
-    /// Which of them the host can't show.
+    /// What host.toml leaves VPSs: directories of the host's, and what of the outside.
+    pub host: &'a HostConfig,
+    /// Which of the directories the host can't show.
     pub unshown: &'a DirectoryFaults,
     /// What the machine has.
     pub machine: Machine,
@@ -83,6 +83,7 @@ pub fn plan(world: &World<'_>, request: &ApplyRequest) -> Result<Plan, Refusal> 
     check.neighbours(world);
     check.secrets(world);
     check.directories(world);
+    check.egress(world);
     let taken = check.routes(world, request.take_routes);
     check.listeners(world, &taken);
     let Check { found, sent } = check;
@@ -216,7 +217,7 @@ impl<'a> Check<'a> {
     /// What host.toml does not allow, or the host can't show. The host looks again at each start.
     fn directories(&mut self, world: &World<'_>) {
         let refused = |spec: &VpsSpec, name: &DirectoryName, write: bool| {
-            let allowed = world.directories.get(name);
+            let allowed = world.host.directories.get(name);
             let refusal = match allowed {
                 None => Some(AllowedDirectory::unknown(name)),
                 Some(allowed) => allowed.refuses(name, &spec.tenant, write),
@@ -239,6 +240,27 @@ impl<'a> Check<'a> {
         }
         for (kind, vps, name, what, next) in found {
             self.add(kind, &vps, Target::Entry("directories", name.as_str()), what, next);
+        }
+    }
+
+    /// A tenant chooses within what host.toml leaves it.
+    fn egress(&mut self, world: &World<'_>) {
+        let mut found = Vec::new();
+        for (name, sent) in &self.sent {
+            let Some(bound) = world.host.egress_of(&sent.spec.tenant) else { continue };
+            let beyond = |one: &&Egress| !bound.iter().any(|bound| bound.covers(one));
+            for one in sent.spec.egress.iter().flatten().filter(beyond) {
+                let may: Vec<_> = bound.iter().take(8).map(ToString::to_string).collect();
+                let hint = match may.is_empty() {
+                    true => "leave it out: it may connect to nothing outside".to_owned(),
+                    false => format!("it may: {}{}", may.join(", "), if bound.len() > 8 { ", …" } else { "" }),
+                };
+                let what = format!("tenant {} may not connect to {one}", sent.spec.tenant);
+                found.push((name.clone(), one.to_string(), what, hint));
+            }
+        }
+        for (name, one, what, hint) in found {
+            self.add(ErrorKind::Denied, &name, Target::Entry("egress", &one), what, hint);
         }
     }
 

@@ -26,6 +26,7 @@ pub fn spec(tenant: &str, routes: &[(&str, u16)]) -> VpsSpec {
         admits: Default::default(),
         reaches: Default::default(),
         wants: Default::default(),
+        egress: None,
         limits: Default::default(),
         ids: 65_536,
         idle: Idle::After { after_ms: 60_000, then: IdleAction::Stop, quiet_ms: None },

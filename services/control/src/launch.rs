@@ -12,7 +12,7 @@ use crate::{
     driver::Vps,
     images,
     life::{Failure, Input},
-    pool,
+    neighbours, pool,
     run_spec::run_spec,
     secrets::SecretError,
     shared::Control,
@@ -33,6 +33,11 @@ pub async fn launch(control: Arc<Control>, vps: Arc<Vps>, number: u64) {
         Ok(link) => link,
         Err(fault) => return vps.feed(Input::Launched(number, Err(failure("its place", &fault)))).await,
     };
+    if !neighbours::bounded(&control, &vps.spec(), limit).await {
+        let late =
+            Fault::new(ErrorKind::Unavailable, "the network service does not know yet what it may not connect to");
+        return vps.feed(Input::Launched(number, Err(failure("its firewall", &late)))).await;
+    }
     let attach = attach(&control, &vps, &link, limit);
     let start = start(&control, &vps, &link, limit);
     tokio::pin!(attach, start);

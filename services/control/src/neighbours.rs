@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use model::{Allow, VpsName, VpsSpec, run::Link, spec::Idle};
+use model::{Allow, Egress, VpsName, VpsSpec, run::Link, spec::Idle};
 use tokio::{sync::watch, time::timeout};
 use wire::{
     control::{Addresses, Door},
@@ -61,12 +61,27 @@ pub fn idle_times(idle: &Idle) -> (Option<u64>, Option<u64>) {
 /// What the network service is told.
 fn said(control: &Control) -> Neighbours {
     let mut tenants = BTreeMap::<_, Vec<_>>::new();
+    let mut egress = BTreeMap::new();
     for (name, vps) in control.all().iter() {
-        tenants.entry(vps.spec().tenant.clone()).or_default().push(name.clone());
+        let spec = vps.spec();
+        tenants.entry(spec.tenant.clone()).or_default().push(name.clone());
+        if let Some(only) = bounds(control, &spec) {
+            egress.insert(name.clone(), only);
+        }
     }
     let rules = control.routes.rules();
     let allow = rules.iter().map(|rule| (rule.from.clone(), rule.to.clone(), rule.port));
-    Neighbours { tenants, allow: allow.collect() }
+    Neighbours { tenants, allow: allow.collect(), egress }
+}
+
+/// What of the outside alone a VPS may connect to; none: all.
+fn bounds(control: &Control, spec: &VpsSpec) -> Option<Vec<Egress>> {
+    Egress::effective(spec.egress.as_deref(), control.config.egress_of(&spec.tenant))
+}
+
+/// Waits until what a VPS may not connect to is known where that is seen to: before, it must not run. False: not in time.
+pub async fn bounded(control: &Control, spec: &VpsSpec, limit: Duration) -> bool {
+    bounds(control, spec).is_none() || timeout(limit, control.telling.done()).await.is_ok()
 }
 
 /// Counts what there is to say, and what has been said.
@@ -123,7 +138,8 @@ pub async fn in_force(control: &Arc<Control>, names: impl Iterator<Item = VpsNam
     for Allow { from, to, .. } in rules.iter().filter(|rule| about.contains(&rule.from) || about.contains(&rule.to)) {
         concerned.extend([from, to]);
     }
-    if concerned.is_empty() {
+    let is_bounded = |name: &VpsName| control.get(name).is_some_and(|vps| bounds(control, &vps.spec()).is_some());
+    if concerned.is_empty() && !about.iter().any(is_bounded) {
         return;
     }
     let all = async {

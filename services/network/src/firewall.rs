@@ -7,12 +7,12 @@
 mod element;
 mod table;
 
-use std::{collections::BTreeSet, io, net::Ipv4Addr, sync::Arc};
+use std::{collections::BTreeSet, io, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use rustix::net::AddressFamily;
 use tokio::sync::Mutex;
 
-pub use element::{Count, Element, Set};
+pub use element::{About, Element, Set};
 pub use table::Chain;
 
 use crate::{
@@ -66,6 +66,13 @@ pub struct Firewall {
     there: Arc<Mutex<BTreeSet<Element>>>,
 }
 
+impl FirewallError {
+    /// Whether something that was to be taken away is not there.
+    pub fn is_not_there(&self) -> bool {
+        matches!(self, Self::Change(_, error) if error.raw_os_error() == Some(rustix::io::Errno::NOENT.raw_os_error()))
+    }
+}
+
 impl Firewall {
     /// Makes the table, unless it is there: its rules are exchanged in one transaction, its sets keep what an earlier process
     /// put into them.
@@ -85,7 +92,7 @@ impl Firewall {
             if less.is_empty() && more.is_empty() {
                 return Ok(());
             }
-            let changed = change(&less, &more);
+            let changed = change(&less, more.iter().map(|element| (*element, element.encode())));
             match &changed {
                 Ok(()) => {
                     for element in less {
@@ -117,11 +124,23 @@ impl Firewall {
         Ok(())
     }
 
-    /// What was counted of each rule.
-    pub async fn counts(&self) -> Result<Vec<(Element, Count)>, FirewallError> {
-        blocking(|| {
-            let both = [false, true].map(|ipv6| list(Set::Allowed, ipv6));
+    /// What a set of both families holds.
+    pub async fn list(&self, set: Set) -> Result<Vec<(Element, About)>, FirewallError> {
+        blocking(move || {
+            let both = [false, true].map(|ipv6| list(set, ipv6));
             both.into_iter().collect::<Result<Vec<_>, _>>().map(|all| all.concat())
+        })
+        .await
+    }
+
+    /// Takes away and puts in what is there for a time: for how long, and for which name's sake.
+    pub async fn for_a_time(
+        &self,
+        less: Vec<Element>,
+        more: Vec<(Element, Duration, String)>,
+    ) -> Result<(), FirewallError> {
+        blocking(move || {
+            change(&less, more.iter().map(|(element, time, name)| (*element, element.encode_for(*time, name))))
         })
         .await
     }
@@ -148,9 +167,9 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// All elements of all sets.
-fn read() -> Result<Vec<(Element, Count)>, FirewallError> {
+fn read() -> Result<Vec<(Element, About)>, FirewallError> {
     let mut all = Vec::new();
-    for set in Set::ALL {
+    for set in Set::KEPT {
         for ipv6 in [false, true] {
             all.extend(list(set, ipv6)?);
         }
@@ -158,7 +177,7 @@ fn read() -> Result<Vec<(Element, Count)>, FirewallError> {
     Ok(all)
 }
 
-fn list(set: Set, ipv6: bool) -> Result<Vec<(Element, Count)>, FirewallError> {
+fn list(set: Set, ipv6: bool) -> Result<Vec<(Element, About)>, FirewallError> {
     let name = set.name(ipv6);
     let failed = |error| FirewallError::Read(name, error);
     let socket = Socket::open().map_err(FirewallError::Socket)?;
@@ -186,14 +205,15 @@ fn kind(kind: u16, flags: u16, sequence: u32) -> Kind {
 
 /// Takes `less` away and puts `more` in: in one transaction, as far as the kernel takes so much at once; else what is taken away comes
 /// first.
-fn change(less: &[Element], more: &[Element]) -> Result<(), FirewallError> {
+fn change(less: &[Element], more: impl Iterator<Item = (Element, Vec<u8>)>) -> Result<(), FirewallError> {
     let mut messages = Vec::new();
-    for (kind_of, elements) in [(DELETE_ELEMENTS, less), (NEW_ELEMENTS, more)] {
-        for of_one in elements.chunk_by(|one, next| one.set() == next.set()) {
-            let (set, ipv6) = of_one[0].set();
+    let less = less.iter().map(|element| (*element, element.encode())).collect::<Vec<_>>();
+    for (kind_of, elements) in [(DELETE_ELEMENTS, less), (NEW_ELEMENTS, more.collect())] {
+        for of_one in elements.chunk_by(|(one, _), (next, _)| one.set() == next.set()) {
+            let (set, ipv6) = of_one[0].0.set();
             let mut list = Vec::new();
-            for (n, element) in of_one.iter().enumerate() {
-                list.extend(element.encode());
+            for (n, (_, encoded)) in of_one.iter().enumerate() {
+                list.extend(encoded);
                 if list.len() > MESSAGE || n + 1 == of_one.len() {
                     let name = set.name(ipv6);
                     let body = [of_set(name), nested(LIST_ELEMENTS, &std::mem::take(&mut list))].concat();

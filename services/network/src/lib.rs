@@ -7,6 +7,7 @@
 
 mod addresses;
 mod conntrack;
+mod egress;
 mod firewall;
 mod links;
 mod names;
@@ -67,16 +68,19 @@ pub async fn run(context: service::Context) -> anyhow::Result<()> {
     let subnets = Subnets(layout.subnet, layout.subnet6);
     let resolvers = if layout.resolves { config.network.resolvers.clone() } else { Vec::new() };
     let resolvers = Resolvers::new(resolvers, layout.translated);
-    let links = Links::start(layout).await.context("preparing links")?;
+    let links = Links::start(layout.clone()).await.context("preparing links")?;
+    let egress = egress::Rules::prepare(layout, links.firewall().clone()).await?;
     let said = Said::open(context.data.join("neighbours.json"));
     let state = Mutex::new(State { book, said, names: None });
-    let network = Arc::new(Network { state, links: links.clone(), changing: tokio::sync::Mutex::default() });
+    let network = Arc::new(Network { state, links: links.clone(), egress, changing: tokio::sync::Mutex::default() });
     network.in_force().await?;
     let names = names::Server::new(network.clone(), subnets, resolvers);
+    let again = names.clone().keep_open();
     context.ready();
     tokio::select! {
         served = names.serve() => served.context("serving names"),
         served = context.serve(network) => served,
+        () = again => unreachable!("it has no end"),
         followed = links.follow() => Err(followed.into()),
         () = links.ways().watch() => unreachable!("it has no end"),
     }
@@ -85,6 +89,7 @@ pub async fn run(context: service::Context) -> anyhow::Result<()> {
 struct Network {
     state: Mutex<State>,
     links: Links,
+    egress: egress::Rules,
     /// Held while the kernel is being told who may reach whom, so that the last word is the last.
     changing: tokio::sync::Mutex<()>,
 }
@@ -104,10 +109,11 @@ impl Network {
     /// Has the kernel let those reach each other who may.
     async fn in_force(&self) -> Result<(), FirewallError> {
         let _one_at_a_time = self.changing.lock().await;
-        let elements = {
+        let (elements, bounds) = {
             let state = self.state();
-            state.said.elements(&state.book)
+            (state.said.elements(&state.book), state.said.bounds(&state.book))
         };
+        self.egress.set(bounds).await?;
         self.links.firewall().set(Element::NEIGHBOURS, elements).await?;
         self.links.firewall().check().await
     }
@@ -127,6 +133,10 @@ impl names::Book for Network {
     fn names(&self) -> Arc<Names> {
         let State { book, said, names } = &mut *self.state();
         names.get_or_insert_with(|| Arc::new(said.names(book))).clone()
+    }
+
+    fn egress(&self) -> &egress::Rules {
+        &self.egress
     }
 }
 

@@ -4,6 +4,7 @@
 mod answer;
 mod cache;
 mod forward;
+mod opened;
 
 use std::{
     collections::HashMap,
@@ -13,7 +14,8 @@ use std::{
     time::Duration,
 };
 
-use model::{TenantName, run::Link};
+use futures_util::StreamExt as _;
+use model::{Egress, TenantName, run::Link};
 use simple_dns::RCODE;
 use socket2::{Domain, Socket, Type};
 use tokio::{
@@ -24,11 +26,11 @@ use tokio::{
 };
 
 pub use answer::Subnets;
-use answer::{Answer, answer, refuse};
+use answer::{Answer, answer, refuse, unknown};
 use cache::Cache;
 pub use forward::Resolvers;
 
-use crate::{neighbours::Names, policy::DNS};
+use crate::{egress, neighbours::Names, policy::DNS};
 
 /// Bytes of a query at most; a true one is far shorter.
 const QUERY: usize = 1024;
@@ -44,10 +46,17 @@ const SILENCE: Duration = Duration::from_secs(5);
 /// Pause after a fault of a socket.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// The cache of what came as datagrams, and that of TCP.
+const DATAGRAM: usize = 0;
+const STREAM: usize = 1;
+
 /// Knows what each asker finds at this moment.
 pub trait Book: Send + Sync + 'static {
     /// All names.
     fn names(&self) -> Arc<Names>;
+
+    /// Where addresses of names are opened.
+    fn egress(&self) -> &egress::Rules;
 }
 
 /// The name server.
@@ -108,7 +117,10 @@ impl<B: Book> Server<B> {
                 Answer::Reply(reply) => drop(socket.try_send_to(&reply, from)),
                 Answer::Forward => {
                     let Some(tenant) = self.tenant(asker) else { continue };
-                    if let Some(reply) = self.caches[0].get(&tenant, query) {
+                    let only = self.book.names().bounds_of(asker);
+                    if only.is_none()
+                        && let Some(reply) = self.caches[DATAGRAM].get(&tenant, query)
+                    {
                         let _ = socket.try_send_to(&reply, from);
                         continue;
                     }
@@ -116,13 +128,8 @@ impl<B: Book> Server<B> {
                         Some(place) if self.resolvers.any() => {
                             let (this, socket, query) = (self.clone(), socket.clone(), query.to_vec());
                             tokio::spawn(async move {
-                                let reply = match this.resolvers.datagram(&query).await {
-                                    Some(reply) => {
-                                        this.caches[0].put(&tenant, &query, &reply);
-                                        reply
-                                    }
-                                    None => refuse(&query, RCODE::ServerFailure),
-                                };
+                                let found = this.outside(DATAGRAM, &tenant, asker, only, &query).await;
+                                let reply = found.unwrap_or_else(|code| refuse(&query, code));
                                 let _ = socket.try_send_to(&reply, from);
                                 drop(place);
                             });
@@ -171,12 +178,75 @@ impl<B: Book> Server<B> {
     /// What is found of the outside by TCP, or why nothing is.
     async fn forwarded(&self, asker: Ipv4Addr, query: &[u8]) -> Result<Vec<u8>, RCODE> {
         let tenant = self.tenant(asker).filter(|_| self.resolvers.any()).ok_or(RCODE::Refused)?;
-        if let Some(reply) = self.caches[1].get(&tenant, query) {
-            return Ok(reply);
+        self.outside(STREAM, &tenant, asker, self.book.names().bounds_of(asker), query).await
+    }
+
+    /// What is found of the outside, or why nothing is. Where the VPS may not connect to all, it may not ask for all; and what it
+    /// finds is opened before it is told.
+    async fn outside(
+        &self,
+        way: usize,
+        tenant: &TenantName,
+        asker: Ipv4Addr,
+        only: Option<Arc<[Egress]>>,
+        query: &[u8],
+    ) -> Result<Vec<u8>, RCODE> {
+        let name = match &only {
+            Some(only) => match opened::asked(query).filter(|name| egress::may_ask(only, name)) {
+                None => return Ok(unknown(query)),
+                asked => asked,
+            },
+            None => None,
+        };
+        let reply = match self.caches[way].get(tenant, query) {
+            Some(reply) => reply,
+            None => {
+                let asked = async {
+                    if way == STREAM {
+                        self.resolvers.stream(query).await
+                    } else {
+                        self.resolvers.datagram(query).await
+                    }
+                };
+                let reply = asked.await.ok_or(RCODE::ServerFailure)?;
+                self.caches[way].put(tenant, query, &reply);
+                reply
+            }
+        };
+        if let Some(name) = name
+            && let Err(error) = self.book.egress().open(asker, &name, &opened::addresses(&reply)).await
+        {
+            tracing::error!(%asker, name, %error, "what a name has is not opened");
+            return Err(RCODE::ServerFailure);
         }
-        let reply = self.resolvers.stream(query).await.ok_or(RCODE::ServerFailure)?;
-        self.caches[1].put(&tenant, query, &reply);
         Ok(reply)
+    }
+
+    /// Asks again for names whose addresses are used, before their time is over; without an end.
+    pub async fn keep_open(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(egress::SOON / 3).await;
+            let due = match self.book.egress().due().await {
+                Ok(due) => due,
+                Err(error) => {
+                    tracing::error!(%error, "which addresses of names are used can't be seen");
+                    continue;
+                }
+            };
+            futures_util::stream::iter(due).for_each_concurrent(AT_ONCE, |due| self.ask_again(due)).await;
+        }
+    }
+
+    async fn ask_again(&self, due: egress::Due) {
+        let Some(query) = opened::query(&due.name, due.ipv6) else { return };
+        let again = match self.resolvers.datagram(&query).await {
+            Some(reply) => opened::again(&reply),
+            None => egress::Again::Unknown,
+        };
+        let name = due.name.clone();
+        if let Err(error) = self.book.egress().asked_again(due, again).await {
+            tracing::error!(name, %error, "what a name has opened is not kept up");
+        }
     }
 
     fn tenant(&self, asker: Ipv4Addr) -> Option<TenantName> {

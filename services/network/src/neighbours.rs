@@ -6,9 +6,10 @@ use std::{
     io,
     net::Ipv4Addr,
     path::PathBuf,
+    sync::Arc,
 };
 
-use model::{TenantName, VpsName, run::Link};
+use model::{Egress, TenantName, VpsName, run::Link};
 use serde::{Deserialize, Serialize};
 use wire::network::Neighbours;
 
@@ -28,6 +29,8 @@ pub struct Said {
 struct Kept {
     tenants: BTreeMap<TenantName, Vec<VpsName>>,
     allow: Vec<(VpsName, VpsName, u16)>,
+    #[serde(default)]
+    egress: BTreeMap<VpsName, Vec<Egress>>,
 }
 
 impl Said {
@@ -46,7 +49,7 @@ impl Said {
 
     /// Remembers what was said; false: it is what was said before.
     pub fn replace(&mut self, new: Neighbours) -> Result<bool, AddressError> {
-        let new = Kept { tenants: new.tenants, allow: new.allow };
+        let new = Kept { tenants: new.tenants, allow: new.allow, egress: new.egress };
         if self.said == new {
             return Ok(false);
         }
@@ -57,7 +60,7 @@ impl Said {
 
     /// Whether a rule is about that VPS.
     pub fn is_about(&self, name: &VpsName) -> bool {
-        self.said.allow.iter().any(|(from, to, _)| from == name || to == name)
+        self.said.egress.contains_key(name) || self.said.allow.iter().any(|(from, to, _)| from == name || to == name)
     }
 
     /// What lets those reach each other who may, as far as they have addresses and belong together.
@@ -74,6 +77,12 @@ impl Said {
         elements
     }
 
+    /// What of the outside alone VPSs may connect to, by their addresses.
+    pub fn bounds(&self, book: &AddressBook) -> BTreeMap<Ipv4Addr, Vec<Egress>> {
+        let each = self.said.egress.iter();
+        each.filter_map(|(name, only)| Some((book.link_of(name)?.address, only.clone()))).collect()
+    }
+
     fn owners(&self) -> HashMap<&VpsName, &TenantName> {
         let each = self.said.tenants.iter().flat_map(|(tenant, vps)| vps.iter().map(move |vps| (vps, tenant)));
         each.collect()
@@ -86,6 +95,9 @@ impl Said {
         for (vps, link) in book.links() {
             if let Some(tenant) = owners.get(&vps) {
                 names.by_address.insert(link.address, (*tenant).clone());
+                if let Some(only) = self.said.egress.get(&vps) {
+                    names.bounds.insert(link.address, only.as_slice().into());
+                }
                 names.tenants.entry((*tenant).clone()).or_default().insert(vps, link);
             }
         }
@@ -98,12 +110,18 @@ impl Said {
 pub struct Names {
     by_address: HashMap<Ipv4Addr, TenantName>,
     tenants: HashMap<TenantName, HashMap<VpsName, Link>>,
+    bounds: HashMap<Ipv4Addr, Arc<[Egress]>>,
 }
 
 impl Names {
     /// Whose the VPS at `asker` is; none: nobody's.
     pub fn tenant_of(&self, asker: Ipv4Addr) -> Option<&TenantName> {
         self.by_address.get(&asker)
+    }
+
+    /// What of the outside alone the VPS at `asker` may connect to; none: all.
+    pub fn bounds_of(&self, asker: Ipv4Addr) -> Option<Arc<[Egress]>> {
+        self.bounds.get(&asker).cloned()
     }
 
     /// What the VPS at `asker` finds; none: it is no tenant's.

@@ -4,7 +4,7 @@ use super::LogTarget;
 use crate::{
     Grant, Selector,
     document::{Field, Fields, Kind, Word, words},
-    spec::fields::LIMITS,
+    spec::fields::{EGRESS, LIMITS},
 };
 
 /// The services there are.
@@ -206,6 +206,13 @@ static NETWORK: Fields = Fields {
             "Name servers that names of the outside are asked of, through the uplink.",
         )
         .default("[]"),
+        Field::new(
+            "egress",
+            Kind::List(&Kind::Word(EGRESS), 256),
+            "What of the outside VPSs may connect to at most, where [tenant.NAME] does not say otherwise. A spec's own `egress` has to \
+             be within it.",
+        )
+        .default("everybody"),
     ],
     later: &[],
     otherwise: &[("interface", "write: uplink = \"eth0\""), ("dns", "write: resolvers = [\"9.9.9.9\"]")],
@@ -284,6 +291,17 @@ static DIRECTORY: Fields = Fields {
     ],
 };
 
+static OF_TENANT: Fields = Fields {
+    fields: &[Field::new(
+        "egress",
+        Kind::List(&Kind::Word(EGRESS), 256),
+        "What of the outside its VPSs may connect to at most: \"deb.debian.org:80\", \"*.example.org:443\", \"192.0.2.0/24\", \"*:25\".",
+    )
+    .default("what network.egress says")],
+    later: &[],
+    otherwise: &[("allow", "the tenant writes it into its spec file"), ("limits", "each VPS has its own, in its spec")],
+};
+
 /// All of host.toml.
 pub(super) static FILE: Fields = Fields {
     fields: &[
@@ -299,6 +317,11 @@ pub(super) static FILE: Fields = Fields {
             "directory",
             Kind::Map(words::DIRECTORY_NAME, &Kind::Table(&DIRECTORY), 64),
             "Directories of the host's that specs may name; there are no others.",
+        ),
+        Field::new(
+            "tenant",
+            Kind::Map(words::TENANT_NAME, &Kind::Table(&OF_TENANT), 10_000),
+            "What holds for one tenant alone.",
         ),
         Field::new(
             "designated",

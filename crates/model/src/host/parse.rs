@@ -7,10 +7,10 @@ use toml::de::DeTable;
 
 use super::{
     AllowedDirectory, AllowedTenants, Designated, DesignatedNetwork, HostConfig, Ids, ImageLimits, NetworkConfig,
-    Reserve, Share, fields,
+    Reserve, Share, TenantConfig, fields,
 };
 use crate::{
-    VpsName,
+    Egress, VpsName,
     document::{Get, Problems, Source, check},
     limits::parse_bytes,
     spec::{Problem, read_limits},
@@ -162,6 +162,7 @@ fn read(root: &DeTable<'_>) -> HostConfig {
             subnet: network.parsed("subnet").unwrap_or(config.network.subnet),
             subnet6: network.parsed("subnet6").unwrap_or(config.network.subnet6),
             resolvers: resolvers.iter().filter_map(|address| address.parse().ok()).collect(),
+            egress: egress(network),
         };
     }
     if let Some(ids) = root.table("ids") {
@@ -186,6 +187,11 @@ fn read(root: &DeTable<'_>) -> HostConfig {
         Some((name.get_ref().parse().ok()?, read_directory(value.get_ref().as_table()?)?))
     };
     config.directories = directories.filter_map(one).collect();
+    for (name, tenant) in root.table("tenant").into_iter().flatten() {
+        if let (Ok(name), Some(tenant)) = (name.get_ref().parse(), tenant.get_ref().as_table()) {
+            config.tenants.insert(name, TenantConfig { egress: egress(tenant) });
+        }
+    }
     if let Some(designated) = root.table("designated") {
         let one = |(name, vps): (&toml::Spanned<toml::de::DeString<'_>>, &crate::document::Value<'_>)| {
             Some((name.get_ref().parse::<VpsName>().ok()?, read_designated(vps.get_ref().as_table()?)))
@@ -200,6 +206,10 @@ fn read(root: &DeTable<'_>) -> HostConfig {
         config.designated.insert(name, config.logs.shipper());
     }
     config
+}
+
+fn egress(table: &DeTable<'_>) -> Option<Vec<Egress>> {
+    Some(table.texts("egress")?.iter().filter_map(|one| one.parse().ok()).collect())
 }
 
 fn read_directory(table: &DeTable<'_>) -> Option<AllowedDirectory> {

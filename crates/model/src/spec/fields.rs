@@ -1,7 +1,7 @@
 //! The fields of a spec file.
 
 use crate::{
-    Allow, Route,
+    Allow, Egress, Route,
     document::{Field, Fields, Kind, Word, words},
     ignore,
     ignore::Pattern,
@@ -31,6 +31,11 @@ const ALLOW: Word = Word {
     expected: "a rule such as \"blog -> db:3306\"",
     pattern: Some("^[a-z0-9-]+ *-> *[a-z0-9-]+:[0-9]+$"),
     check: |text| text.parse::<Allow>().map(|_| ()).map_err(|error| error.to_string()),
+};
+pub(crate) const EGRESS: Word = Word {
+    expected: "a name with its port, or addresses, such as \"deb.debian.org:80\" or \"192.0.2.0/24\"",
+    pattern: Some("^((tcp|udp)://)?[]a-z0-9.:*/_[-]+$"),
+    check: |text| text.parse::<Egress>().map(|_| ()).map_err(|error| error.to_string()),
 };
 const VARIABLE: Word = Word {
     expected: "a variable's name",
@@ -354,6 +359,14 @@ static VPS: Fields = Fields {
             Kind::List(&Kind::Word(words::VPS_NAME), 32),
             "VPSs of its tenant's that are woken together with it, rather than by its first connection to them.",
         ),
+        Field::new(
+            "egress",
+            Kind::List(&Kind::Word(EGRESS), 64),
+            "What of the outside it may connect to: names with a port (\"deb.debian.org:80\", \"*.example.org:443\"), addresses \
+             (\"udp://192.0.2.53:53\", \"192.0.2.0/24\"), or everybody at a port (\"*:25\"). Names that are not in it are not looked \
+             up outside; addresses need no name.",
+        )
+        .default("all that its tenant may"),
         Field::new("limits", Kind::Table(&LIMITS), "What it may use at most."),
         Field::new("ids", Kind::Integer(BLOCK, 64 * BLOCK), "User and group ids it has, a multiple of 65536.")
             .default("65536"),

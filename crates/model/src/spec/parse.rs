@@ -270,6 +270,10 @@ fn read_vps(tenant: &TenantName, table: &DeTable<'_>, admits: bool, images: &Sen
         admits: BTreeMap::new(),
         reaches: BTreeMap::new(),
         wants: BTreeSet::new(),
+        egress: match table.texts("egress") {
+            Some(all) => Some(all.iter().map(|one| one.parse().ok()).collect::<Option<_>>()?),
+            None => None,
+        },
         directories: directories::read(table),
         secrets: secrets::read(table),
         limits: table.table("limits").map(read_limits).unwrap_or_default(),

@@ -59,6 +59,8 @@ fn fields(spec: &VpsSpec) -> Vec<(&'static str, String)> {
     add("ignore", !spec.ignore.is_empty(), ignore(&spec.ignore));
     let wants: Vec<_> = spec.wants.iter().map(|name| name.to_string()).collect();
     add("wants", !wants.is_empty(), list_of(&wants));
+    let egress: Vec<_> = spec.egress.iter().flatten().map(ToString::to_string).collect();
+    add("egress", spec.egress.is_some(), list_of(&egress));
     add("env", !spec.env.is_empty(), texts(&spec.env));
     let limits = [
         ("memory", spec.limits.memory.map(|bytes| quoted(&exact_bytes(bytes)))),

@@ -383,6 +383,7 @@ prop_compose! {
         jobs in btree_map(name(), job(), 0..3),
         busy in prop::collection::vec("[a-z]{1,5}", 0..3),
         wants in prop::collection::btree_set("[a-z]{1,5}", 0..3),
+        egress in option::of(prop::collection::vec("[a-z]{1,5}\\.[a-z]{1,5}:[1-9]|\\*:[1-9]|192\\.0\\.2\\.0/24", 0..3)),
         logs in prop::collection::vec("(/x[a-z?. 'ü]{0,4}\\*?[a-z]){1,3}", 0..3),
         flags in any::<(bool, bool)>(),
     ) -> VpsSpec {
@@ -412,6 +413,7 @@ prop_compose! {
                 let volume = Volume { path: format!("/srv/{n}"), size: size.map(|mib| mib << 20) };
                 (name.parse().expect("a name"), volume)
             }).collect(),
+            egress: egress.map(|all| all.iter().map(|one| one.parse().expect("one")).collect()),
             wants: wants.into_iter().map(|name| name.parse().expect("a name")).collect(),
             admits: rules.0,
             reaches: rules.1,

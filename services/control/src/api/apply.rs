@@ -103,7 +103,7 @@ pub async fn planned(control: &Arc<Control>, request: &ApplyRequest, secrets: &S
         deleting: &deleting,
         up: &up,
         secrets: &secrets,
-        directories: &control.config.directories,
+        host: &control.config,
         unshown: &unshown,
         machine: control.machine,
     };

@@ -8,6 +8,7 @@ struct House {
     secrets: BTreeMap<SecretId, u64>,
     deleting: BTreeSet<VpsName>,
     directories: BTreeMap<DirectoryName, AllowedDirectory>,
+    egress: Option<Vec<model::Egress>>,
     unshown: DirectoryFaults,
 }
 
@@ -25,9 +26,11 @@ impl House {
         let designated = BTreeSet::from([name("gateway")]);
         let machine = Machine { memory: 1 << 30, cpus: 2 };
         let (specs, up, secrets, deleting) = (&self.specs, &self.up, &self.secrets, &self.deleting);
-        let (directories, unshown) = (&self.directories, &self.unshown);
-        let designated = &designated;
-        plan(&World { specs, designated, deleting, up, secrets, directories, unshown, machine }, request)
+        let mut host = model::host::default_config();
+        host.directories = self.directories.clone();
+        host.network.egress = self.egress.clone();
+        let (designated, host, unshown) = (&designated, &host, &self.unshown);
+        plan(&World { specs, designated, deleting, up, secrets, host, unshown, machine }, request)
     }
 }
 
@@ -211,4 +214,21 @@ fn a_directory_of_the_host_is_refused_with_what_host_toml_would_have_to_say() {
     let (kind, told) = refused(house.plan(&with("beta", "directories = { photos = \"/photos\" }")));
     assert_eq!(kind, ErrorKind::Denied);
     assert_eq!(told, ["a.toml:6:17 tenant beta may not see the host's directory `photos`"]);
+}
+
+#[test]
+fn a_tenant_may_not_connect_to_more_than_host_toml_says() {
+    let mut house = House { egress: Some(vec!["*.example.org:443".parse().unwrap()]), ..House::default() };
+    let spec = |egress: &str| {
+        file("f.toml", "acme", &format!("[vps.a]\nimage = \"debian:\"\ncommand = [\"x\"]\negress = [{egress}]\n"))
+    };
+    assert!(house.plan(&request(vec![spec("\"a.example.org:443\"")])).is_ok());
+    let refused = house.plan(&request(vec![spec("\"a.example.org:443\", \"example.com:443\"")])).unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Denied);
+    let problem = &refused.problems[0];
+    assert_eq!(problem.message, "tenant acme may not connect to example.com:443");
+    assert_eq!(problem.hint.as_deref(), Some("it may: *.example.org:443"));
+    assert!(problem.line > 0 && problem.column > 10, "{problem:?}");
+    house.egress = None;
+    assert!(house.plan(&request(vec![spec("\"example.com:443\"")])).is_ok());
 }

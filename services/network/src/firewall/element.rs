@@ -1,6 +1,9 @@
 //! Elements of the firewall's sets, as the kernel has them (`linux/netfilter/nf_tables.h`).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use model::Transport;
 
@@ -9,11 +12,19 @@ use crate::nfnetlink::{attribute, attributes, find, nested};
 // linux/netfilter/nf_tables.h: what an element and an expression consist of
 const LIST_ELEM: u16 = 1;
 const ELEM_KEY: u16 = 1;
+const ELEM_TIMEOUT: u16 = 4;
+const ELEM_EXPIRATION: u16 = 5;
+const ELEM_USERDATA: u16 = 6;
 const ELEM_EXPR: u16 = 7;
 const DATA_VALUE: u16 = 1;
 const EXPR_DATA: u16 = 2;
 const COUNTER_BYTES: u16 = 1;
 const COUNTER_PACKETS: u16 = 2;
+
+/// Bytes of a comment at most (`NFTNL_UDATA_COMMENT_MAXLEN`).
+const COMMENT: usize = 128;
+/// What is noted of those that were refused: so many, each for so long.
+const REFUSED: &str = " flags dynamic, timeout; size 4096; timeout 1h; counter;";
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -27,6 +38,21 @@ pub enum Element {
     Pair(IpAddr, IpAddr),
     /// To that port: counted.
     Allowed(IpAddr, IpAddr, u16),
+    /// A VPS that may not connect to all of the outside may to that address, for a name's sake; for a time.
+    Named(IpAddr, IpAddr, Transport, u16),
+    /// It tried to, and may not. The kernel's own note.
+    Refused(IpAddr, IpAddr, u8, u16),
+}
+
+/// What the kernel says of an element besides.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct About {
+    /// What was counted.
+    pub count: Count,
+    /// How long it stays; none: until it is taken away.
+    pub left: Option<Duration>,
+    /// The name for whose sake it is there.
+    pub name: Option<String>,
 }
 
 /// What was counted: both directions.
@@ -42,10 +68,14 @@ pub enum Set {
     Shown,
     Pairs,
     Allowed,
+    Named,
+    Refused,
 }
 
 impl Set {
-    pub const ALL: [Self; 3] = [Self::Shown, Self::Pairs, Self::Allowed];
+    pub const ALL: [Self; 5] = [Self::Shown, Self::Pairs, Self::Allowed, Self::Named, Self::Refused];
+    /// Those that hold what they were told and nothing else.
+    pub const KEPT: [Self; 3] = [Self::Shown, Self::Pairs, Self::Allowed];
 
     /// Its name in the table.
     pub fn name(self, ipv6: bool) -> &'static str {
@@ -56,6 +86,10 @@ impl Set {
             (Self::Pairs, true) => "pairs6",
             (Self::Allowed, false) => "allowed4",
             (Self::Allowed, true) => "allowed6",
+            (Self::Named, false) => "named4",
+            (Self::Named, true) => "named6",
+            (Self::Refused, false) => "refused4",
+            (Self::Refused, true) => "refused6",
         }
     }
 
@@ -66,6 +100,8 @@ impl Set {
             Self::Shown => ("A . inet_proto . inet_service", ""),
             Self::Pairs => ("A . A", ""),
             Self::Allowed => ("A . A . inet_service", " counter;"),
+            Self::Named => ("A . A . inet_proto . inet_service", " flags timeout; counter;"),
+            Self::Refused => ("A . A . inet_proto . inet_service", REFUSED),
         };
         format!("set {} {{ type {};{rest} }}\n", self.name(ipv6), key.replace('A', address))
     }
@@ -78,6 +114,8 @@ impl Element {
             Self::Shown(vps, ..) => (Set::Shown, vps.is_ipv6()),
             Self::Pair(from, _) => (Set::Pairs, from.is_ipv6()),
             Self::Allowed(from, ..) => (Set::Allowed, from.is_ipv6()),
+            Self::Named(from, ..) => (Set::Named, from.is_ipv6()),
+            Self::Refused(from, ..) => (Set::Refused, from.is_ipv6()),
         }
     }
 
@@ -92,8 +130,33 @@ impl Element {
         (Self::Shown(vps, Transport::Tcp, 0), Self::Shown(vps, Transport::Udp, u16::MAX))
     }
 
+    /// All that names have opened for the VPS of this one.
+    pub fn of_the_same(&self) -> (Self, Self) {
+        let vps = match *self {
+            Self::Shown(vps, ..) => vps,
+            Self::Pair(from, _) | Self::Allowed(from, ..) | Self::Named(from, ..) | Self::Refused(from, ..) => from,
+        };
+        let last = IpAddr::V6(Ipv6Addr::from_bits(u128::MAX));
+        let first = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        (Self::Named(vps, first, Transport::Tcp, 0), Self::Named(vps, last, Transport::Udp, u16::MAX))
+    }
+
     /// As an item of a list of elements.
     pub fn encode(&self) -> Vec<u8> {
+        nested(LIST_ELEM, &self.key())
+    }
+
+    /// The same, for a time and for a name's sake.
+    pub fn encode_for(&self, time: Duration, name: &str) -> Vec<u8> {
+        let milliseconds = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let timeout = attribute(ELEM_TIMEOUT, &milliseconds.to_be_bytes());
+        // As nft writes comments: of type 0, and with a NUL at the end.
+        let length = name.len().min(COMMENT);
+        let comment = [&[0, length as u8 + 1], &name.as_bytes()[..length], &[0]].concat();
+        nested(LIST_ELEM, &[self.key(), timeout, attribute(ELEM_USERDATA, &comment)].concat())
+    }
+
+    fn key(&self) -> Vec<u8> {
         let mut key = Vec::with_capacity(40);
         match *self {
             Self::Shown(vps, transport, port) => {
@@ -110,12 +173,14 @@ impl Element {
                 put_address(&mut key, to);
                 put(&mut key, &port.to_be_bytes());
             }
+            Self::Named(from, to, transport, port) => put_whole(&mut key, from, to, protocol(transport), port),
+            Self::Refused(from, to, protocol, port) => put_whole(&mut key, from, to, protocol, port),
         }
-        nested(LIST_ELEM, &nested(ELEM_KEY, &attribute(DATA_VALUE, &key)))
+        nested(ELEM_KEY, &attribute(DATA_VALUE, &key))
     }
 
-    /// The elements of a set in a list that the kernel gave, with what it counted.
-    pub fn decode(list: &[u8], set: Set, ipv6: bool) -> impl Iterator<Item = (Self, Count)> {
+    /// The elements of a set in a list that the kernel gave.
+    pub fn decode(list: &[u8], set: Set, ipv6: bool) -> impl Iterator<Item = (Self, About)> {
         attributes(list).filter(|(kind, _)| *kind == LIST_ELEM).filter_map(move |(_, element)| {
             let key = find(find(element, ELEM_KEY)?, DATA_VALUE)?;
             let mut key = Key { bytes: key, ipv6 };
@@ -123,8 +188,10 @@ impl Element {
                 Set::Shown => Self::Shown(key.address()?, key.transport()?, key.port()?),
                 Set::Pairs => Self::Pair(key.address()?, key.address()?),
                 Set::Allowed => Self::Allowed(key.address()?, key.address()?, key.port()?),
+                Set::Named => Self::Named(key.address()?, key.address()?, key.transport()?, key.port()?),
+                Set::Refused => Self::Refused(key.address()?, key.address()?, key.take::<1>()?[0], key.port()?),
             };
-            Some((element_of, count(element).unwrap_or_default()))
+            Some((element_of, about(element)))
         })
     }
 }
@@ -140,6 +207,13 @@ fn put_address(key: &mut Vec<u8>, address: IpAddr) {
         IpAddr::V4(address) => key.extend(address.octets()),
         IpAddr::V6(address) => key.extend(address.octets()),
     }
+}
+
+fn put_whole(key: &mut Vec<u8>, from: IpAddr, to: IpAddr, protocol: u8, port: u16) {
+    put_address(key, from);
+    put_address(key, to);
+    put(key, &[protocol]);
+    put(key, &port.to_be_bytes());
 }
 
 fn protocol(transport: Transport) -> u8 {
@@ -179,6 +253,16 @@ impl Key<'_> {
     }
 }
 
+fn about(element: &[u8]) -> About {
+    let left = find(element, ELEM_EXPIRATION).and_then(|left| Some(u64::from_be_bytes(*left.first_chunk()?)));
+    let name = find(element, ELEM_USERDATA).and_then(|data| {
+        let [0, length, text @ ..] = data else { return None };
+        let text = text.get(..usize::from(*length))?.split(|byte| *byte == 0).next()?;
+        String::from_utf8(text.to_vec()).ok()
+    });
+    About { count: count(element).unwrap_or_default(), left: left.map(Duration::from_millis), name }
+}
+
 fn count(element: &[u8]) -> Option<Count> {
     let data = find(find(element, ELEM_EXPR)?, EXPR_DATA)?;
     let number = |kind| Some(u64::from_be_bytes(*find(data, kind)?.first_chunk()?));
@@ -208,9 +292,14 @@ mod tests {
             {
                 let (set, ipv6) = element.set();
                 let read: Vec<_> = Element::decode(&listed(&element, 7), set, ipv6).collect();
-                assert_eq!(read, [(element, Count { packets: 7, bytes: 0 })]);
+                let about = About { count: Count { packets: 7, bytes: 0 }, ..About::default() };
+                assert_eq!(read, [(element, about)]);
             }
         }
+        let named = Element::Named(v4, v4, Transport::Tcp, 443);
+        let bytes = named.encode_for(Duration::from_secs(60), "a.example");
+        let read: Vec<_> = Element::decode(&bytes, Set::Named, false).collect();
+        assert_eq!(read, [(named, About { name: Some("a.example".to_owned()), ..About::default() })]);
         let (first, last) = Element::NEIGHBOURS;
         assert!(
             first <= Element::Pair(v4, v4)

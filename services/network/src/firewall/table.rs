@@ -6,7 +6,7 @@ use model::run::Link;
 
 use super::{Set, TABLE};
 use crate::{
-    nat,
+    egress, nat,
     policy::{ANSWER_MARK, LED_MARK, Layout, PAIR_MARK},
     ways,
 };
@@ -26,8 +26,10 @@ pub fn ruleset(layout: &Layout) -> String {
         sets += &set.declared(false);
         sets += &set.declared(true);
     }
-    let mut chains = vec![sort(layout), from_gateway(layout), forward()];
+    let mut chains = vec![sort(layout), from_gateway(layout), forward(layout)];
     if layout.uplink {
+        sets += egress::MAPS;
+        chains.push(egress::refuse());
         chains.push(nat::chain(layout));
     }
     if !layout.owned.is_empty() {
@@ -89,11 +91,18 @@ fn from_gateway(layout: &Layout) -> Chain {
     Chain { name: "from_gateway", hook: "", rules }
 }
 
-/// Counts what rules between VPSs let through.
-fn forward() -> Chain {
+/// Counts what rules between VPSs let through, and leads what leaves for the outside to what its VPS may.
+fn forward(layout: &Layout) -> Chain {
     let mut rules = String::new();
-    for (ip, six) in [("ip", "4"), ("ip6", "6")] {
+    let families = [("ip", "4"), ("ip6", "6")];
+    for (ip, six) in families {
         let _ = writeln!(rules, "{ip} saddr . {ip} daddr . tcp dport @allowed{six} accept");
+    }
+    if layout.uplink {
+        let _ = writeln!(rules, "oifname != {} accept", Link::UPLINK);
+        for (ip, six) in families {
+            let _ = writeln!(rules, "{ip} saddr vmap @bounded{six}");
+        }
     }
     Chain { name: "forward", hook: "type filter hook forward priority filter; policy accept;", rules }
 }

@@ -149,6 +149,12 @@ pub fn refuse(query: &[u8], code: RCODE) -> Vec<u8> {
     head.to_vec()
 }
 
+/// The answer that there is no such name.
+pub fn unknown(query: &[u8]) -> Vec<u8> {
+    let told = Packet::parse(query).ok().and_then(|packet| reply(&packet, packet.questions.first()?, None).ok());
+    told.unwrap_or_else(|| refuse(query, RCODE::FormatError))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
