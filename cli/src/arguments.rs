@@ -252,6 +252,13 @@ NEW-VOLUME.")]
         #[command(flatten)]
         form: Form,
     },
+    /// See what the firewall lets VPSs connect to, or try it
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  bailiwick network rules blog\n  bailiwick network test blog db:3306\n  \
+                      bailiwick network test blog deb.debian.org:80"
+    )]
+    Network(Network),
     /// List services and the designated VPSs that run them
     #[command(
         args_conflicts_with_subcommands = true,
@@ -500,6 +507,32 @@ pub enum Job {
         name: VpsName,
         /// The job's name, as `jobs` lists it
         job: JobName,
+        #[command(flatten)]
+        form: Form,
+    },
+}
+
+/// `network …`
+#[derive(Debug, Subcommand)]
+pub enum Network {
+    /// List what VPSs may connect to, what of it they did, and what they were refused in the last hour
+    #[command(after_help = "Examples:\n  bailiwick network rules\n  bailiwick network rules blog --json")]
+    Rules {
+        /// Only this VPS's
+        name: Option<VpsName>,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Say which rule decides whether a VPS may connect somewhere, and send a true packet
+    #[command(
+        after_help = "Examples:\n  bailiwick network test blog db:3306\n  bailiwick network test blog udp://192.0.2.53:53\n\n\
+                      Exits with 1 when it is refused, or nobody is there."
+    )]
+    Test {
+        /// The VPS that would connect; only one that is up sends a packet
+        name: VpsName,
+        /// To whom: VPS:PORT of its tenant, or a name or address of the outside with its port
+        to: String,
         #[command(flatten)]
         form: Form,
     },

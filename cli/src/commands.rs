@@ -30,6 +30,7 @@ mod images;
 mod jobs;
 mod logs;
 pub mod manual;
+mod network;
 mod part;
 pub mod passphrase;
 mod ps;
@@ -78,6 +79,7 @@ pub async fn run(host: &Host, command: Command) -> Result<ExitCode> {
         Command::Secret(secret) => secrets::run(host, secret).await?,
         Command::Jobs { name, form } => jobs::list(host, name.as_ref(), form).await?,
         Command::Job(job) => return jobs::run(host, job).await,
+        Command::Network(network) => return network::run(host, network).await,
         Command::Routes { form } => routes::run(host, form).await?,
         Command::Services { action: Some(Services::Upgrade { name, directory }), .. } => {
             upgrade::one(host, &name, directory).await?;

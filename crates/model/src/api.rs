@@ -343,6 +343,74 @@ pub struct RouteRow {
     pub from: Vec<VpsName>,
 }
 
+/// `GET /v1/network/rules`: one thing that the firewall lets a VPS connect to, or kept it from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirewallRow {
+    /// Who connects.
+    pub vps: VpsName,
+    /// What the row is.
+    pub kind: FirewallKind,
+    /// To whom: `db:3306`, `deb.debian.org:80`, `192.0.2.7:25`.
+    pub to: String,
+    /// The name for whose sake an address is open.
+    pub name: Option<String>,
+    /// Packets in both directions, of what was kept away those that came; none: it is not counted by itself.
+    pub packets: Option<u64>,
+    /// Bytes of those.
+    pub bytes: Option<u64>,
+    /// For how long it stays so, in milliseconds; none: until the rule is changed.
+    pub left_ms: Option<u64>,
+}
+
+/// What a row of the firewall is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FirewallKind {
+    /// A rule between two VPSs of a tenant.
+    Allow,
+    /// A rule about the outside.
+    Egress,
+    /// An address that a name of such a rule has at the moment.
+    Opened,
+    /// What it tried in the last hour, and no rule lets it.
+    Refused,
+}
+
+impl std::fmt::Display for FirewallKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Allow => "allow",
+            Self::Egress => "egress",
+            Self::Opened => "opened",
+            Self::Refused => "refused",
+        })
+    }
+}
+
+/// Body of `POST /v1/network/test`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FirewallTest {
+    /// Who would connect.
+    pub vps: VpsName,
+    /// To whom: `db:3306`, `deb.debian.org:80`, `udp://192.0.2.53:53`.
+    pub to: String,
+}
+
+/// Its answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FirewallTested {
+    /// Whether a rule lets it.
+    pub allowed: bool,
+    /// Which one decides, and where it stands.
+    pub rule: String,
+    /// The address that was tried; none: none was.
+    pub address: Option<String>,
+    /// What came of a true packet; none: it was not sent.
+    pub sent: Option<String>,
+    /// Whether that packet found somebody; for datagrams: nobody sent it back.
+    pub reached: Option<bool>,
+}
+
 /// `GET /v1/volumes`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct VolumeRow {

@@ -175,6 +175,15 @@ method! {
     } = "io.bailiwick.Host.OpenPorts" -> Ports
 }
 method! {
+    /// Connects from inside a VPS that is up, and ends that at once; of UDP: sends an empty datagram. Grant: `exec`, on it.
+    Probe {
+        /// Which.
+        name: VpsName,
+        /// To whom.
+        to: ListenAddress,
+    } = "io.bailiwick.Host.Probe" -> Probed
+}
+method! {
     /// What is left of the disk that VPSs write to, and who writes. Grant: `watch`.
     Disk {} = "io.bailiwick.Host.Disk" -> DiskStatus
 }
@@ -312,6 +321,13 @@ pub struct Moved {
     pub left_out: u64,
     /// Files that changed while they were read.
     pub changed: u64,
+}
+
+/// Answer of `Probe`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Probed {
+    /// Why it did not come there, as the kernel says it; none: it did, or nobody says otherwise of a datagram.
+    pub error: Option<String>,
 }
 
 /// Answer of `OpenPorts`. What is open for both families is open for IPv6.

@@ -2,10 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
 };
 
-use model::{Egress, ListenAddress, TenantName, VpsName, run::Link};
+use model::{Egress, ListenAddress, TenantName, VpsName, api::FirewallRow, run::Link};
 use serde::{Deserialize, Serialize};
 
 use crate::{method, varlink::Empty};
@@ -91,6 +91,34 @@ method! {
         #[serde(default)]
         egress: BTreeMap<VpsName, Vec<Egress>>,
     } = "io.bailiwick.Network.Neighbours" -> Empty
+}
+
+method! {
+    /// What VPSs may connect to, and what of it they did.
+    Firewall {} = "io.bailiwick.Network.Firewall" -> FirewallRows
+}
+method! {
+    /// Asks for a name of the outside as a VPS would, which opens what it may connect to.
+    Lookup {
+        /// The VPS.
+        name: VpsName,
+        /// Whose addresses it wants.
+        host: String,
+    } = "io.bailiwick.Network.Lookup" -> Found
+}
+
+/// Answer of `Firewall`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FirewallRows {
+    /// Of all VPSs.
+    pub rows: Vec<FirewallRow>,
+}
+
+/// Answer of `Lookup`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Found {
+    /// The name's addresses.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// What leads to a VPS past the gateway.

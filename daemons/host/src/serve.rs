@@ -13,7 +13,7 @@ use wire::{
     host::{
         Config, Connect, CopyVolume, Create, Delete, DeleteVolume, Directories, Discard, Disk, DropSpare, Events, Exec,
         ExportVolume, Freeze, ImportVolume, List, Listen, Listening, Logs, MakeSpare, Narrow, OpenPorts, OpenTarget,
-        Prepare, Start, Statuses, Stop, Thaw, Unlisten, Volumes,
+        Prepare, Probe, Probed, Start, Statuses, Stop, Thaw, Unlisten, Volumes,
     },
     varlink::{Empty, MAX_REQUEST, Service, serve_connection},
 };
@@ -302,6 +302,11 @@ impl Service for Capability {
             OpenPorts::NAME => {
                 let ports = self.open_ports(&request.parse::<OpenPorts>()?.name)?;
                 replier.done::<OpenPorts>(&ports, &[]).await?;
+            }
+            Probe::NAME => {
+                let Probe { name, to } = request.parse()?;
+                let error = self.probe(&name, to).await?;
+                replier.done::<Probe>(&Probed { error }, &[]).await?;
             }
             Disk::NAME => {
                 let disk = self.disk()?;

@@ -8,6 +8,7 @@ pub mod error;
 mod exec;
 mod jobs;
 mod lists;
+mod network;
 pub mod openapi;
 mod passphrase;
 mod secrets;
@@ -78,6 +79,8 @@ fn router(control: Arc<Control>) -> Router {
         .route("/v1/state", get(state::export).put(state::import).layer(DefaultBodyLimit::max(state::LARGEST)))
         .route("/v1/jobs", get(jobs::all))
         .route("/v1/routes", get(lists::routes))
+        .route("/v1/network/rules", get(network::rules))
+        .route("/v1/network/test", post(network::test))
         .route("/v1/services", get(lists::services))
         .route("/v1/logs/targets", get(shipping::targets))
         .route("/v1/events", get(lists::events))

@@ -75,7 +75,7 @@ fn said(control: &Control) -> Neighbours {
 }
 
 /// What of the outside alone a VPS may connect to; none: all.
-fn bounds(control: &Control, spec: &VpsSpec) -> Option<Vec<Egress>> {
+pub fn bounds(control: &Control, spec: &VpsSpec) -> Option<Vec<Egress>> {
     Egress::effective(spec.egress.as_deref(), control.config.egress_of(&spec.tenant))
 }
 

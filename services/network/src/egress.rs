@@ -6,22 +6,22 @@
 //! is there. When the name has gone, so has what it opened, and connections to it are reset.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     net::{IpAddr, Ipv4Addr},
     time::{Duration, Instant},
 };
 
 use model::{
-    Egress, Transport,
+    Egress, ListenAddress, Transport,
     egress::{Outside, Ports, is_outside},
 };
 use serde_json::Value;
 use tokio::sync::Mutex;
 
 use crate::{
-    firewall::{Chain, Element, Firewall, FirewallError, Set, TABLE},
-    nft,
+    firewall::{About, Chain, Count, Element, Firewall, FirewallError, Set, TABLE},
+    nft::{self, NftError},
     policy::{Layout, low_of},
 };
 
@@ -30,6 +30,10 @@ pub const MAPS: &str = "\
 map bounded4 { type ipv4_addr : verdict; }
 map bounded6 { type ipv6_addr : verdict; }
 ";
+
+/// What chains of VPSs begin with, and of which form their rules are: another one is written anew.
+const CHAIN: &str = "only_";
+const FORM: &str = "form 1";
 
 /// Shortest and longest time for which an answer opens its addresses, whatever it says: a program may use what it has asked for a
 /// moment later.
@@ -79,6 +83,19 @@ pub struct Due {
     elements: Vec<Element>,
 }
 
+/// A rule, or what it has opened.
+#[derive(Debug)]
+pub struct Counted {
+    /// Whose.
+    pub vps: Ipv4Addr,
+    /// Where it leads.
+    pub to: String,
+    /// What was counted, where there is something to count.
+    pub count: Option<Count>,
+    /// For how long, and for which name; none: it is a rule.
+    pub about: Option<About>,
+}
+
 /// What became of asking again.
 #[derive(Debug)]
 pub enum Again {
@@ -112,16 +129,16 @@ impl Rules {
             return Ok(());
         }
         let mut commands = String::new();
+        let mut there = BTreeMap::new();
         let mut gone: Vec<_> =
             held.chains.keys().filter(|vps| !wanted.contains_key(vps)).map(|vps| chain_of(*vps)).collect();
         if anew {
             for map in ["bounded4", "bounded6"] {
                 let _ = writeln!(commands, "flush map inet {TABLE} {map}");
             }
-            let listed = nft::run(&["-j", "list", "chains", "inet"], "").await?;
-            let keep: Vec<_> = wanted.keys().map(|vps| chain_of(*vps)).collect();
-            gone = chains(&serde_json::from_slice(&listed).unwrap_or_default());
-            gone.retain(|chain| !keep.contains(chain));
+            there = chains(&listed().await?);
+            let keep: BTreeSet<_> = wanted.keys().map(|vps| chain_of(*vps)).collect();
+            gone = there.keys().filter(|chain| !keep.contains(*chain)).cloned().collect();
         } else {
             for vps in held.chains.keys().filter(|vps| !wanted.contains_key(vps)) {
                 let link = self.layout.link(*vps);
@@ -131,8 +148,11 @@ impl Rules {
         }
         for (vps, only) in wanted.iter().filter(|(vps, only)| anew || held.chains.get(vps) != Some(only)) {
             let (link, chain) = (self.layout.link(*vps), chain_of(*vps));
-            let _ = writeln!(commands, "add chain inet {TABLE} {chain}\nflush chain inet {TABLE} {chain}");
-            let _ = writeln!(commands, "table inet {TABLE} {{\nchain {chain} {{\n{}}}\n}}", rules(only));
+            // What is as it should be keeps what it counted.
+            if there.get(&chain) != Some(&comments(only).collect()) {
+                let _ = writeln!(commands, "add chain inet {TABLE} {chain}\nflush chain inet {TABLE} {chain}");
+                let _ = writeln!(commands, "table inet {TABLE} {{\nchain {chain} {{\n{}}}\n}}", rules(only));
+            }
             let _ = writeln!(commands, "add element inet {TABLE} bounded4 {{ {} : goto {chain} }}", link.address);
             let _ = writeln!(commands, "add element inet {TABLE} bounded6 {{ {} : goto {chain} }}", link.address6);
         }
@@ -212,6 +232,30 @@ impl Rules {
         }
     }
 
+    /// The rules about the outside of each VPS, with what was counted of them, and what names have opened.
+    pub async fn rows(&self) -> Result<Vec<Counted>, FirewallError> {
+        let chains: Vec<_> = self.held.lock().await.chains.iter().map(|(vps, only)| (*vps, only.clone())).collect();
+        let counts = counted(&listed().await?);
+        let of = |(vps, only): &(Ipv4Addr, Vec<Egress>)| {
+            let chain = chain_of(*vps);
+            let one = |one: &Egress| {
+                let text = one.to_string();
+                let count = counts.get(&(chain.clone(), text.clone())).copied();
+                Counted { vps: *vps, to: text, count, about: None }
+            };
+            only.iter().map(one).collect::<Vec<_>>()
+        };
+        let mut rows: Vec<_> = chains.iter().flat_map(of).collect();
+        for (element, about) in self.firewall.list(Set::Named).await? {
+            if let Element::Named(vps, to, transport, port) = element {
+                let count = Some(about.count);
+                let to = ListenAddress((to, port).into(), transport).to_string();
+                rows.push(Counted { vps: low_of(vps), to, count, about: Some(about) });
+            }
+        }
+        Ok(rows)
+    }
+
     async fn extend(&self, held: &mut Held, name: &str, wanted: Vec<(Element, Duration)>) -> Result<(), FirewallError> {
         let now = Instant::now();
         let (mut less, mut more) = (Vec::new(), Vec::new());
@@ -283,12 +327,24 @@ pub fn refuse() -> Chain {
 }
 
 fn chain_of(vps: Ipv4Addr) -> String {
-    format!("only_{:08x}", u32::from(vps))
+    format!("{CHAIN}{:08x}", u32::from(vps))
+}
+
+/// All chains as nft lists them in JSON, without what is in sets (libnftables-json(5)).
+async fn listed() -> Result<Value, NftError> {
+    let listed = nft::run(&["-j", "-t", "list", "table", "inet", TABLE], "").await?;
+    Ok(serde_json::from_slice(&listed).unwrap_or_default())
+}
+
+/// The comments of a VPS's chain, by which it is known again.
+fn comments(only: &[Egress]) -> impl Iterator<Item = String> {
+    let addresses = only.iter().filter(|one| matches!(one.to, Outside::All | Outside::Net(_)));
+    std::iter::once(FORM.to_owned()).chain(addresses.map(ToString::to_string))
 }
 
 fn rules(only: &[Egress]) -> String {
     // Answers to who may connect to it, and what belongs to those.
-    let mut rules = "ct direction reply accept\nct state related accept\n".to_owned();
+    let mut rules = format!("ct direction reply accept comment \"{FORM}\"\nct state related accept\n");
     for one in only {
         let ports = match one.at {
             None => String::new(),
@@ -315,9 +371,31 @@ fn rules(only: &[Egress]) -> String {
     rules
 }
 
-/// The chains of VPSs among those that nft lists in JSON.
-fn chains(listed: &Value) -> Vec<String> {
-    let all = listed["nftables"].as_array().into_iter().flatten();
-    let own = all.filter_map(|object| object["chain"].as_object()).filter(|chain| chain["table"] == TABLE);
-    own.filter_map(|chain| chain["name"].as_str()).filter(|name| name.starts_with("only_")).map(str::to_owned).collect()
+/// What was counted of rules that nft lists in JSON, by chain and comment.
+fn counted(listed: &Value) -> BTreeMap<(String, String), Count> {
+    let rule = |object: &Value| {
+        let rule = object["rule"].as_object()?;
+        let expressions = rule.get("expr")?.as_array()?;
+        let counter = expressions.iter().find_map(|one| one["counter"].as_object())?;
+        let number = |name: &str| counter.get(name).and_then(Value::as_u64);
+        let text = |name: &str| rule.get(name).and_then(Value::as_str).map(str::to_owned);
+        Some(((text("chain")?, text("comment")?), Count { packets: number("packets")?, bytes: number("bytes")? }))
+    };
+    listed["nftables"].as_array().into_iter().flatten().filter_map(rule).collect()
+}
+
+/// The chains of VPSs among what nft lists in JSON, and the comments of their rules.
+fn chains(listed: &Value) -> BTreeMap<String, Vec<String>> {
+    let mut chains = BTreeMap::<_, Vec<_>>::new();
+    for object in listed["nftables"].as_array().into_iter().flatten() {
+        if let Some(name) = object["chain"]["name"].as_str().filter(|name| name.starts_with(CHAIN)) {
+            chains.entry(name.to_owned()).or_default();
+        }
+        if let (Some(chain), Some(comment)) = (object["rule"]["chain"].as_str(), object["rule"]["comment"].as_str())
+            && chain.starts_with(CHAIN)
+        {
+            chains.entry(chain.to_owned()).or_default().push(comment.to_owned());
+        }
+    }
+    chains
 }

@@ -12,7 +12,8 @@ use std::{collections::BTreeSet, io, net::Ipv4Addr, sync::Arc, time::Duration};
 use rustix::net::AddressFamily;
 use tokio::sync::Mutex;
 
-pub use element::{About, Element, Set};
+pub use element::UDP;
+pub use element::{About, Count, Element, Set};
 pub use table::Chain;
 
 use crate::{

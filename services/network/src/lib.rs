@@ -21,21 +21,29 @@ mod sysctl;
 mod ways;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, Ipv4Addr},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
 use anyhow::Context as _;
-use model::{Transport, VpsName, api::ErrorKind, host::FIRST_TENANT, run::Link};
+use model::{
+    ListenAddress, Transport, VpsName,
+    api::{ErrorKind, FirewallKind, FirewallRow},
+    host::FIRST_TENANT,
+    run::Link,
+};
 use wire::{
     Fault, Peer, Replier, Request,
     network::{
-        Addresses, AllAddresses, Allocate, Allocated, Attach, Lead, Neighbours, Release, Reserve, Unreserve, Used,
+        Addresses, AllAddresses, Allocate, Allocated, Attach, Firewall, FirewallRows, Found, Lead, Lookup, Neighbours,
+        Release, Reserve, Unreserve, Used,
     },
     varlink::{Empty, Method, Service},
 };
 
-use firewall::{Element, FirewallError};
+use firewall::{Element, FirewallError, Set};
 use names::{Resolvers, Subnets};
 use neighbours::{Names, Said};
 use ways::WayError;
@@ -72,9 +80,16 @@ pub async fn run(context: service::Context) -> anyhow::Result<()> {
     let egress = egress::Rules::prepare(layout, links.firewall().clone()).await?;
     let said = Said::open(context.data.join("neighbours.json"));
     let state = Mutex::new(State { book, said, names: None });
-    let network = Arc::new(Network { state, links: links.clone(), egress, changing: tokio::sync::Mutex::default() });
+    let network = Arc::new(Network {
+        state,
+        links: links.clone(),
+        egress,
+        server: OnceLock::new(),
+        changing: tokio::sync::Mutex::default(),
+    });
     network.in_force().await?;
     let names = names::Server::new(network.clone(), subnets, resolvers);
+    let _ = network.server.set(names.clone());
     let again = names.clone().keep_open();
     context.ready();
     tokio::select! {
@@ -90,6 +105,8 @@ struct Network {
     state: Mutex<State>,
     links: Links,
     egress: egress::Rules,
+    /// Where VPSs ask for names.
+    server: OnceLock<Arc<names::Server<Network>>>,
     /// Held while the kernel is being told who may reach whom, so that the last word is the last.
     changing: tokio::sync::Mutex<()>,
 }
@@ -126,6 +143,64 @@ impl Network {
             state.said.is_about(name)
         };
         if concerned { self.in_force().await.map_err(failed) } else { Ok(()) }
+    }
+}
+
+impl Network {
+    /// What VPSs may connect to.
+    async fn rows(&self) -> Result<Vec<FirewallRow>, FirewallError> {
+        let names: HashMap<Ipv4Addr, VpsName> =
+            self.state().book.links().into_iter().map(|(name, link)| (link.address, name)).collect();
+        let name_of = |address: IpAddr| names.get(&policy::low_of(address)).cloned();
+        let mut rows = Vec::new();
+        let mut pairs = BTreeMap::<_, firewall::Count>::new();
+        for (element, about) in self.links.firewall().list(Set::Allowed).await? {
+            if let Element::Allowed(from, to, port) = element
+                && let (Some(from), Some(to)) = (name_of(from), name_of(to))
+            {
+                // Of both families.
+                let count = pairs.entry((from, format!("{to}:{port}"))).or_default();
+                count.packets += about.count.packets;
+                count.bytes += about.count.bytes;
+            }
+        }
+        let row = |vps, kind, to, count: Option<firewall::Count>| FirewallRow {
+            vps,
+            kind,
+            to,
+            name: None,
+            packets: count.map(|count| count.packets),
+            bytes: count.map(|count| count.bytes),
+            left_ms: None,
+        };
+        rows.extend(pairs.into_iter().map(|((from, to), count)| row(from, FirewallKind::Allow, to, Some(count))));
+        for egress::Counted { vps, to, count, about } in self.egress.rows().await? {
+            let Some(vps) = names.get(&vps).cloned() else { continue };
+            let kind = if about.is_some() { FirewallKind::Opened } else { FirewallKind::Egress };
+            let left_ms = about.as_ref().and_then(|about| about.left?.as_millis().try_into().ok());
+            rows.push(FirewallRow { name: about.and_then(|about| about.name), left_ms, ..row(vps, kind, to, count) });
+        }
+        for (element, about) in self.links.firewall().list(Set::Refused).await? {
+            if let Element::Refused(from, to, protocol, port) = element
+                && let Some(vps) = name_of(from)
+            {
+                let transport = if protocol == firewall::UDP { Transport::Udp } else { Transport::Tcp };
+                let to = ListenAddress((to, port).into(), transport).to_string();
+                let left_ms = about.left.and_then(|left| left.as_millis().try_into().ok());
+                rows.push(FirewallRow { left_ms, ..row(vps, FirewallKind::Refused, to, Some(about.count)) });
+            }
+        }
+        rows.sort_by(|one, other| (&one.vps, one.kind).cmp(&(&other.vps, other.kind)));
+        Ok(rows)
+    }
+
+    /// The addresses of a name of the outside, asked for as that VPS does.
+    async fn lookup(&self, name: &VpsName, host: &str) -> Result<Vec<IpAddr>, Fault> {
+        let link = self.state().book.link_of(name);
+        let (Some(link), Some(server)) = (link, self.server.get()) else {
+            return Err(Fault::new(ErrorKind::NotFound, format!("vps \"{name}\" has no address yet")));
+        };
+        Ok(server.lookup(link.address, &host.to_ascii_lowercase()).await)
     }
 }
 
@@ -205,6 +280,15 @@ impl Service for Network {
                     self.in_force().await.map_err(failed)?;
                 }
                 replier.done::<Neighbours>(&Empty {}, &[]).await?;
+            }
+            Firewall::NAME => {
+                let rows = self.rows().await.map_err(failed)?;
+                replier.done::<Firewall>(&FirewallRows { rows }, &[]).await?;
+            }
+            Lookup::NAME => {
+                let Lookup { name, host } = request.parse()?;
+                let addresses = self.lookup(&name, &host).await?;
+                replier.done::<Lookup>(&Found { addresses }, &[]).await?;
             }
             _ => return Err(request.unknown()),
         }

@@ -222,6 +222,21 @@ impl<B: Book> Server<B> {
         Ok(reply)
     }
 
+    /// The addresses of a name of the outside, asked for as the VPS at `asker` does; nothing: it has none, or may not be asked for.
+    pub async fn lookup(&self, asker: Ipv4Addr, name: &str) -> Vec<IpAddr> {
+        let mut found = Vec::new();
+        for ipv6 in [false, true] {
+            if let (Some(query), Some(tenant), true) =
+                (opened::query(name, ipv6), self.tenant(asker), self.resolvers.any())
+            {
+                let only = self.book.names().bounds_of(asker);
+                let reply = self.outside(DATAGRAM, &tenant, asker, only, &query).await.unwrap_or_default();
+                found.extend(opened::addresses(&reply).into_iter().map(|(address, _)| address));
+            }
+        }
+        found
+    }
+
     /// Asks again for names whose addresses are used, before their time is over; without an end.
     pub async fn keep_open(self: Arc<Self>) {
         loop {

@@ -144,6 +144,43 @@ fn a_vps_connects_to_what_it_may_and_to_nothing_else() -> Result<()> {
                 world.is_refused("only", address, 8001)?;
             }
         }
+        // What it did, and what it was refused, is told.
+        let rules = world.host.run(&["network", "rules", "only"])?;
+        let line = |kind: &str, to: &str| {
+            let words = |line: &&str| line.split_whitespace().skip(1).take(2).eq([kind, to]);
+            rules.lines().find(words).map(str::to_owned).with_context(|| format!("no {kind} {to} in:\n{rules}"))
+        };
+        line("egress", "*.example.org:8000")?;
+        let counted: u64 =
+            line("egress", "198.51.100.0/24:8001-8002")?.split_whitespace().nth(3).context("packets")?.parse()?;
+        ensure!(counted > 2, "{rules}");
+        ensure!(line("opened", &format!("{}:8000", GOOD[0]))?.contains("good.example.org, for "), "{rules}");
+        line("refused", &format!("{}:8001", GOOD[0]))?;
+        line("refused", &format!("[{}]:8001", GOOD[1]))?;
+        ensure!(!rules.contains("free"), "{rules}");
+        // And what would be: with a packet that proves it.
+        let test = |to: &str, code: i32, expected: &[&str]| -> Result<()> {
+            let told = world.host.cli(&["network", "test", "only", to])?;
+            ensure!(told.code == code && expected.iter().all(|part| told.out.contains(part)), "{to}: {told:?}");
+            Ok(())
+        };
+        test(
+            "good.example.org:8000",
+            0,
+            &["allowed: \"*.example.org:8000\" of `egress` in only's spec", "it came there"],
+        )?;
+        test("198.51.100.5:8001", 0, &["allowed: \"198.51.100.0/24:8001-8002\"", "it came there"])?;
+        test("198.51.100.5:8002", 1, &["allowed: ", "Connection refused"])?;
+        test(
+            "198.51.100.5:8000",
+            1,
+            &["refused: `egress` in only's spec lets it connect to no more than", "Connection refused"],
+        )?;
+        test("udp://198.51.100.5:8001", 1, &["refused: ", "a packet to udp://198.51.100.5:8001: "])?;
+        test("evil.example.com:8000", 1, &["refused: ", "has no address"])?;
+        test("free:80", 1, &["refused: no rule lets it; `allow = [\"only -> free:80\"]` would", "No route to host"])?;
+        test("nobody:80", 3, &[])?;
+        test("198.51.100.0/24:80", 2, &[])?;
         // A change counts at once.
         let spec = std::fs::read_to_string(world.host.root.join("acme.toml"))?;
         world.host.apply("acme.toml", &spec.replace("*.example.org:8000", "good.example.org:8001"))?;

@@ -2,17 +2,24 @@
 
 use std::{
     fs::File,
-    io::Read as _,
+    io::{self, Read as _},
     os::fd::{AsFd, OwnedFd},
     path::Path,
+    time::Duration,
 };
 
-use model::{Verb, VpsName, api::ErrorKind};
+use isolation::host::within;
+use model::{ListenAddress, Transport, Verb, VpsName, api::ErrorKind};
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2},
     io::Errno,
+    net::{AddressFamily, SocketFlags, SocketType, socket_with},
 };
-use tokio::sync::oneshot;
+use tokio::{
+    net::{TcpSocket, UdpSocket},
+    sync::oneshot,
+    time::timeout,
+};
 use wire::{
     Fault, Replier, Request,
     host::{Exec, ExecEnded, Logs, Ports},
@@ -25,6 +32,9 @@ use crate::{life::Step, table::Vps};
 
 /// Bytes that are read of a VPS's table of sockets.
 const TABLE: u64 = 1 << 20;
+/// How long a connection from inside may take, and what becomes of a datagram.
+const PROBE: Duration = Duration::from_secs(5);
+const ECHO: Duration = Duration::from_secs(1);
 /// Programs that run inside one VPS at once by `Exec`.
 const EXECS: usize = 64;
 
@@ -76,6 +86,50 @@ impl Capability {
             return Err(down());
         }
         Ok(Ports { tcp6, udp, udp6 })
+    }
+
+    /// Connects from inside a VPS: why that failed.
+    pub(super) async fn probe(
+        &self,
+        name: &VpsName,
+        ListenAddress(to, transport): ListenAddress,
+    ) -> Result<Option<String>, Fault> {
+        self.check(Verb::Exec, name)?;
+        let pid = || self.host.table().get(name).ok().and_then(|vps| vps.status(name, false).pid);
+        let down = || Fault::new(ErrorKind::Conflict, format!("vps \"{name}\" is not up"));
+        let failed = |error: io::Error| Fault::new(ErrorKind::Failed, format!("a socket in vps \"{name}\": {error}"));
+        let first = pid().ok_or_else(down)?;
+        let namespace = File::open(format!("/proc/{first}/ns/net")).map_err(|_| down())?;
+        // Its number may have become another process's meanwhile.
+        if pid() != Some(first) {
+            return Err(down());
+        }
+        let (family, kind) = (
+            if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 },
+            if transport == Transport::Tcp { SocketType::STREAM } else { SocketType::DGRAM },
+        );
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = within(namespace.as_fd(), || socket_with(family, kind, flags, None)).map_err(failed)?;
+        let socket = socket.map_err(|error| failed(error.into()))?;
+        let tried = async {
+            match transport {
+                Transport::Tcp => TcpSocket::from_std_stream(socket.into()).connect(to).await.map(drop),
+                Transport::Udp => {
+                    let socket = UdpSocket::from_std(socket.into())?;
+                    socket.connect(to).await?;
+                    socket.send(&[]).await?;
+                    // What a router says of it comes as an error of the next call.
+                    match timeout(ECHO, socket.recv(&mut [0])).await {
+                        Ok(received) => received.map(drop),
+                        Err(_) => Ok(()),
+                    }
+                }
+            }
+        };
+        Ok(match timeout(PROBE, tried).await {
+            Ok(done) => done.err().map(|error| error.to_string()),
+            Err(_) => Some(format!("nothing came back in {} s", PROBE.as_secs())),
+        })
     }
 
     fn begin_exec(&self, id: u64, exec: Exec, fds: &[OwnedFd]) -> Result<(u64, oneshot::Receiver<ExecEnded>), Fault> {

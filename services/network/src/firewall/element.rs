@@ -27,7 +27,8 @@ const COMMENT: usize = 128;
 const REFUSED: &str = " flags dynamic, timeout; size 4096; timeout 1h; counter;";
 
 const TCP: u8 = 6;
-const UDP: u8 = 17;
+/// Its number as a protocol.
+pub const UDP: u8 = 17;
 
 /// What one element of a set says. Each set has a twin for the other family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -124,6 +124,17 @@ const PATHS: &[Path] = &[
         &[("replace", "boolean", "Although there are VPSs or secrets: those of the same name become as it says.")],
     ),
     row("/v1/routes", "get", "Lists routes", Nothing, List("RouteRow")),
+    with(
+        row("/v1/network/rules", "get", "Lists what the firewall lets VPSs connect to", Nothing, List("FirewallRow")),
+        &[("vps", "string", "Only this one's.")],
+    ),
+    row(
+        "/v1/network/test",
+        "post",
+        "Which rule decides whether a VPS may connect somewhere, and what comes of a true packet",
+        One("FirewallTest"),
+        One("FirewallTested"),
+    ),
     row("/v1/logs/targets", "get", "Lists the targets that logs are shipped to", Nothing, List("LogTargetRow")),
     row("/v1/services", "get", "Lists services", Nothing, List("ServiceRow")),
     with(

@@ -296,6 +296,38 @@ const TYPES: &[(&str, &str, &[Field])] = &[
         ],
     ),
     (
+        "FirewallRow",
+        "One thing that the firewall lets a VPS connect to, or kept it from.",
+        &[
+            ("vps", Text, Always, "Who connects."),
+            ("kind", Type("FirewallKind"), Always, "What the row is."),
+            ("to", Text, Always, "To whom: db:3306, deb.debian.org:80, 192.0.2.7:25."),
+            ("name", Text, Nullable, "The name for whose sake an address is open."),
+            ("packets", Int, Nullable, "Packets in both directions; of what was refused, those that came."),
+            ("bytes", Int, Nullable, "Bytes of those."),
+            ("left_ms", Int, Nullable, "For how long it stays so, in milliseconds."),
+        ],
+    ),
+    (
+        "FirewallTest",
+        "A connection that is asked about.",
+        &[
+            ("vps", Text, Always, "Who would connect."),
+            ("to", Text, Always, "To whom: db:3306, deb.debian.org:80, udp://192.0.2.53:53."),
+        ],
+    ),
+    (
+        "FirewallTested",
+        "What the firewall says of it.",
+        &[
+            ("allowed", Bool, Always, "Whether a rule lets it."),
+            ("rule", Text, Always, "Which one decides, and where it stands."),
+            ("address", Text, Nullable, "The address that was tried."),
+            ("sent", Text, Nullable, "What came of a true packet; null: it was not sent."),
+            ("reached", Bool, Nullable, "Whether that found somebody; of datagrams: nobody sent it back."),
+        ],
+    ),
+    (
         "VolumeMoved",
         "What an import has moved.",
         &[
@@ -463,6 +495,11 @@ const TYPES: &[(&str, &str, &[Field])] = &[
 
 const WORDS: &[(&str, &str, &[&str])] = &[
     ("ChangeKind", "What happens to a VPS.", &["create", "change", "none"]),
+    (
+        "FirewallKind",
+        "A rule between VPSs, one about the outside, an address that a name has at the moment, or what was refused in the last hour.",
+        &["allow", "egress", "opened", "refused"],
+    ),
     ("State", "What a VPS can be.", &["asleep", "starting", "running", "frozen", "stopping", "failed", "waiting"]),
     (
         "ErrorKind",

@@ -101,6 +101,12 @@ fn schemas_hold_what_the_types_write() {
     let progress = serde_json::to_value(BuildLine::Progress { step: text(), done: 0, total: 0 }).unwrap();
     holds("BuildProgress", progress["progress"].clone());
     holds("RouteRow", RouteRow { route: text(), vps: vps(), port: 1, listen: text(), fault: None, from: Vec::new() });
+    let (kind, none) = (FirewallKind::Allow, None);
+    let row = FirewallRow { vps: vps(), kind, to: text(), name: None, packets: None, bytes: none, left_ms: none };
+    holds("FirewallRow", row);
+    holds("FirewallTest", FirewallTest { vps: vps(), to: text() });
+    let tested = FirewallTested { allowed: true, rule: text(), address: None, sent: None, reached: None };
+    holds("FirewallTested", tested);
     holds("VolumeMoved", VolumeMoved { entries: 0, bytes: 0, left_out: 0, changed: 0 });
     let service = ServiceRow {
         service: text(),
