@@ -57,13 +57,10 @@ pub fn run() -> Result<Vec<Measure>> {
     let _outside = Client::new()?;
     let config = format!("[network]\nuplink = \"eth0\"\naddresses = [\"{OWNED}\"]\n");
     let host = Host::start(HostOptions { config, ..HostOptions::default() })?;
-    host.apply("web.toml", &SPEC.replace("KILOBYTE", &"x".repeat(1024)))?;
+    host.apply("web.toml", &spec(OWNED))?;
     host.run(&["start", "web"])?;
     let server = host.row("web")?["address"].as_str().context("an address")?.to_owned();
-    let direct = format!("nsenter -t {} -n nft list map inet bailiwick ways4", host.pid_of("network")?);
-    while !sh(&direct)?.contains(OWNED) {
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
+    await_way(&host, OWNED)?;
     let directory = tempfile::Builder::new().prefix("bailiwick-bench-").tempdir_in("/var/tmp")?;
     let file = directory.path().join("haproxy.cfg");
     fs::write(&file, HAPROXY.replace("SERVER", &server))?;
@@ -114,7 +111,22 @@ pub fn run() -> Result<Vec<Measure>> {
     ])
 }
 
-fn requests(url: &str, more: &[&str]) -> Result<f64> {
+/// A web server that is reached by that address.
+pub fn spec(address: &str) -> String {
+    SPEC.replace("KILOBYTE", &"x".repeat(1024)).replace(OWNED, address)
+}
+
+/// Waits until what comes for that address is led past the gateway.
+pub fn await_way(host: &Host, address: &str) -> Result<()> {
+    let list = format!("nsenter -t {} -n nft list map inet bailiwick ways4", host.pid_of("network")?);
+    while !sh(&list)?.contains(address) {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// Requests per second, as wrk counts them.
+pub fn requests(url: &str, more: &[&str]) -> Result<f64> {
     let mut wrk = Command::new("wrk");
     wrk.args(["-t", "1", "-c", &CONNECTIONS.to_string(), "-d", &format!("{SECONDS}s")]).args(more);
     let output = wrk.arg(format!("{url}/1k")).output().context("wrk")?;

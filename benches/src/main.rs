@@ -12,6 +12,7 @@ mod many;
 mod measure;
 mod memory;
 mod peers;
+mod rules;
 mod start;
 mod udp;
 mod warm;
@@ -33,6 +34,7 @@ const GROUPS: &[Group] = &[
     ("warm", warm::run),
     ("direct", direct::run),
     ("udp", udp::run),
+    ("rules", rules::run),
     ("idle", idle::run),
     ("many", many::run),
 ];

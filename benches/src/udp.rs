@@ -4,12 +4,12 @@
 use std::{fs, process::Command};
 
 use anyhow::{Context, Result, ensure};
-use bailiwick_system_tests::{
-    Host, HostOptions,
-    netns::{Client, sh},
-};
+use bailiwick_system_tests::{Host, HostOptions, netns::Client};
 
-use crate::measure::{Measure, Samples};
+use crate::{
+    direct,
+    measure::{Measure, Samples},
+};
 
 const RUNS: usize = 5;
 const SECONDS: u32 = 2;
@@ -35,10 +35,7 @@ pub fn run() -> Result<Vec<Measure>> {
     let host = Host::start(HostOptions { config, ..HostOptions::default() })?;
     host.apply("names.toml", SPEC)?;
     host.run(&["start", "names"])?;
-    let ways = format!("nsenter -t {} -n nft list map inet bailiwick ways4", host.pid_of("network")?);
-    while !sh(&ways)?.contains(OWNED) {
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
+    direct::await_way(&host, OWNED)?;
     let server = host.row("names")?["address"].as_str().context("an address")?.to_owned();
     let questions = host.root.join("questions");
     fs::write(&questions, "web.test A\n")?;

@@ -1,7 +1,7 @@
 //! `io.bailiwick.Network`: what `control` asks of the network service.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
 };
 
@@ -80,17 +80,28 @@ method! {
 }
 
 method! {
-    /// Who is whose, and who may reach whom: in place of all that was said before. Answers when it is in force; it stays
-    /// so over restarts.
+    /// Who is whose, and who may reach whom: in place of all that was said before. In parts, since there may be much to say; answers
+    /// the last one when all is in force. It stays so over restarts.
     Neighbours {
-        /// The VPSs of each tenant, which find each other by name.
-        tenants: BTreeMap<TenantName, Vec<VpsName>>,
-        /// Of one tenant's: the first may connect to that TCP port of the second, by way of the gateway.
-        allow: Vec<(VpsName, VpsName, u16)>,
-        /// What of the outside a VPS may connect to; those that are not named, to all.
-        #[serde(default)]
-        egress: BTreeMap<VpsName, Vec<Egress>>,
+        /// This part is the first one: what was said of an earlier telling, and not to its end, is as good as nothing.
+        first: bool,
+        /// This part is the last one.
+        last: bool,
+        /// What is said.
+        said: Vec<Said>,
     } = "io.bailiwick.Network.Neighbours" -> Empty
+}
+
+/// One thing that `Neighbours` says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Said {
+    /// That VPS is that tenant's; those of a tenant find each other by name.
+    Vps(TenantName, VpsName),
+    /// The first may connect to that TCP port of the second, which is the same tenant's, by way of the gateway.
+    Allow(VpsName, VpsName, u16),
+    /// Of the outside that VPS may connect to these, and to what else is said so, and to nothing more.
+    Bounds(VpsName, Vec<Egress>),
 }
 
 method! {

@@ -11,12 +11,17 @@ use futures_util::future::join_all;
 use model::{Allow, Egress, VpsName, VpsSpec, run::Link, spec::Idle};
 use tokio::{sync::watch, time::timeout};
 use wire::{
+    Fault,
     control::{Addresses, Door},
-    network::Neighbours,
+    network::{Neighbours, Said},
 };
 
 use crate::{calls::insist, launch, shared::Control};
 
+/// Bytes after which a part of what is told ends; a request may have twice as many.
+const PART: usize = 32 << 10;
+/// Entries of `egress` in one item, of a few hundred bytes at most.
+const OF_ITEM: usize = 32;
 /// How long one try to tell the network service takes.
 const TRY: Duration = Duration::from_secs(10);
 /// Pause after a try that was refused.
@@ -59,19 +64,38 @@ pub fn idle_times(idle: &Idle) -> (Option<u64>, Option<u64>) {
 }
 
 /// What the network service is told.
-fn said(control: &Control) -> Neighbours {
-    let mut tenants = BTreeMap::<_, Vec<_>>::new();
-    let mut egress = BTreeMap::new();
+fn said(control: &Control) -> Vec<Said> {
+    let mut said = Vec::new();
     for (name, vps) in control.all().iter() {
         let spec = vps.spec();
-        tenants.entry(spec.tenant.clone()).or_default().push(name.clone());
+        said.push(Said::Vps(spec.tenant.clone(), name.clone()));
         if let Some(only) = bounds(control, &spec) {
-            egress.insert(name.clone(), only);
+            said.push(Said::Bounds(name.clone(), Vec::new()));
+            said.extend(only.chunks(OF_ITEM).map(|some| Said::Bounds(name.clone(), some.to_vec())));
         }
     }
     let rules = control.routes.rules();
-    let allow = rules.iter().map(|rule| (rule.from.clone(), rule.to.clone(), rule.port));
-    Neighbours { tenants, allow: allow.collect(), egress }
+    said.extend(rules.iter().map(|rule| Said::Allow(rule.from.clone(), rule.to.clone(), rule.port)));
+    said
+}
+
+/// Tells it, in parts.
+async fn tell_once(control: &Control) -> Result<(), Fault> {
+    let mut rest = said(control).into_iter().peekable();
+    let mut first = true;
+    loop {
+        let (mut part, mut bytes) = (Vec::new(), 0);
+        while let Some(item) = rest.next_if(|_| bytes < PART) {
+            bytes += serde_json::to_string(&item).map_or(0, |text| text.len() + 1);
+            part.push(item);
+        }
+        let last = rest.peek().is_none();
+        insist(&control.network, &Neighbours { first, last, said: part }, TRY).await?;
+        if last {
+            return Ok(());
+        }
+        first = false;
+    }
 }
 
 /// What of the outside alone a VPS may connect to; none: all.
@@ -118,7 +142,7 @@ pub async fn tell(control: Arc<Control>) {
     while wanted.changed().await.is_ok() {
         loop {
             let version = *wanted.borrow_and_update();
-            match insist(&control.network, &said(&control), TRY).await {
+            match tell_once(&control).await {
                 Ok(_) => {
                     control.telling.told.send_replace(version);
                     break;

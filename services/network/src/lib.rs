@@ -79,13 +79,13 @@ pub async fn run(context: service::Context) -> anyhow::Result<()> {
     let links = Links::start(layout.clone()).await.context("preparing links")?;
     let egress = egress::Rules::prepare(layout, links.firewall().clone()).await?;
     let said = Said::open(context.data.join("neighbours.json"));
-    let state = Mutex::new(State { book, said, names: None });
+    let state = Mutex::new(State { book, said, version: 0, names: None });
     let network = Arc::new(Network {
         state,
         links: links.clone(),
         egress,
         server: OnceLock::new(),
-        changing: tokio::sync::Mutex::default(),
+        told: tokio::sync::Mutex::default(),
     });
     network.in_force().await?;
     let names = names::Server::new(network.clone(), subnets, resolvers);
@@ -107,15 +107,24 @@ struct Network {
     egress: egress::Rules,
     /// Where VPSs ask for names.
     server: OnceLock<Arc<names::Server<Network>>>,
-    /// Held while the kernel is being told who may reach whom, so that the last word is the last.
-    changing: tokio::sync::Mutex<()>,
+    /// The version of what the kernel was told last of who may reach whom. Held while it is being told.
+    told: tokio::sync::Mutex<Option<u64>>,
 }
 
 struct State {
     book: AddressBook,
     said: Said,
+    /// Counts changes of the two.
+    version: u64,
     /// None: something changed since they were looked up.
     names: Option<Arc<Names>>,
+}
+
+impl State {
+    fn changed(&mut self) {
+        self.version += 1;
+        self.names = None;
+    }
 }
 
 impl Network {
@@ -123,23 +132,29 @@ impl Network {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the kernel let those reach each other who may.
+    /// Has the kernel let those reach each other who may. Who asks while it is being told is told of together.
     async fn in_force(&self) -> Result<(), FirewallError> {
-        let _one_at_a_time = self.changing.lock().await;
-        let (elements, bounds) = {
+        let wanted = self.state().version;
+        let mut told = self.told.lock().await;
+        if told.is_some_and(|told| told >= wanted) {
+            return Ok(());
+        }
+        let (version, elements, bounds) = {
             let state = self.state();
-            (state.said.elements(&state.book), state.said.bounds(&state.book))
+            (state.version, state.said.elements(&state.book), state.said.bounds(&state.book))
         };
         self.egress.set(bounds).await?;
         self.links.firewall().set(Element::NEIGHBOURS, elements).await?;
-        self.links.firewall().check().await
+        self.links.firewall().check().await?;
+        *told = Some(version);
+        Ok(())
     }
 
     /// The same after an address was given out or back: only where a rule is about it.
     async fn readdressed(&self, name: &VpsName) -> Result<(), Fault> {
         let concerned = {
             let mut state = self.state();
-            state.names = None;
+            state.changed();
             state.said.is_about(name)
         };
         if concerned { self.in_force().await.map_err(failed) } else { Ok(()) }
@@ -206,7 +221,7 @@ impl Network {
 
 impl names::Book for Network {
     fn names(&self) -> Arc<Names> {
-        let State { book, said, names } = &mut *self.state();
+        let State { book, said, names, .. } = &mut *self.state();
         names.get_or_insert_with(|| Arc::new(said.names(book))).clone()
     }
 
@@ -271,12 +286,16 @@ impl Service for Network {
                 replier.done::<Addresses>(&AllAddresses { links }, &[]).await?;
             }
             Neighbours::NAME => {
-                let changed = {
+                let part = request.parse::<Neighbours>()?;
+                let last = part.last;
+                {
                     let mut state = self.state();
-                    state.names = None;
-                    state.said.replace(request.parse::<Neighbours>()?)?
-                };
-                if changed {
+                    if state.said.hear(part)? {
+                        state.changed();
+                    }
+                }
+                // Also what was said before, and could not be carried out.
+                if last {
                     self.in_force().await.map_err(failed)?;
                 }
                 replier.done::<Neighbours>(&Empty {}, &[]).await?;

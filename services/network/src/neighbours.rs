@@ -11,7 +11,7 @@ use std::{
 
 use model::{Egress, TenantName, VpsName, run::Link};
 use serde::{Deserialize, Serialize};
-use wire::network::Neighbours;
+use wire::network::{self, Neighbours};
 
 use crate::{
     addresses::{self, AddressBook, AddressError},
@@ -23,6 +23,8 @@ use crate::{
 pub struct Said {
     path: PathBuf,
     said: Kept,
+    /// What is being said, until it is complete.
+    coming: Kept,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -44,12 +46,25 @@ impl Said {
             }
             Kept::default()
         });
-        Self { path, said }
+        Self { path, said, coming: Kept::default() }
     }
 
-    /// Remembers what was said; false: it is what was said before.
-    pub fn replace(&mut self, new: Neighbours) -> Result<bool, AddressError> {
-        let new = Kept { tenants: new.tenants, allow: new.allow, egress: new.egress };
+    /// Takes a part of what is said. With the last one that counts, and is remembered; false: it is what counted before.
+    pub fn hear(&mut self, Neighbours { first, last, said }: Neighbours) -> Result<bool, AddressError> {
+        if first {
+            self.coming = Kept::default();
+        }
+        for one in said {
+            match one {
+                network::Said::Vps(tenant, vps) => self.coming.tenants.entry(tenant).or_default().push(vps),
+                network::Said::Allow(from, to, port) => self.coming.allow.push((from, to, port)),
+                network::Said::Bounds(vps, only) => self.coming.egress.entry(vps).or_default().extend(only),
+            }
+        }
+        if !last {
+            return Ok(false);
+        }
+        let new = std::mem::take(&mut self.coming);
         if self.said == new {
             return Ok(false);
         }

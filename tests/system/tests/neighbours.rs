@@ -241,3 +241,32 @@ fn a_silent_connection_lets_its_server_sleep() -> Result<()> {
     ensure!(echo(&host, "web", "db")? == "x");
     host.stop()
 }
+
+#[test]
+fn more_rules_than_one_message_holds_are_in_force() -> Result<()> {
+    let mut host = Host::start(HostOptions::default())?;
+    let name = |n: usize| format!("{}-{n}", "long".repeat(13));
+    let mut all = 0;
+    for file in 0..4 {
+        let (mut rules, mut vpss) = (Vec::new(), String::new());
+        for n in (0..125).map(|n| file * 125 + n) {
+            let next = if n % 125 == 124 { n - 124 } else { n + 1 };
+            rules.extend([80, 443].map(|port| format!("{:?}", format!("{} -> {}:{port}", name(n), name(next)))));
+            vpss += &format!("[vps.{}]\nimage = \"debian:\"\ncommand = [\"sleep\", \"infinity\"]\n", name(n));
+        }
+        all += rules.len();
+        host.apply(&format!("{file}.toml"), &format!("tenant = \"acme\"\nallow = [{}]\n{vpss}", rules.join(", ")))?;
+    }
+    let deadline = std::time::Instant::now() + LONG;
+    loop {
+        let rules = host.json(&["network", "rules"])?.as_array().map_or(0, Vec::len);
+        if rules == all {
+            break;
+        }
+        ensure!(std::time::Instant::now() < deadline, "{rules} of {all} rules are in force");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let told = host.run(&["logs", "control"]).unwrap_or_default();
+    ensure!(!told.contains("was not told"), "{told}");
+    host.stop()
+}
