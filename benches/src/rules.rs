@@ -12,7 +12,7 @@ use crate::{
 };
 
 const RUNS: usize = 5;
-const CHANGES: usize = 15;
+const CHANGES: usize = 25;
 const FILES: usize = 40;
 /// VPSs of a file, and rules of each.
 const OF_FILE: usize = 25;

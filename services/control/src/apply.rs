@@ -182,9 +182,12 @@ impl<'a> Check<'a> {
                 false => all.filter(|(_, spec)| spec.tenant == *tenant).map(|(other, _)| other).collect(),
             };
             let unknown = |other: &VpsName| {
+                if tenants.contains(other) {
+                    return None;
+                }
                 let near = model::nearest(other.as_str(), tenants.iter().map(|name| name.as_str()));
                 let hint = near.map_or("apply its file too".to_owned(), |near| format!("did you mean `{near}`?"));
-                (!tenants.contains(other)).then(|| (format!("tenant {tenant} has no vps \"{other}\""), hint))
+                Some((format!("tenant {tenant} has no vps \"{other}\""), hint))
             };
             for rule in sent.spec.allow(name) {
                 let other = if rule.from == *name { &rule.to } else { &rule.from };

@@ -37,6 +37,8 @@ const LIST_TABLE: u16 = 1;
 const LIST_SET: u16 = 2;
 const LIST_ELEMENTS: u16 = 3;
 const CREATE: u16 = 0x400;
+/// Elements of a change that are read back one by one.
+const FEW: usize = 64;
 /// Bytes of elements in one message at most: their attribute's length has 16 bits.
 const MESSAGE: usize = 60_000;
 
@@ -94,6 +96,7 @@ impl Firewall {
                 return Ok(());
             }
             let changed = change(&less, more.iter().map(|element| (*element, element.encode())));
+            let changed = changed.and_then(|()| compare(&less, &more));
             match &changed {
                 Ok(()) => {
                     for element in less {
@@ -145,18 +148,38 @@ impl Firewall {
         })
         .await
     }
+}
 
-    /// Compares what the kernel has with what it was told.
-    pub async fn check(&self) -> Result<(), FirewallError> {
-        let there = self.there.clone().lock_owned().await;
-        blocking(move || {
-            let read: BTreeSet<_> = read()?.into_iter().map(|(element, _)| element).collect();
-            match read.symmetric_difference(&there).next() {
-                Some(one) => Err(FirewallError::Differs(format!("{one:?}"))),
-                None => Ok(()),
+/// Compares what the kernel has of a change with what it was told.
+fn compare(less: &[Element], more: &[Element]) -> Result<(), FirewallError> {
+    let differs = |one: &Element| FirewallError::Differs(format!("{one:?}"));
+    // Of much the whole is read faster.
+    if less.len() + more.len() > FEW {
+        let there: BTreeSet<_> = read()?.into_iter().map(|(element, _)| element).collect();
+        let wrong = less.iter().find(|one| there.contains(one)).or(more.iter().find(|one| !there.contains(one)));
+        return wrong.map_or(Ok(()), |one| Err(differs(one)));
+    }
+    for (elements, expected) in [(less, false), (more, true)] {
+        for element in elements {
+            if has(element)? != expected {
+                return Err(differs(element));
             }
-        })
-        .await
+        }
+    }
+    Ok(())
+}
+
+/// Whether the kernel has an element.
+fn has(element: &Element) -> Result<bool, FirewallError> {
+    let (set, ipv6) = element.set();
+    let name = set.name(ipv6);
+    let socket = Socket::open().map_err(FirewallError::Socket)?;
+    let body = [of_set(name), nested(LIST_ELEMENTS, &element.encode())].concat();
+    let asked = socket.send(&message(kind(GET_ELEMENTS, REQUEST | nfnetlink::ACK, 1), &body));
+    match asked.and_then(|()| socket.answers(|_| {})) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOENT.raw_os_error()) => Ok(false),
+        Err(error) => Err(FirewallError::Read(name, error)),
     }
 }
 

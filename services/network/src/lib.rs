@@ -145,7 +145,6 @@ impl Network {
         };
         self.egress.set(bounds).await?;
         self.links.firewall().set(Element::NEIGHBOURS, elements).await?;
-        self.links.firewall().check().await?;
         *told = Some(version);
         Ok(())
     }
