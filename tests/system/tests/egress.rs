@@ -248,3 +248,25 @@ fn a_tenant_chooses_within_what_the_operator_allows() -> Result<()> {
         world.host.stop()
     })
 }
+
+#[test]
+fn who_floods_the_outside_leaves_the_others_theirs() -> Result<()> {
+    in_own_network("who_floods_the_outside_leaves_the_others_theirs", || {
+        let mut world = World::new("", "egress = [\"203.0.113.0/24\"]")?;
+        let network = world.host.pid_of("network")?;
+        let inside = |what: &str| sh(&format!("nsenter -t {network} -n sh -c '{what}'"));
+        let number = |text: String| Ok::<u64, anyhow::Error>(text.trim().parse()?);
+        let most = number(inside("cat /proc/sys/net/netfilter/nf_conntrack_max")?)?;
+        // Twice as many flows as the table has places.
+        let flood = "use Socket; socket S, AF_INET, SOCK_DGRAM, 0; my $n = shift; \
+                     for my $host (1..250) { next if $host == 7; my $to = inet_aton(qq(203.0.113.$host)); \
+                     for my $port (1..($n / 250)) { send S, q(x), 0, sockaddr_in($port, $to) } } print qq(done)";
+        let said = world.host.run(&["exec", "only", "--", "perl", "-e", flood, &(2 * most).to_string()])?;
+        ensure!(said == "done", "{said}");
+        let count = number(inside("cat /proc/sys/net/netfilter/nf_conntrack_count")?)?;
+        ensure!(count < most / 4, "{count} of {most} places are taken");
+        ensure!(count > 500, "the probe itself does not work: {count}");
+        ensure!(world.ask("free", GOOD[0], 8000)? == "x");
+        world.host.stop()
+    })
+}

@@ -11,6 +11,38 @@ use crate::{
     ways,
 };
 
+/// Who has opened connections to the outside of late.
+const OPENING: &str = "\
+set opening4 { type ipv4_addr; flags dynamic, timeout; size 65535; timeout 2m; }
+set opening6 { type ipv6_addr; flags dynamic, timeout; size 65535; timeout 2m; }
+";
+
+/// How many connections to the outside one VPS may open: all share the kernel's table of them, and one that fills it would keep the
+/// others from theirs.
+#[derive(Debug, Clone, Copy)]
+struct Crowd {
+    /// In a second.
+    rate: u64,
+    /// At once, after a rest.
+    burst: u64,
+}
+
+impl Crowd {
+    /// By the size of the table (`nf_conntrack_max`). One that nobody answers stays in it for two minutes at most, so that a VPS takes
+    /// a quarter of it.
+    fn read() -> Self {
+        let size = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max");
+        let size: u64 = size.ok().and_then(|size| size.trim().parse().ok()).unwrap_or(65_536);
+        Self { rate: (size / 512).max(32), burst: (size / 64).max(512) }
+    }
+}
+
+/// For what one VPS opens too fast: its sender is told.
+fn crowded() -> Chain {
+    let rules = "counter\nmeta l4proto 6 reject with tcp reset\nreject with icmpx admin-prohibited\n".to_owned();
+    Chain { name: "crowded", hook: "", rules }
+}
+
 /// A chain, and its rules.
 pub struct Chain {
     pub name: &'static str,
@@ -29,6 +61,8 @@ pub fn ruleset(layout: &Layout) -> String {
     let mut chains = vec![sort(layout), from_gateway(layout), forward(layout)];
     if layout.uplink {
         sets += egress::MAPS;
+        sets += OPENING;
+        chains.push(crowded());
         chains.push(egress::refuse());
         chains.push(nat::chain(layout));
     }
@@ -100,6 +134,13 @@ fn forward(layout: &Layout) -> Chain {
     }
     if layout.uplink {
         let _ = writeln!(rules, "oifname != {} accept", Link::UPLINK);
+        let crowd = Crowd::read();
+        for (ip, six) in families {
+            let Crowd { rate, burst } = crowd;
+            let opening =
+                format!("update @opening{six} {{ {ip} saddr limit rate over {rate}/second burst {burst} packets }}");
+            let _ = writeln!(rules, "ct state new {opening} goto crowded");
+        }
         for (ip, six) in families {
             let _ = writeln!(rules, "{ip} saddr vmap @bounded{six}");
         }
