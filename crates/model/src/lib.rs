@@ -24,7 +24,7 @@ pub mod state;
 pub mod story;
 mod version;
 
-pub use allow::Allow;
+pub use allow::{Allow, Party, Rule};
 pub use document::nearest;
 pub use egress::Egress;
 pub use grant::{Grant, Selector, Verb};
@@ -32,7 +32,7 @@ pub use host::HostConfig;
 pub use ignore::Ignore;
 pub use image::{ImageRef, LayerId};
 pub use limits::Limits;
-pub use name::{DirectoryName, JobName, SecretName, ServiceName, TenantName, VolumeName, VpsName};
+pub use name::{DirectoryName, JobName, LabelName, SecretName, ServiceName, TenantName, VolumeName, VpsName};
 pub use route::{ClientAddress, ListenAddress, Route, RouteTarget, Transport};
 pub use run::RunSpec;
 pub use spec::{Spec, VpsSpec};

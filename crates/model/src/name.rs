@@ -107,6 +107,10 @@ name_type! {
     JobName
 }
 name_type! {
+    /// What VPSs of a tenant have in common; rules name it as `@web`.
+    LabelName
+}
+name_type! {
     /// One administrative job, such as `gateway`.
     ServiceName
 }

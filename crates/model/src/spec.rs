@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Allow, ClientAddress, DirectoryName, Egress, Ignore, ImageRef, JobName, Limits, ListenAddress, Route, RouteTarget,
-    SecretName, TenantName, Transport, VolumeName, VpsName,
+    ClientAddress, DirectoryName, Egress, Ignore, ImageRef, JobName, LabelName, Limits, ListenAddress, Party, Route,
+    RouteTarget, Rule, SecretName, TenantName, Transport, VolumeName, VpsName,
     run::{Directory, ReadyCheck, Stop, Volume},
 };
 
@@ -88,10 +88,13 @@ pub struct VpsSpec {
     pub ignore: Ignore,
     /// Who of its tenant's may connect to it, and to which ports.
     #[serde(default)]
-    pub admits: BTreeMap<VpsName, BTreeSet<u16>>,
+    pub admits: BTreeMap<Party, BTreeSet<u16>>,
     /// To whom it may connect, where the rule stands in its own file and not in that of the other.
     #[serde(default)]
-    pub reaches: BTreeMap<VpsName, BTreeSet<u16>>,
+    pub reaches: BTreeMap<Party, BTreeSet<u16>>,
+    /// What it has in common with others of its tenant's, for rules.
+    #[serde(default)]
+    pub labels: BTreeSet<LabelName>,
     /// Who of its tenant's is woken together with it, since it will connect to them.
     #[serde(default)]
     pub wants: BTreeSet<VpsName>,
@@ -144,12 +147,13 @@ impl VpsSpec {
     }
 
     /// The rules that stand in its file, with `name` as its name.
-    pub fn allow(&self, name: &VpsName) -> BTreeSet<Allow> {
-        let pairs = |map: &BTreeMap<VpsName, BTreeSet<u16>>| -> Vec<_> {
+    pub fn allow(&self, name: &VpsName) -> BTreeSet<Rule> {
+        let pairs = |map: &BTreeMap<Party, BTreeSet<u16>>| -> Vec<_> {
             map.iter().flat_map(|(other, ports)| ports.iter().map(|port| (other.clone(), *port))).collect()
         };
-        let admits = pairs(&self.admits).into_iter().map(|(from, port)| Allow { from, to: name.clone(), port });
-        let reaches = pairs(&self.reaches).into_iter().map(|(to, port)| Allow { from: name.clone(), to, port });
+        let own = || Party::Vps(name.clone());
+        let admits = pairs(&self.admits).into_iter().map(|(from, port)| Rule { from, to: own(), port });
+        let reaches = pairs(&self.reaches).into_iter().map(|(to, port)| Rule { from: own(), to, port });
         admits.chain(reaches).collect()
     }
 

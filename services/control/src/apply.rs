@@ -6,7 +6,7 @@ use std::{
 };
 
 use model::{
-    DirectoryName, Egress, ImageRef, ListenAddress, Route, SecretName, VpsName, VpsSpec,
+    DirectoryName, Egress, ImageRef, ListenAddress, Party, Route, SecretName, TenantName, VpsName, VpsSpec,
     api::{ApplyRequest, Change, ChangeKind, ErrorKind, SpecFile},
     host::{AllowedDirectory, HostConfig},
     spec::Problem,
@@ -17,8 +17,12 @@ use crate::{
     diff,
     locate::{Target, problem},
     machine::Machine,
+    neighbours,
     secrets::{self, SecretId},
 };
+
+/// Rules between VPSs of one tenant at most: a pair and a port each.
+const RULES: usize = 20_000;
 
 /// What a request is held against.
 #[derive(Debug)]
@@ -81,6 +85,7 @@ pub fn plan(world: &World<'_>, request: &ApplyRequest) -> Result<Plan, Refusal> 
     check.names(world);
     check.limits(world);
     check.neighbours(world);
+    check.number_of_rules(world);
     check.secrets(world);
     check.directories(world);
     check.egress(world);
@@ -177,10 +182,14 @@ impl<'a> Check<'a> {
                 .map(|(other, spec)| (other, &**spec))
                 .chain(self.sent.iter().map(|(other, sent)| (other, &sent.spec)));
             let VpsSpec { tenant, admits, reaches, wants, .. } = &sent.spec;
-            let tenants: BTreeSet<_> = match admits.is_empty() && reaches.is_empty() && wants.is_empty() {
-                true => continue,
-                false => all.filter(|(_, spec)| spec.tenant == *tenant).map(|(other, _)| other).collect(),
-            };
+            if admits.is_empty() && reaches.is_empty() && wants.is_empty() {
+                continue;
+            }
+            let (mut tenants, mut labels) = (BTreeSet::new(), BTreeSet::new());
+            for (other, spec) in all.filter(|(_, spec)| spec.tenant == *tenant) {
+                tenants.insert(other);
+                labels.extend(&spec.labels);
+            }
             let unknown = |other: &VpsName| {
                 if tenants.contains(other) {
                     return None;
@@ -189,16 +198,52 @@ impl<'a> Check<'a> {
                 let hint = near.map_or("apply its file too".to_owned(), |near| format!("did you mean `{near}`?"));
                 Some((format!("tenant {tenant} has no vps \"{other}\""), hint))
             };
+            let own = Party::Vps(name.clone());
             for rule in sent.spec.allow(name) {
-                let other = if rule.from == *name { &rule.to } else { &rule.from };
-                let what = unknown(other);
-                found.extend(what.map(|what| (name.clone(), other.clone(), Some(rule.clone()), what)));
+                let what = match if rule.from == own { &rule.to } else { &rule.from } {
+                    Party::Vps(other) => unknown(other),
+                    Party::Label(label) if labels.contains(label) => None,
+                    Party::Label(label) => {
+                        let near = model::nearest(label.as_str(), labels.iter().map(|label| label.as_str()));
+                        let hint = near.map_or("write labels = [...] in [vps.NAME]".to_owned(), |near| {
+                            format!("did you mean `@{near}`?")
+                        });
+                        Some((format!("tenant {tenant} has no vps with the label \"{label}\""), hint))
+                    }
+                };
+                found.extend(what.map(|what| (name.clone(), name.clone(), Some(rule.clone()), what)));
             }
             found.extend(wants.iter().filter_map(|other| Some((name.clone(), other.clone(), None, unknown(other)?))));
         }
         for (name, other, rule, (message, hint)) in found {
             let target = rule.as_ref().map_or(Target::Entry("wants", other.as_str()), Target::Rule);
             self.add(ErrorKind::Invalid, &name, target, message, hint);
+        }
+    }
+
+    /// Labels can make very many rules.
+    fn number_of_rules(&mut self, world: &World<'_>) {
+        let has_labels = |spec: &VpsSpec| {
+            let mut parties = spec.admits.keys().chain(spec.reaches.keys());
+            !spec.labels.is_empty() || parties.any(|party| matches!(party, Party::Label(_)))
+        };
+        if !self.sent.values().any(|sent| has_labels(&sent.spec)) {
+            return;
+        }
+        let mut specs = world.specs.clone();
+        specs.extend(self.sent.iter().map(|(name, sent)| (name.clone(), Arc::new(sent.spec.clone()))));
+        let tenants: BTreeSet<_> = self.sent.values().map(|sent| &sent.spec.tenant).collect();
+        let most = |tenant: &&TenantName| neighbours::count(&specs, tenant) > RULES;
+        let found: Vec<_> = tenants.into_iter().filter(most).cloned().collect();
+        for tenant in found {
+            let of = |(name, sent): (&VpsName, &Sent<'_>)| (sent.spec.tenant == tenant).then(|| name.clone());
+            let Some(name) = self.sent.iter().find_map(of) else { continue };
+            let number = neighbours::count(&specs, &tenant);
+            let what = format!(
+                "the rules of tenant {tenant} would be up to {number}, one a pair of VPSs and port; at most {RULES} are taken"
+            );
+            let hint = "give labels to fewer VPSs, or write rules for fewer of them".to_owned();
+            self.add(ErrorKind::Lacking, &name, Target::Word("allow"), what, hint);
         }
     }
 

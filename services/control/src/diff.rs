@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use model::{VpsName, VpsSpec, api::FieldChange, spec::render};
 
 /// Fields that count at once; all others at the next start.
-const AT_ONCE: [&str; 9] = ["allow", "egress", "idle", "ignore", "job", "routes", "restart", "start_deadline", "wants"];
+const AT_ONCE: [&str; 10] =
+    ["allow", "egress", "idle", "ignore", "job", "labels", "routes", "restart", "start_deadline", "wants"];
 
 /// The fields that differ, by their full names; `old` none: everything is new.
 pub fn fields(name: &VpsName, old: Option<&VpsSpec>, new: &VpsSpec) -> Vec<FieldChange> {

@@ -25,6 +25,7 @@ pub fn spec(tenant: &str, routes: &[(&str, u16)]) -> VpsSpec {
         ignore: Default::default(),
         admits: Default::default(),
         reaches: Default::default(),
+        labels: Default::default(),
         wants: Default::default(),
         egress: None,
         limits: Default::default(),

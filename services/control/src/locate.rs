@@ -1,6 +1,6 @@
 //! Where in a spec file something was written, for problems that only show when files are compared.
 
-use model::{Allow, Route, VpsName, spec::Problem};
+use model::{Route, Rule, VpsName, spec::Problem};
 
 /// What is looked for in the part of a file that is about one VPS.
 #[derive(Debug, Clone, Copy)]
@@ -10,7 +10,7 @@ pub enum Target<'a> {
     /// The key of a route, however it was spelt.
     Route(&'a Route),
     /// A rule of the file's `allow`.
-    Rule(&'a Allow),
+    Rule(&'a Rule),
     /// The first mention of a word, such as a field's name.
     Word(&'a str),
     /// An entry of a table such as `secrets`.
@@ -74,10 +74,10 @@ fn find(text: &str, vps: &VpsName, target: Target<'_>) -> Option<(usize, usize, 
 }
 
 /// Rules stand before the first table.
-fn find_rule(text: &str, rule: &Allow) -> Option<(usize, usize, usize)> {
+fn find_rule(text: &str, rule: &Rule) -> Option<(usize, usize, usize)> {
     let top = text.lines().enumerate().take_while(|(_, line)| !line.trim_start().starts_with('['));
     let all = top.flat_map(|(index, line)| quoted(line).map(move |(at, written)| (index, line, at, written)));
-    let mut same = all.filter(|(.., written)| written.parse::<Allow>().as_ref() == Ok(rule));
+    let mut same = all.filter(|(.., written)| written.parse::<Rule>().as_ref() == Ok(rule));
     let (index, line, at, written) = same.next()?;
     Some((index + 1, line[..at].chars().count() + 1, written.chars().count()))
 }

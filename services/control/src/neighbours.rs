@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use model::{Allow, Egress, VpsName, VpsSpec, run::Link, spec::Idle};
+use model::{Allow, Egress, LabelName, Party, TenantName, VpsName, VpsSpec, run::Link, spec::Idle};
 use tokio::{sync::watch, time::timeout};
 use wire::{
     Fault,
@@ -34,9 +34,61 @@ pub type Specs = BTreeMap<VpsName, Arc<VpsSpec>>;
 
 /// The rules in effect: both VPSs are there and belong to one tenant.
 pub fn rules(specs: &Specs) -> BTreeSet<Allow> {
-    let tenant = |name: &VpsName| specs.get(name).map(|spec| &spec.tenant);
-    let all = specs.iter().filter(|(_, spec)| !(spec.admits.is_empty() && spec.reaches.is_empty()));
-    all.flat_map(|(name, spec)| spec.allow(name)).filter(|rule| tenant(&rule.from) == tenant(&rule.to)).collect()
+    let labelled = labelled(specs);
+    let mut rules = BTreeSet::new();
+    for (name, spec) in specs.iter().filter(|(_, spec)| !(spec.admits.is_empty() && spec.reaches.is_empty())) {
+        let others = |party| members(specs, &labelled, &spec.tenant, party).filter(|other| *other != name).cloned();
+        for (party, ports) in &spec.admits {
+            let one = |from: VpsName| {
+                ports.iter().map(move |port| Allow { from: from.clone(), to: name.clone(), port: *port })
+            };
+            rules.extend(others(party).flat_map(one));
+        }
+        for (party, ports) in &spec.reaches {
+            let one =
+                |to: VpsName| ports.iter().map(move |port| Allow { from: name.clone(), to: to.clone(), port: *port });
+            rules.extend(others(party).flat_map(one));
+        }
+    }
+    rules
+}
+
+/// How many rules between VPSs those of a tenant make, without making them: labels can make very many.
+pub fn count<'a>(specs: &'a Specs, tenant: &'a TenantName) -> usize {
+    let labelled = labelled(specs);
+    let parties = |spec: &'a VpsSpec| spec.admits.iter().chain(&spec.reaches);
+    let of_one =
+        |(party, ports): (&Party, &BTreeSet<u16>)| members(specs, &labelled, tenant, party).count() * ports.len();
+    specs.values().filter(|spec| spec.tenant == *tenant).flat_map(|spec| parties(spec)).map(of_one).sum()
+}
+
+/// The VPSs of each label.
+type Labelled<'a> = BTreeMap<(&'a TenantName, &'a LabelName), Vec<&'a VpsName>>;
+
+fn labelled(specs: &Specs) -> Labelled<'_> {
+    let mut labelled = Labelled::new();
+    for (name, spec) in specs {
+        for label in &spec.labels {
+            labelled.entry((&spec.tenant, label)).or_default().push(name);
+        }
+    }
+    labelled
+}
+
+/// Whom of a tenant's VPSs a rule is about.
+fn members<'a>(
+    specs: &'a Specs,
+    labelled: &'a Labelled<'a>,
+    tenant: &'a TenantName,
+    party: &'a Party,
+) -> impl Iterator<Item = &'a VpsName> {
+    let (one, several) = match party {
+        Party::Vps(name) => {
+            (specs.get_key_value(name).filter(|(_, spec)| spec.tenant == *tenant).map(|(name, _)| name), None)
+        }
+        Party::Label(label) => (None, labelled.get(&(tenant, label))),
+    };
+    one.into_iter().chain(several.into_iter().flatten().copied())
 }
 
 /// The doors of `rules`, as far as VPSs have addresses.

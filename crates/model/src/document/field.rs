@@ -90,7 +90,7 @@ impl Kind {
 /// Texts that mean something, for both kinds of files.
 pub(crate) mod words {
     use super::Word;
-    use crate::{DirectoryName, JobName, SecretName, TenantName, VolumeName, VpsName, limits};
+    use crate::{DirectoryName, JobName, LabelName, SecretName, TenantName, VolumeName, VpsName, limits};
 
     fn told<T, E: std::fmt::Display>(result: Result<T, E>) -> Result<(), String> {
         result.map(|_| ()).map_err(|error| error.to_string())
@@ -108,6 +108,7 @@ pub(crate) mod words {
         check: |text| told(text.parse::<VpsName>()),
     };
     pub const TENANT_NAME: Word = Word { check: |text| told(text.parse::<TenantName>()), ..VPS_NAME };
+    pub const LABEL_NAME: Word = Word { check: |text| told(text.parse::<LabelName>()), ..VPS_NAME };
     pub const JOB_NAME: Word = Word { check: |text| told(text.parse::<JobName>()), ..VPS_NAME };
     pub const VOLUME_NAME: Word = Word { check: |text| told(text.parse::<VolumeName>()), ..VPS_NAME };
     pub const DIRECTORY_NAME: Word = Word { check: |text| told(text.parse::<DirectoryName>()), ..VPS_NAME };

@@ -1,7 +1,7 @@
 //! The fields of a spec file.
 
 use crate::{
-    Allow, Egress, Route,
+    Egress, Route, Rule,
     document::{Field, Fields, Kind, Word, words},
     ignore,
     ignore::Pattern,
@@ -29,8 +29,8 @@ const ROUTE: Word = Word {
 };
 const ALLOW: Word = Word {
     expected: "a rule such as \"blog -> db:3306\"",
-    pattern: Some("^[a-z0-9-]+ *-> *[a-z0-9-]+:[0-9]+$"),
-    check: |text| text.parse::<Allow>().map(|_| ()).map_err(|error| error.to_string()),
+    pattern: Some("^@?[a-z0-9-]+ *-> *@?[a-z0-9-]+:[0-9]+$"),
+    check: |text| text.parse::<Rule>().map(|_| ()).map_err(|error| error.to_string()),
 };
 pub(crate) const EGRESS: Word = Word {
     expected: "a name with its port, or addresses, such as \"deb.debian.org:80\" or \"192.0.2.0/24\"",
@@ -367,6 +367,11 @@ static VPS: Fields = Fields {
              up outside; addresses need no name.",
         )
         .default("all that its tenant may"),
+        Field::new(
+            "labels",
+            Kind::List(&Kind::Word(words::LABEL_NAME), 16),
+            "What it has in common with others of its tenant's: rules in `allow` name them together, as @LABEL.",
+        ),
         Field::new("limits", Kind::Table(&LIMITS), "What it may use at most."),
         Field::new("ids", Kind::Integer(BLOCK, 64 * BLOCK), "User and group ids it has, a multiple of 65536.")
             .default("65536"),
@@ -431,8 +436,8 @@ pub(super) static FILE: Fields = Fields {
         Field::new(
             "allow",
             Kind::List(&Kind::Word(ALLOW), 256),
-            "Which VPSs of the tenant may connect to which, and to which port: \"blog -> db:3306\". No others can. One of \
-             the two is in this file.",
+            "Which VPSs of the tenant may connect to which, and to which port: \"blog -> db:3306\", or \"@web -> db:3306\" for all that \
+             have a label. No others can. One of the two is in this file.",
         ),
         Field::new("volume", Kind::Map(words::VOLUME_NAME, &Kind::Table(&VOLUME), 256), "About volumes, by name."),
     ],

@@ -9,7 +9,7 @@ use super::{
     volumes,
 };
 use crate::{
-    Allow, ImageRef, Limits, Route, RouteTarget, TenantName, VpsName,
+    ImageRef, LabelName, Limits, Party, Route, RouteTarget, Rule, TenantName, VpsName,
     api::SpecFile,
     document::{Get, Problems, Source, Value, check, number},
     image::{ImageSource, SentImages, SentKind},
@@ -98,10 +98,19 @@ fn across(problems: &mut Problems<'_>, vpss: &DeTable<'_>) {
 fn about_others(problems: &mut Problems<'_>, document: &DeTable<'_>, vpss: &DeTable<'_>) {
     let rules = document.get("allow").and_then(|rules| rules.get_ref().as_array());
     for rule in rules.into_iter().flat_map(|rules| rules.iter()) {
-        let Some(Ok(Allow { from, to, .. })) = rule.get_ref().as_str().map(str::parse) else { continue };
-        if ![&from, &to].iter().any(|name| vpss.contains_key(name.as_str())) {
+        let Some(Ok(Rule { from, to, .. })) = rule.get_ref().as_str().map(str::parse) else { continue };
+        let labelled = |label: &LabelName| {
+            let mut tables = vpss.values().filter_map(|vps| vps.get_ref().as_table());
+            tables.any(|vps| vps.texts("labels").unwrap_or_default().iter().any(|one| one == label.as_str()))
+        };
+        let is_here = |party: &Party| match party {
+            Party::Vps(name) => vpss.contains_key(name.as_str()),
+            Party::Label(label) => labelled(label),
+        };
+        if ![&from, &to].into_iter().any(is_here) {
             let names = || vpss.keys().map(|key| key.get_ref().as_ref());
-            let near = crate::nearest(to.as_str(), names()).or_else(|| crate::nearest(from.as_str(), names()));
+            let near = |party: &Party| crate::nearest(&party.to_string(), names()).map(str::to_owned);
+            let near = near(&to).or_else(|| near(&from));
             let hint =
                 near.map_or("write it in the file of one of the two".to_owned(), |n| format!("did you mean `{n}`?"));
             problems.tell(rule.span(), format!("neither `{from}` nor `{to}` is a vps of this file"), Some(hint));
@@ -218,17 +227,30 @@ pub(super) fn texts_of<'t>(table: &'t DeTable<'_>) -> impl Iterator<Item = (&'t 
 fn read(document: &DeTable<'_>, env_files: &BTreeMap<String, String>, images: &SentImages) -> Option<Spec> {
     let tenant: TenantName = document.parsed("tenant")?;
     let vpss = document.table("vps")?;
-    let rules: Vec<Allow> = document.texts("allow").unwrap_or_default().iter().filter_map(|r| r.parse().ok()).collect();
+    let rules: Vec<Rule> = document.texts("allow").unwrap_or_default().iter().filter_map(|r| r.parse().ok()).collect();
     let mut vps = BTreeMap::new();
     for (name, value) in vpss {
         let name: VpsName = name.get_ref().parse().ok()?;
         let table = value.get_ref().as_table()?;
+        let labels: BTreeSet<LabelName> =
+            table.texts("labels").unwrap_or_default().iter().map(|label| label.parse().ok()).collect::<Option<_>>()?;
+        let is_own = |party: &Party| match party {
+            Party::Vps(other) => *other == name,
+            Party::Label(label) => labels.contains(label),
+        };
+        let elsewhere = |party: &Party| match party {
+            Party::Vps(other) => !vpss.contains_key(other.as_str()),
+            Party::Label(_) => true,
+        };
+        let itself = Party::Vps(name.clone());
         let mut admits = BTreeMap::<_, BTreeSet<u16>>::new();
         let mut reaches = BTreeMap::<_, BTreeSet<u16>>::new();
-        for Allow { from, to, port } in &rules {
-            if *to == name {
+        for Rule { from, to, port } in &rules {
+            if is_own(to) && *from != itself {
                 admits.entry(from.clone()).or_default().insert(*port);
-            } else if *from == name && !vpss.contains_key(to.as_str()) {
+            }
+            // Where the other's file does not say it.
+            if is_own(from) && elsewhere(to) {
                 reaches.entry(to.clone()).or_default().insert(*port);
             }
         }
@@ -237,7 +259,7 @@ fn read(document: &DeTable<'_>, env_files: &BTreeMap<String, String>, images: &S
         let wants = table.texts("wants").unwrap_or_default();
         let wants = wants.iter().map(|other| other.parse().ok()).collect::<Option<_>>()?;
         let env = env_file::read(table, env_files);
-        vps.insert(name, VpsSpec { env, volumes, admits, reaches, wants, ..spec });
+        vps.insert(name, VpsSpec { env, volumes, admits, reaches, labels, wants, ..spec });
     }
     Some(Spec { tenant, vps })
 }
@@ -269,6 +291,7 @@ fn read_vps(tenant: &TenantName, table: &DeTable<'_>, admits: bool, images: &Sen
         volumes: BTreeMap::new(),
         admits: BTreeMap::new(),
         reaches: BTreeMap::new(),
+        labels: BTreeSet::new(),
         wants: BTreeSet::new(),
         egress: match table.texts("egress") {
             Some(all) => Some(all.iter().map(|one| one.parse().ok()).collect::<Option<_>>()?),

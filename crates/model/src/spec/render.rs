@@ -57,6 +57,8 @@ fn fields(spec: &VpsSpec) -> Vec<(&'static str, String)> {
     let routes = spec.routes.iter().map(|(route, port)| (quoted(&route.to_string()), target(port)));
     add("routes", !spec.routes.is_empty(), table(routes));
     add("ignore", !spec.ignore.is_empty(), ignore(&spec.ignore));
+    let labels: Vec<_> = spec.labels.iter().map(|label| label.to_string()).collect();
+    add("labels", !labels.is_empty(), list_of(&labels));
     let wants: Vec<_> = spec.wants.iter().map(|name| name.to_string()).collect();
     add("wants", !wants.is_empty(), list_of(&wants));
     let egress: Vec<_> = spec.egress.iter().flatten().map(ToString::to_string).collect();

@@ -329,8 +329,8 @@ fn limits() -> impl Strategy<Value = Limits> {
         .prop_map(|(memory, cpu_millis, processes)| Limits { memory, cpu_millis, processes, disk: memory })
 }
 
-fn neighbours() -> impl Strategy<Value = BTreeMap<VpsName, BTreeSet<u16>>> {
-    let other = "[a-z]{5}".prop_map(|name| name.parse().expect("a name"));
+fn neighbours() -> impl Strategy<Value = BTreeMap<Party, BTreeSet<u16>>> {
+    let other = "@?[a-z]{5}".prop_map(|name| name.parse().expect("a name"));
     btree_map(other, prop::collection::btree_set(1u16.., 1..3), 0..3)
 }
 
@@ -383,6 +383,7 @@ prop_compose! {
         jobs in btree_map(name(), job(), 0..3),
         busy in prop::collection::vec("[a-z]{1,5}", 0..3),
         wants in prop::collection::btree_set("[a-z]{1,5}", 0..3),
+        labels in prop::collection::btree_set("[a-z]{1,5}", 0..3),
         egress in option::of(prop::collection::vec("[a-z]{1,5}\\.[a-z]{1,5}:[1-9]|\\*:[1-9]|192\\.0\\.2\\.0/24", 0..3)),
         logs in prop::collection::vec("(/x[a-z?. 'ü]{0,4}\\*?[a-z]){1,3}", 0..3),
         flags in any::<(bool, bool)>(),
@@ -414,6 +415,7 @@ prop_compose! {
                 (name.parse().expect("a name"), volume)
             }).collect(),
             egress: egress.map(|all| all.iter().map(|one| one.parse().expect("one")).collect()),
+            labels: labels.into_iter().map(|label| label.parse().expect("a name")).collect(),
             wants: wants.into_iter().map(|name| name.parse().expect("a name")).collect(),
             admits: rules.0,
             reaches: rules.1,
@@ -524,6 +526,24 @@ fn a_rule_belongs_to_whom_it_leads_to_else_to_who_is_in_the_file() {
         render(&name("db"), &spec.vps["db"])
             .starts_with("tenant = \"acme\"\nallow = [\"tool -> db:5432\", \"web -> db:5432\"]\n\n[vps.db]\n")
     );
+}
+
+#[test]
+fn a_rule_by_label_belongs_to_whom_it_leads_to_and_to_who_has_it() {
+    let text = PAIR.replace(
+        "\"web->db:5432\", \"tool -> db:5432\", \"web -> far:1\"",
+        "\"@front -> @store:1\", \"@front -> db:2\"",
+    );
+    let with = |label: &str, of: &str, text: &str| {
+        text.replace(&format!("[vps.{of}]\n"), &format!("[vps.{of}]\nlabels = [{label:?}]\n"))
+    };
+    let spec = parse("s.toml", &with("store", "db", &with("front", "web", &text))).expect("a good spec");
+    let name = |text: &str| text.parse::<VpsName>().expect("a name");
+    let shown = |of: &str| spec.vps[of].allow(&name(of)).iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(shown("db"), ["@front -> db:1", "@front -> db:2"]);
+    assert_eq!(shown("web"), ["web -> @store:1"], "those of other files");
+    let told = problems(&text);
+    assert!(told.contains("neither `@front` nor `@store` is a vps of this file"), "{told}");
 }
 
 #[test]

@@ -232,3 +232,20 @@ fn a_tenant_may_not_connect_to_more_than_host_toml_says() {
     house.egress = None;
     assert!(house.plan(&request(vec![spec("\"example.com:443\"")])).is_ok());
 }
+
+#[test]
+fn a_label_that_nobody_has_and_rules_without_number_are_refused() {
+    let house = House::default();
+    let labelled = |n: usize| format!("\n[vps.v{n}]\nimage = \"debian:\"\ncommand = [\"x\"]\nlabels = [\"all\"]\n");
+    let file = |rule: &str, number| {
+        let text: String = (0..number).map(labelled).collect();
+        file("f.toml", "acme", &format!("allow = [{rule:?}]\n{text}"))
+    };
+    assert!(house.plan(&request(vec![file("@all -> v0:80", 3)])).is_ok());
+    let refused = house.plan(&request(vec![file("@al -> v0:80", 3)])).unwrap_err();
+    assert_eq!(refused.problems[0].message, "tenant acme has no vps with the label \"al\"");
+    assert_eq!(refused.problems[0].hint.as_deref(), Some("did you mean `@all`?"));
+    let refused = house.plan(&request(vec![file("@all -> @all:80", 200)])).unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Lacking);
+    assert!(refused.problems[0].message.contains("at most 20000"), "{}", refused.problems[0].message);
+}

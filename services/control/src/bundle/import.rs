@@ -8,7 +8,7 @@ use std::{
 use axum::body::Body;
 use futures_util::StreamExt as _;
 use model::{
-    ImageRef, TenantName, VolumeName, VpsName, VpsSpec,
+    ImageRef, Party, TenantName, VolumeName, VpsName, VpsSpec,
     api::{ApplyRequest, ErrorKind, Imported, SpecFile},
     image::SentKind,
     spec::{ReadySpec, render},
@@ -221,16 +221,22 @@ fn adapt(
     let mut left_out = Vec::new();
     let specs = control.specs();
     let known = |other: &VpsName| specs.get(other).is_some_and(|other| other.tenant == spec.tenant);
+    // Labels are whoever has them here.
+    let is_known = |party: &Party| match party {
+        Party::Vps(other) => known(other),
+        Party::Label(_) => true,
+    };
+    let own = Party::Vps(name.clone());
     for rule in spec.allow(&name) {
-        let other = if rule.from == name { &rule.to } else { &rule.from };
-        if !known(other) {
+        let other = if rule.from == own { &rule.to } else { &rule.from };
+        if !is_known(other) {
             left_out.push(rule.to_string());
         }
     }
     left_out.extend(spec.wants.iter().filter(|other| !known(other)).map(|other| format!("wants {other}")));
     spec.wants.retain(|other| known(other));
-    spec.admits.retain(|other, _| known(other));
-    spec.reaches.retain(|other, _| known(other));
+    spec.admits.retain(|other, _| is_known(other));
+    spec.reaches.retain(|other, _| is_known(other));
     Ok(Adapted { name, spec, volumes, left_out })
 }
 
