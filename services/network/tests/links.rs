@@ -35,6 +35,7 @@ fn ip(arguments: &str) -> String {
     run_program("ip", arguments)
 }
 
+/// With protocols by their numbers: names are only known where there is /etc/protocols.
 fn nft(arguments: &str) -> String {
     run_program("/usr/sbin/nft", arguments)
 }
@@ -324,17 +325,17 @@ fn clients_addresses_are_shown_to_the_ports_that_want_them() {
             assert!(!connect(&neighbour, &tenants[0]).await, "another VPS's address is not a client's");
             gateway.ip(&format!("addr del {neighbour}/{length} dev lo"));
         }
-        let shown = || nft("list set inet bailiwick shown4") + &nft("list set inet bailiwick shown6");
-        assert_eq!(shown().matches(". tcp . 81").count(), 2, "{}", shown());
+        let shown = || nft("-p list set inet bailiwick shown4") + &nft("-p list set inet bailiwick shown6");
+        assert_eq!(shown().matches(". 6 . 81").count(), 2, "{}", shown());
         // What is not said any more is not so any more; and what is of a link goes with it.
         service.attached(&a).await;
-        assert!(!shown().contains(". tcp . 80"), "{}", shown());
+        assert!(!shown().contains(". 6 . 80"), "{}", shown());
         let ports = tcp(&[80]);
         let attached = service.links.attached(&b.link.name, &ports);
         tokio::time::timeout(PATIENCE, attached).await.expect("in time").expect("attached");
         drop(b);
         tokio::time::timeout(PATIENCE, async {
-            while shown().contains(". tcp . 80") {
+            while shown().contains(". 6 . 80") {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         })
@@ -366,9 +367,9 @@ fn a_restart_of_the_service_disturbs_nothing() {
         echo(&mut client, &mut server);
 
         // a VPS that went away and comes back under its address, once with the service there and once without
-        let [v4, v6] = b.addresses().map(|address| format!("{address} . tcp . 80"));
+        let [v4, v6] = b.addresses().map(|address| format!("{address} . 6 . 80"));
         let shown = || {
-            let has = |set: &str, key: &str| nft(&format!("list set inet bailiwick {set}")).contains(key);
+            let has = |set: &str, key: &str| nft(&format!("-p list set inet bailiwick {set}")).contains(key);
             (has("shown4", &v4), has("shown6", &v6))
         };
         let ports = tcp(&[80]);
