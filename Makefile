@@ -75,7 +75,7 @@ V2_HOST ?= ../shared/tools/v2-host
 test-v2:
 	$(call install,$(DEMO_PACKAGES) binutils:strip)
 	cargo build --quiet --release --bins
-	cargo test --quiet -p bailiwick-system-tests --test sizes --test copies --test owned --no-run
+	cargo test --quiet -p bailiwick-system-tests --test sizes --test copies --test owned --test egress --test neighbours --no-run
 	$(RELEASE)/bailiwick-images debian:nginx-light debian:
 	dir=$$(mktemp -d /var/tmp/bailiwick-v2-XXXXXX); trap 'rm -rf "$$dir"' EXIT; \
 	tests/v2/prepare $(RELEASE) $(DEBUG)/deps "$$dir" && \

@@ -79,6 +79,10 @@ check "an export on xfs lets its VPS go on at once" env BAILIWICK_PROJECT_QUOTAS
   BAILIWICK_BIN=/usr/lib/bailiwick/current ./copies --test-threads=1 xfs
 check "connections to an owned address go past the gateway" env BAILIWICK_PROJECT=/in XDG_CACHE_HOME=/in/cache \
   BAILIWICK_BIN=/usr/lib/bailiwick/current ./owned --test-threads=1 once_it_is_up a_route_by_an_owned
+check "the firewall lets VPSs connect to what it says" env BAILIWICK_PROJECT=/in XDG_CACHE_HOME=/in/cache \
+  BAILIWICK_BIN=/usr/lib/bailiwick/current ./egress --test-threads=1 a_vps_connects a_tenant_chooses
+check "and among each other" env BAILIWICK_PROJECT=/in XDG_CACHE_HOME=/in/cache \
+  BAILIWICK_BIN=/usr/lib/bailiwick/current ./neighbours --test-threads=1 who_has_no_rule a_rule_by_label
 rm -r cache
 check "blog falls asleep" sleeps blog 60
 check "shop falls asleep" sleeps shop 60
