@@ -50,8 +50,11 @@ pub async fn launch(control: Arc<Control>, vps: Arc<Vps>, number: u64) {
     if failed {
         return;
     }
-    // An answer from before the start may have meant the link of the run before.
-    let attached = if early { self::attach(&control, &vps, &link, limit).await } else { attach.await };
+    // What was asked before the start may have meant the link of the run before, whenever it was answered.
+    if !early {
+        let _ = attach.await;
+    }
+    let attached = self::attach(&control, &vps, &link, limit).await;
     vps.feed(Input::Attached(number, attached)).await;
 }
 
