@@ -6,7 +6,7 @@ use std::{
 };
 
 use model::{
-    DirectoryName, Egress, ImageRef, ListenAddress, Party, Route, SecretName, TenantName, VpsName, VpsSpec,
+    DirectoryName, Egress, ImageRef, ListenAddress, Party, Route, SecretName, VpsName, VpsSpec,
     api::{ApplyRequest, Change, ChangeKind, ErrorKind, SpecFile},
     host::{AllowedDirectory, HostConfig},
     spec::Problem,
@@ -233,12 +233,11 @@ impl<'a> Check<'a> {
         let mut specs = world.specs.clone();
         specs.extend(self.sent.iter().map(|(name, sent)| (name.clone(), Arc::new(sent.spec.clone()))));
         let tenants: BTreeSet<_> = self.sent.values().map(|sent| &sent.spec.tenant).collect();
-        let most = |tenant: &&TenantName| neighbours::count(&specs, tenant) > RULES;
-        let found: Vec<_> = tenants.into_iter().filter(most).cloned().collect();
-        for tenant in found {
+        let counted = tenants.into_iter().map(|tenant| (tenant.clone(), neighbours::count(&specs, tenant)));
+        let found: Vec<_> = counted.filter(|(_, number)| *number > RULES).collect();
+        for (tenant, number) in found {
             let of = |(name, sent): (&VpsName, &Sent<'_>)| (sent.spec.tenant == tenant).then(|| name.clone());
             let Some(name) = self.sent.iter().find_map(of) else { continue };
-            let number = neighbours::count(&specs, &tenant);
             let what = format!(
                 "the rules of tenant {tenant} would be up to {number}, one a pair of VPSs and port; at most {RULES} are taken"
             );

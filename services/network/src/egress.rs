@@ -266,7 +266,8 @@ impl Rules {
                 // The time of what is there can't be changed.
                 Some(_) => less.push(element),
                 None => {
-                    let (first, last) = element.of_the_same();
+                    let Element::Named(vps, ..) = element else { continue };
+                    let (first, last) = Element::named_of(vps);
                     if held.named.len() >= OF_ONE && held.named.range(first..=last).count() >= OF_ONE {
                         tracing::warn!(
                             name,

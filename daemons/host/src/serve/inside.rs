@@ -38,6 +38,10 @@ const ECHO: Duration = Duration::from_secs(1);
 /// Programs that run inside one VPS at once by `Exec`.
 const EXECS: usize = 64;
 
+fn is_down(name: &VpsName) -> Fault {
+    Fault::new(ErrorKind::Conflict, format!("vps \"{name}\" is not up"))
+}
+
 impl Capability {
     pub(super) async fn exec(&self, request: Request, replier: &mut Replier<'_>) -> Result<(), Fault> {
         let exec: Exec = request.parse()?;
@@ -69,8 +73,8 @@ impl Capability {
     /// Read in the network namespace of its first process (proc(5), `/proc/PID/net/tcp6`).
     pub(super) fn open_ports(&self, name: &VpsName) -> Result<Ports, Fault> {
         self.check(Verb::Watch, name)?;
-        let pid = || self.host.table().get(name).ok().and_then(|vps| vps.status(name, false).pid);
-        let down = || Fault::new(ErrorKind::Conflict, format!("vps \"{name}\" is not up"));
+        let pid = || self.first_process(name);
+        let down = || is_down(name);
         let first = pid().ok_or_else(down)?;
         let [tcp6, udp, udp6] =
             [("tcp6", LISTEN), ("udp", UNCONNECTED), ("udp6", UNCONNECTED)].map(|(table, state)| {
@@ -88,6 +92,10 @@ impl Capability {
         Ok(Ports { tcp6, udp, udp6 })
     }
 
+    fn first_process(&self, name: &VpsName) -> Option<i32> {
+        self.host.table().get(name).ok().and_then(|vps| vps.status(name, false).pid)
+    }
+
     /// Connects from inside a VPS: why that failed.
     pub(super) async fn probe(
         &self,
@@ -95,8 +103,8 @@ impl Capability {
         ListenAddress(to, transport): ListenAddress,
     ) -> Result<Option<String>, Fault> {
         self.check(Verb::Exec, name)?;
-        let pid = || self.host.table().get(name).ok().and_then(|vps| vps.status(name, false).pid);
-        let down = || Fault::new(ErrorKind::Conflict, format!("vps \"{name}\" is not up"));
+        let pid = || self.first_process(name);
+        let down = || is_down(name);
         let failed = |error: io::Error| Fault::new(ErrorKind::Failed, format!("a socket in vps \"{name}\": {error}"));
         let first = pid().ok_or_else(down)?;
         let namespace = File::open(format!("/proc/{first}/ns/net")).map_err(|_| down())?;

@@ -131,14 +131,9 @@ impl Element {
         (Self::Shown(vps, Transport::Tcp, 0), Self::Shown(vps, Transport::Udp, u16::MAX))
     }
 
-    /// All that names have opened for the VPS of this one.
-    pub fn of_the_same(&self) -> (Self, Self) {
-        let vps = match *self {
-            Self::Shown(vps, ..) => vps,
-            Self::Pair(from, _) | Self::Allowed(from, ..) | Self::Named(from, ..) | Self::Refused(from, ..) => from,
-        };
-        let last = IpAddr::V6(Ipv6Addr::from_bits(u128::MAX));
-        let first = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    /// All that names have opened for a VPS at one of its addresses.
+    pub fn named_of(vps: IpAddr) -> (Self, Self) {
+        let (first, last) = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::from_bits(u128::MAX)));
         (Self::Named(vps, first, Transport::Tcp, 0), Self::Named(vps, last, Transport::Udp, u16::MAX))
     }
 
